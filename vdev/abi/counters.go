@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package abi
+
+// Counter is the index of a counter (SPEC.md §13).
+type Counter int
+
+// Counters.
+const (
+	CounterRequests             Counter = iota // requests taken
+	CounterResponses                           // responses published
+	CounterRequestsRejected                    // requests whose terminal status is 32 or above
+	CounterDoorbellsIn                         // IN_DOORBELL writes
+	CounterDoorbellsOut                        // OUT_DOORBELL writes
+	CounterDoorbellIgnored                     // doorbells of queues not running
+	CounterInterrupts                          // vectors signalled
+	CounterInterruptsSuppressed                // publications for which the event word asked no interrupt
+	CounterInterruptsUrgent                    // IF12 interrupts
+	CounterDescriptorReads                     // DMA reads of runs of requests
+	CounterDescriptorWrites                    // DMA writes of runs of responses
+	CounterPayloadReads                        // DMA reads of payload
+	CounterPayloadWrites                       // DMA writes of payload
+	CounterPayloadBytesRead
+	CounterPayloadBytesWritten
+	CounterControlReads  // DMA reads of control buffers
+	CounterControlWrites // DMA writes into control buffers
+	CounterDMAErrors     // DMA accesses that failed
+	CounterConnects      // connect targets started
+	CounterConnectsOK
+	CounterConnectsFailed
+	CounterListens       // listeners opened
+	CounterArrivals      // connections announced
+	CounterTerminations  // termination requests done
+	CounterRemoteCloses  // FINs of peers reported
+	CounterResets        // connections that a peer reset
+	CounterCancellations // requests that a cancellation ended
+	CounterConnections   // connections alive (gauge)
+	CounterConnectionsPeak
+	CounterBytesSent // payload accepted for sending
+	CounterBytesAcked
+	CounterBytesReceived  // payload that arrived in order
+	CounterBytesDelivered // payload written to host buffers and reported
+	CounterSends          // buffer send requests
+	CounterSendsDone
+	CounterBuffersPosted // buffer available requests
+	CounterBuffersReturned
+	CounterPoolDeliveries // deliveries into bulk buffers
+	CounterOwnDeliveries  // deliveries into a connection's own buffers
+	CounterPoolEmpty      // times that data waited because no buffer was there
+	CounterResponsesHeld  // responses held because the output table was full
+	CounterResponsesAbandoned
+	CounterRequestsStalled // passes ended because adapter memory for responses was full
+	CounterReportsWaiting
+	CounterMMIOReads
+	CounterMMIOWrites
+	CounterMMIOBadAccess
+	CounterMMIOBadValue
+	CounterResetsFunction // function-level, device and register resets
+	CounterAttributeGets  // tuples
+	CounterAttributeSets  // tuples
+	CounterFramesSent
+	CounterFramesReceived
+	CounterFramesDropped
+	CounterSegmentsSent
+	CounterSegmentsReceived
+	CounterRetransmits
+	CounterMemoryUsed      // gauge
+	CounterArrivalsRefused // connections reset for want of memory or room
+	CounterCheckerViolations
+	CounterOrphanBytes  // received bytes dropped because the host had closed
+	CounterQueuePasses  // times that a queue worker looked at its tables
+	CounterQueueWakeups // times that it had slept before
+	CounterCopiesBytes  // payload bytes copied between engine and host memory
+
+	NumCounters = 64
+)
+
+// String returns the counter's name in SPEC.md §13.
+func (c Counter) String() string {
+	if c < 0 || c >= NumCounters {
+		return "counter_" + itoa(int(c))
+	}
+	return counterNames()[c]
+}
+
+func counterNames() [NumCounters]string {
+	return [NumCounters]string{
+		"requests",
+		"responses",
+		"requests_rejected",
+		"doorbells_in",
+		"doorbells_out",
+		"doorbell_ignored",
+		"interrupts",
+		"interrupts_suppressed",
+		"interrupts_urgent",
+		"descriptor_reads",
+		"descriptor_writes",
+		"payload_reads",
+		"payload_writes",
+		"payload_bytes_read",
+		"payload_bytes_written",
+		"control_reads",
+		"control_writes",
+		"dma_errors",
+		"connects",
+		"connects_ok",
+		"connects_failed",
+		"listens",
+		"arrivals",
+		"terminations",
+		"remote_closes",
+		"resets",
+		"cancellations",
+		"connections",
+		"connections_peak",
+		"bytes_sent",
+		"bytes_acked",
+		"bytes_received",
+		"bytes_delivered",
+		"sends",
+		"sends_done",
+		"buffers_posted",
+		"buffers_returned",
+		"pool_deliveries",
+		"own_deliveries",
+		"pool_empty",
+		"responses_held",
+		"responses_abandoned",
+		"requests_stalled",
+		"reports_waiting",
+		"mmio_reads",
+		"mmio_writes",
+		"mmio_bad_access",
+		"mmio_bad_value",
+		"resets_function",
+		"attribute_gets",
+		"attribute_sets",
+		"frames_sent",
+		"frames_received",
+		"frames_dropped",
+		"segments_sent",
+		"segments_received",
+		"retransmits",
+		"memory_used",
+		"arrivals_refused",
+		"checker_violations",
+		"orphan_bytes",
+		"queue_passes",
+		"queue_wakeups",
+		"copies_bytes",
+	}
+}
