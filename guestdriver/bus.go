@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+// Bus is how a driver reaches one adapter: configuration space, registers,
+// memory for DMA, and interrupts. Implementations: vfio, uio, and in ci/bus
+// inproc, socket, qtest. All methods are safe for concurrent use.
+type Bus interface {
+	// Name says which bus it is and where the adapter sits on it.
+	Name() string
+	// ReadConfig reads size (1, 2 or 4) bytes of configuration space.
+	ReadConfig(offset, size int) (uint32, error)
+	// WriteConfig writes size (1, 2 or 4) bytes of configuration space.
+	WriteConfig(offset, size int, v uint32) error
+	// Read32 reads an aligned register of a BAR; all ones when the adapter
+	// is gone.
+	Read32(bar int, offset uint32) uint32
+	// Write32 writes an aligned register by one 32-bit store. Memory stores
+	// made before are visible to the adapter when it sees the write.
+	Write32(bar int, offset uint32, v uint32)
+	// AllocDMA returns zeroed memory, aligned to 4 KiB and contiguous for the
+	// adapter, that both sides share until Close.
+	AllocDMA(size int) (DMA, error)
+	// FreeDMA gives memory of AllocDMA back.
+	FreeDMA(DMA) error
+	// EnableVectors turns on MSI-X with n vectors, 0 to n-1. It is called
+	// once, before the first Wait.
+	EnableVectors(n int) error
+	// Wait blocks until the vector was signalled since the last Wait on it
+	// returned, and returns net.ErrClosed when the bus is closed. One
+	// goroutine waits per vector.
+	Wait(vector int) error
+	// Reset resets the function.
+	Reset() error
+	// Close unmaps everything and ends every Wait.
+	Close() error
+}
+
+// DMA is memory shared with the adapter.
+type DMA struct {
+	Bytes []byte
+	IOVA  uint64
+}
