@@ -1,0 +1,598 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package port
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+
+	"toebox/firmware/engine"
+)
+
+// halfCloser is a stream that can end one direction: a host's or the adapter's.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// pairs are the two ways a connection comes about. connect returns the
+// adapter's end and the host's.
+var pairs = []struct {
+	name    string
+	connect func(t testing.TB, n *NAT, p *peer) (adapter, host halfCloser)
+}{
+	{"outbound", outboundPair},
+	{"outbound6", outboundPair6},
+	{"inbound", inboundPair},
+}
+
+func hostListen(t testing.TB, addr string) *net.TCPListener {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+func portOf(a net.Addr) uint16 { return netip.MustParseAddrPort(a.String()).Port() }
+
+func outboundPair(t testing.TB, n *NAT, p *peer) (adapter, host halfCloser) {
+	return outboundTo(t, p, n.gateway, "127.0.0.1:0")
+}
+
+func outboundPair6(t testing.TB, n *NAT, p *peer) (adapter, host halfCloser) {
+	return outboundTo(t, p, n.gateway6, "[::1]:0")
+}
+
+func outboundTo(t testing.TB, p *peer, gateway netip.Addr, at string) (adapter, host halfCloser) {
+	t.Helper()
+	l := hostListen(t, at)
+	a, err := p.dial(deadline(t), netip.AddrPortFrom(gateway, portOf(l.Addr())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	h, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return a, h.(*net.TCPConn)
+}
+
+func inboundPair(t testing.TB, n *NAT, p *peer) (adapter, host halfCloser) {
+	t.Helper()
+	gl := p.listen(t, netip.AddrPortFrom(n.adapter, 80))
+	l := hostListen(t, "127.0.0.1:0")
+	if err := n.Forward(l, netip.AddrPortFrom(netip.Addr{}, 80)); err != nil {
+		t.Fatal(err)
+	}
+	h, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	a, err := gl.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	return a.(halfCloser), h.(*net.TCPConn)
+}
+
+// transfer sends n seeded bytes and checks what arrives by its hash.
+func transfer(from, to halfCloser, n int64, seed byte) error {
+	src := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n) }
+	want := sha256.New()
+	io.Copy(want, src())
+	errs := make(chan error, 1)
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{from}, src(), make([]byte, 64<<10))
+		errs <- errors.Join(err, from.CloseWrite())
+	}()
+	to.SetReadDeadline(time.Now().Add(3 * limit))
+	got := sha256.New()
+	k, err := io.Copy(got, to)
+	if err := errors.Join(err, <-errs); err != nil {
+		return err
+	}
+	if k != n || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+		return errors.New("arrived damaged")
+	}
+	return nil
+}
+
+func TestTransfer(t *testing.T) {
+	const size = 64 << 20
+	for _, c := range pairs {
+		t.Run(c.name, func(t *testing.T) {
+			n, p := setup(t, NATConfig{})
+			a, h := c.connect(t, n, p)
+			var wg sync.WaitGroup
+			wg.Add(2)
+			go func() {
+				defer wg.Done()
+				if err := transfer(a, h, size, 1); err != nil {
+					t.Errorf("to host: %v", err)
+				}
+			}()
+			go func() {
+				defer wg.Done()
+				if err := transfer(h, a, size, 2); err != nil {
+					t.Errorf("from host: %v", err)
+				}
+			}()
+			wg.Wait()
+			eventually(t, "the connection is gone", func() bool { return n.Stats().TCPOpen == 0 })
+			s := n.Stats()
+			if s.BytesToHost != size || s.BytesFromHost != size || s.TCPResets != 0 {
+				t.Errorf("stats: %+v", s)
+			}
+			// 64 MiB in segments of 64 KiB, each way, with room for the start.
+			if s.FramesFromAdapter > 30000 || s.DroppedQueueFull+s.DroppedChecksum != 0 {
+				t.Errorf("frames: %+v", s)
+			}
+		})
+	}
+}
+
+// TestHalfClose: the end of one direction leaves the other alone.
+func TestHalfClose(t *testing.T) {
+	for _, c := range pairs {
+		for _, first := range []string{"adapter", "host"} {
+			t.Run(c.name+"/"+first, func(t *testing.T) {
+				n, p := setup(t, NATConfig{})
+				x, y := c.connect(t, n, p)
+				if first == "host" {
+					x, y = y, x
+				}
+				x.SetDeadline(time.Now().Add(limit))
+				y.SetDeadline(time.Now().Add(limit))
+				x.Write([]byte("request"))
+				if err := x.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if b, err := io.ReadAll(y); string(b) != "request" || err != nil {
+					t.Fatalf("read %q, %v", b, err)
+				}
+				y.Write([]byte("response"))
+				y.Close()
+				if b, err := io.ReadAll(x); string(b) != "response" || err != nil {
+					t.Fatalf("read %q, %v", b, err)
+				}
+				eventually(t, "the connection is gone", func() bool { return n.Stats().TCPOpen == 0 })
+				if s := n.Stats(); s.TCPResets != 0 {
+					t.Errorf("%d resets", s.TCPResets)
+				}
+			})
+		}
+	}
+}
+
+// abortGuest resets the adapter's end.
+func abortGuest(p *peer) {
+	for _, e := range p.stack.RegisteredEndpoints() {
+		if ep, ok := e.(tcpip.Endpoint); ok {
+			ep.Abort()
+		}
+	}
+}
+
+func TestReset(t *testing.T) {
+	for _, c := range pairs {
+		for _, half := range []bool{false, true} {
+			name := c.name
+			if half {
+				name += "/half closed"
+			}
+			t.Run(name+"/host resets", func(t *testing.T) {
+				n, p := setup(t, NATConfig{})
+				a, h := c.connect(t, n, p)
+				if half {
+					a.CloseWrite()
+					h.SetReadDeadline(time.Now().Add(limit))
+					if _, err := h.Read(make([]byte, 1)); err != io.EOF {
+						t.Fatal(err)
+					}
+				}
+				h.(*net.TCPConn).SetLinger(0)
+				h.Close()
+				a.SetReadDeadline(time.Now().Add(limit))
+				if _, err := a.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset by peer") {
+					t.Errorf("read: %v, want a reset", err)
+				}
+				eventually(t, "the reset is counted", func() bool { return n.Stats().TCPResets == 1 })
+			})
+			t.Run(name+"/adapter resets", func(t *testing.T) {
+				n, p := setup(t, NATConfig{})
+				a, h := c.connect(t, n, p)
+				if half {
+					h.CloseWrite()
+					a.SetReadDeadline(time.Now().Add(limit))
+					if _, err := a.Read(make([]byte, 1)); err != io.EOF {
+						t.Fatal(err)
+					}
+				}
+				abortGuest(p)
+				h.SetReadDeadline(time.Now().Add(limit))
+				if _, err := h.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("read: %v, want a reset", err)
+				}
+				eventually(t, "the reset is counted", func() bool { return n.Stats().TCPResets > 0 })
+				if s := n.Stats(); s.TCPResets != 1 {
+					t.Errorf("stats: %+v", s)
+				}
+			})
+		}
+	}
+}
+
+// TestHostResetWhileAdapterStalls: nobody reads on the adapter's side, so the
+// gateway reads no more from the host, and still notices its reset.
+func TestHostResetWhileAdapterStalls(t *testing.T) {
+	n, p := setup(t, NATConfig{})
+	_, h := outboundPair(t, n, p)
+	h.SetWriteDeadline(time.Now().Add(time.Second))
+	for b := make([]byte, 1<<20); ; {
+		if _, err := h.Write(b); err != nil {
+			break
+		}
+	}
+	h.(*net.TCPConn).SetLinger(0)
+	h.Close()
+	eventually(t, "the reset is passed on", func() bool { return n.Stats().TCPResets == 1 })
+}
+
+func TestOutboundFailures(t *testing.T) {
+	l := hostListen(t, "127.0.0.1:0")
+	closed := portOf(l.Addr())
+	l.Close()
+	blackHole := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, &net.OpError{Op: "dial", Err: ctx.Err()}
+	}
+	fail := func(err error) func(context.Context, string, string) (net.Conn, error) {
+		return func(context.Context, string, string) (net.Conn, error) { return nil, err }
+	}
+	unexpected := func(_ context.Context, _, addr string) (net.Conn, error) {
+		t.Errorf("dialled %s", addr)
+		return nil, unix.EPERM
+	}
+	for _, c := range []struct {
+		name string
+		to   string // %p in it is a closed port
+		dial func(context.Context, string, string) (net.Conn, error)
+		want string
+		stat func(Stats) uint64
+	}{
+		{"refused", "10.0.2.2:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }},
+		{"refused v6", "[fd00:2::2]:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }},
+		{"no such service on the resolver", "10.0.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPRefused }},
+		{"loopback", "127.0.0.1:80", unexpected, "", nil}, // the stack itself does not send it
+		{"link-local", "169.254.169.254:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
+		{"this network", "0.1.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
+		{"reserved", "240.0.0.1:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
+		{"mapped", "[::ffff:127.0.0.1]:80", unexpected, "", nil},
+		{"compatible", "[::7f00:1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
+		{"site-local", "[fec0::1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
+		{"host unreachable", "203.0.113.1:80", fail(unix.EHOSTUNREACH), "no route", func(s Stats) uint64 { return s.TCPUnreachable }},
+		{"network unreachable", "203.0.113.1:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }},
+		{"network unreachable v6", "[2001:db8::1]:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }},
+		{"host unreachable v6", "[2001:db8::1]:80", fail(unix.EHOSTUNREACH), "no route", func(s Stats) uint64 { return s.TCPUnreachable }},
+		{"silent", "203.0.113.1:80", blackHole, "no route", func(s Stats) uint64 { return s.TCPTimedOut }},
+		{"no descriptors", "203.0.113.1:80", fail(unix.EMFILE), "refused", func(s Stats) uint64 { return s.TCPNoRoom }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := NATConfig{Dial: c.dial, DialTimeout: 200 * time.Millisecond}
+			n, p := setup(t, cfg)
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			defer cancel()
+			a := netip.MustParseAddrPort(strings.ReplaceAll(c.to, "%p", "1"))
+			if strings.Contains(c.to, "%p") {
+				a = netip.AddrPortFrom(a.Addr(), closed)
+			}
+			if c.stat == nil {
+				// Only a hostile adapter sends it: judge the decision alone.
+				if _, v := n.route(a); v != denied {
+					t.Fatalf("verdict %d", v)
+				}
+				return
+			}
+			conn, err := p.dial(ctx, a)
+			if err == nil {
+				conn.Close()
+				t.Fatal("connected")
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("dial: %v, want %q", err, c.want)
+			}
+			if got := c.stat(n.Stats()); got != 1 {
+				t.Errorf("counted %d; %+v", got, n.Stats())
+			}
+		})
+	}
+}
+
+// TestNoSuchHost: nobody answers for the other addresses of the network.
+func TestNoSuchHost(t *testing.T) {
+	n, p := setup(t, NATConfig{})
+	_, err := p.dial(deadline(t), netip.MustParseAddrPort("10.0.2.77:80"))
+	if err == nil || !strings.Contains(err.Error(), "no route") {
+		t.Errorf("dial: %v", err)
+	}
+	if n.Stats().DroppedNeighbor == 0 {
+		t.Error("not counted")
+	}
+}
+
+func TestInboundRefused(t *testing.T) {
+	n, _ := setup(t, NATConfig{})
+	l := hostListen(t, "127.0.0.1:0")
+	if err := n.Forward(l, netip.AddrPortFrom(netip.IPv4Unspecified(), 81)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("read: %v, want a reset", err)
+	}
+	if s := n.Stats(); s.TCPRefused != 1 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// TestInboundBeforeAdapter: a client that comes before the adapter is up gets
+// through when it comes up in time, and is reset when it does not.
+func TestInboundBeforeAdapter(t *testing.T) {
+	t.Run("in time", func(t *testing.T) {
+		checkLeaks(t)
+		n, err := NewNAT(NATConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		l := hostListen(t, "127.0.0.1:0")
+		if err := n.Forward(l, netip.AddrPortFrom(netip.Addr{}, 80)); err != nil {
+			t.Fatal(err)
+		}
+		h, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		eventually(t, "the gateway looks for the adapter", func() bool { return n.Stats().DroppedNotAttached > 0 })
+		p := newPeer(t, n, n.Lease(), true)
+		gl := p.listen(t, netip.AddrPortFrom(n.adapter, 80))
+		a, err := gl.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		h.SetDeadline(time.Now().Add(limit))
+		if _, err := h.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("read: %v", err)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		checkLeaks(t)
+		n, err := NewNAT(NATConfig{ConnectTimeout: 300 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		l := hostListen(t, "127.0.0.1:0")
+		if err := n.Forward(l, netip.AddrPortFrom(netip.Addr{}, 80)); err != nil {
+			t.Fatal(err)
+		}
+		h, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		h.SetDeadline(time.Now().Add(limit))
+		if _, err := h.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("read: %v, want a reset", err)
+		}
+		if s := n.Stats(); s.TCPTimedOut != 1 {
+			t.Errorf("stats: %+v", s)
+		}
+	})
+}
+
+// TestManyConnects opens 2,000 connections at once, with a dial limit far below,
+// and sends a byte both ways on each.
+func TestManyConnects(t *testing.T) {
+	const count = 2000
+	n, p := setup(t, NATConfig{Dials: 64})
+	l := hostListen(t, "127.0.0.1:0")
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(3 * limit))
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	to := netip.AddrPortFrom(n.gateway, portOf(l.Addr()))
+	// The first resolves the gateway's MAC: only so many packets wait for it.
+	first, err := p.dial(deadline(t), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	var wg sync.WaitGroup
+	up := make(chan struct{})
+	ctx, cancel := context.WithTimeout(context.Background(), 3*limit)
+	defer cancel()
+	ready := make(chan struct{}, count)
+	for range count {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			c, err := p.dial(ctx, to)
+			ready <- struct{}{}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			<-up // all are open at a time
+			c.SetDeadline(time.Now().Add(3 * limit))
+			c.Write([]byte{42})
+			b := make([]byte, 1)
+			if _, err := io.ReadFull(c, b); err != nil || b[0] != 42 {
+				t.Errorf("echo: %v %v", b, err)
+			}
+		}()
+	}
+	for range count {
+		<-ready
+	}
+	if s := n.Stats(); s.TCPOpen < count {
+		t.Errorf("%d open", s.TCPOpen)
+	}
+	close(up)
+	wg.Wait()
+	s := n.Stats()
+	if s.TCPOutbound != count+1 || s.DroppedQueueFull != 0 || s.TCPNoRoom != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+	eventually(t, "all are gone", func() bool { return n.Stats().TCPOpen == 0 })
+}
+
+// TestConnectionLimit: connects over the limit get no answer until there is room.
+func TestConnectionLimit(t *testing.T) {
+	n, p := setup(t, NATConfig{Connections: 1})
+	a, _ := outboundPair(t, n, p)
+	l := hostListen(t, "127.0.0.1:0")
+	to := netip.AddrPortFrom(n.gateway, portOf(l.Addr()))
+	got := make(chan error, 1)
+	go func() {
+		c, err := p.dial(deadline(t), to)
+		if err == nil {
+			c.Close()
+		}
+		got <- err
+	}()
+	eventually(t, "the second connect is dropped", func() bool { return n.Stats().TCPNoRoom > 0 })
+	abortGuest(p)
+	a.Close()
+	if err := <-got; err != nil && !strings.Contains(err.Error(), "aborted") {
+		t.Error(err)
+	}
+}
+
+// TestCloseWhileBusy closes the gateway under connections in every state.
+func TestCloseWhileBusy(t *testing.T) {
+	stuck := make(chan struct{})
+	n, p := setup(t, NATConfig{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if strings.HasPrefix(addr, "203.") {
+			close(stuck)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}})
+	_, h := outboundPair(t, n, p)
+	_, h2 := inboundPair(t, n, p)
+	h2.CloseWrite()
+	go h.Write(make([]byte, 64<<20)) // nobody reads it
+	go p.dial(deadline(t), netip.MustParseAddrPort("203.0.113.1:80"))
+	<-stuck
+	l := hostListen(t, "127.0.0.1:0")
+	if err := n.Forward(l, netip.MustParseAddrPort("10.0.2.77:80")); err != nil { // never answers
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	} else {
+		defer c.Close()
+	}
+	start := time.Now()
+	n.Close()
+	n.Close()
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	if err := n.Forward(hostListen(t, "127.0.0.1:0"), netip.MustParseAddrPort("10.0.2.15:80")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Forward after Close: %v", err)
+	}
+	if k := n.Transmit([]engine.Frame{{Data: [][]byte{make([]byte, 64)}}}); k != 0 {
+		t.Error("Transmit after Close")
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for _, c := range []NATConfig{
+		{Network: netip.MustParsePrefix("fd00::/64")},
+		{Network: netip.MustParsePrefix("10.0.2.0/28")},
+		{Network6: netip.MustParsePrefix("10.0.2.0/24")},
+		{Network6: netip.MustParsePrefix("fd00::/127")},
+		{MTU: 100}, {MTU: 70000},
+		{MAC: net.HardwareAddr{1, 2, 3, 4, 5, 6}}, {MAC: net.HardwareAddr{2, 2}},
+		{Dials: -1}, {FlowIdle: -1},
+	} {
+		if n, err := NewNAT(c); err == nil {
+			n.Close()
+			t.Errorf("%+v: accepted", c)
+		}
+	}
+	n, err := NewNAT(NATConfig{Network: netip.MustParsePrefix("192.168.7.9/24"), MTU: 9000, Domain: "lab"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	want := Lease{
+		Prefixes: []netip.Prefix{netip.MustParsePrefix("192.168.7.15/24"), netip.MustParsePrefix("fd00:2::15/64")},
+		Routes: []engine.Route{
+			{Destination: netip.MustParsePrefix("192.168.7.0/24")},
+			{Destination: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("192.168.7.2")},
+			{Destination: netip.MustParsePrefix("fd00:2::/64")},
+			{Destination: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd00:2::2")},
+		},
+		Resolvers: []netip.Addr{netip.MustParseAddr("192.168.7.3"), netip.MustParseAddr("fd00:2::3")},
+		Domain:    "lab",
+		MTU:       9000,
+	}
+	if got := n.Lease(); !reflect.DeepEqual(got, want) {
+		t.Errorf("lease %+v, want %+v", got, want)
+	}
+}
+
+// TestStatsFields holds Stats and counters together.
+func TestStatsFields(t *testing.T) {
+	var c counters
+	in := reflect.TypeFor[counters]()
+	if a, b := in.NumField(), reflect.TypeFor[Stats]().NumField(); a != b {
+		t.Fatalf("%d counters for %d fields", a, b)
+	}
+	c.TCPOpen.Add(7)
+	if s := c.snapshot(); s.TCPOpen != 7 {
+		t.Errorf("%+v", s)
+	}
+}
