@@ -41,7 +41,7 @@ func (c *Config) findKernel(ctx context.Context) (*Kernel, error) {
 // debianKernel returns the kernel unpacked in the cache, getting it when need be.
 func (c *Config) debianKernel(ctx context.Context) (*Kernel, error) {
 	dir := filepath.Join(c.CacheDir, "kernel")
-	m, err := Ensure(ctx, dir, "debian "+suiteBase+" "+architecture+" 1", c.Progress, func(ctx context.Context, tmp string) (Manifest, error) {
+	m, err := c.ensure(ctx, dir, "debian "+suiteBase+" "+architecture+" 1", func(ctx context.Context, tmp string) (Manifest, error) {
 		a, done, err := c.apt(ctx)
 		if err != nil {
 			return Manifest{}, err

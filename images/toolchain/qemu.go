@@ -125,7 +125,7 @@ func (c *Config) findQEMU(ctx context.Context) (*QEMU, error) {
 // debianQEMU returns the QEMU unpacked in the cache, getting it when need be.
 func (c *Config) debianQEMU(ctx context.Context) (*QEMU, error) {
 	dir := filepath.Join(c.CacheDir, "qemu")
-	m, err := Ensure(ctx, dir, "debian "+suiteBackports+" "+architecture+" 1", c.Progress, func(ctx context.Context, tmp string) (Manifest, error) {
+	m, err := c.ensure(ctx, dir, "debian "+suiteBackports+" "+architecture+" 1", func(ctx context.Context, tmp string) (Manifest, error) {
 		a, done, err := c.apt(ctx)
 		if err != nil {
 			return Manifest{}, err

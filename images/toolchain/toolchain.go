@@ -4,6 +4,8 @@ package toolchain
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,7 +19,23 @@ type Config struct {
 	Modules  string   // directory with modules.dep that goes with Kernel; TOEBOX_MODULES
 	Mirror   string   // Debian mirror to use instead of the machine's; TOEBOX_DEBIAN_MIRROR
 	Root     fs.FS    // the machine's file system, where apt's sources are; nil is /
+	Offline  bool     // take what is there or fail with ErrMissing
 	Progress Progress // may be nil
+}
+
+// ErrMissing says that a part is not in the cache and Config.Offline is set.
+var ErrMissing = errors.New("toolchain: not in the cache (`toebox get` fetches it)")
+
+// ensure is Ensure within the limits of c.
+func (c *Config) ensure(ctx context.Context, dir, key string, build func(ctx context.Context, tmp string) (Manifest, error)) (Manifest, error) {
+	if c.Offline {
+		m, err := Verify(dir, key)
+		if err != nil {
+			return m, fmt.Errorf("%w: %w", ErrMissing, err)
+		}
+		return m, nil
+	}
+	return Ensure(ctx, dir, key, c.Progress, build)
 }
 
 // Tools is what Get found.
@@ -28,6 +46,7 @@ type Tools struct {
 
 // Get finds or gets both parts. The second time it touches no network.
 func Get(ctx context.Context, c Config) (*Tools, error) {
+	defer c.forgetLists(ctx)
 	q, err := GetQEMU(ctx, c)
 	if err != nil {
 		return nil, err
@@ -37,6 +56,21 @@ func Get(ctx context.Context, c Config) (*Tools, error) {
 		return nil, err
 	}
 	return &Tools{QEMU: q, Kernel: k}, nil
+}
+
+// forgetLists removes apt's lists, a hundred megabytes that are of no use once both
+// parts are there.
+func (c *Config) forgetLists(ctx context.Context) {
+	dir := filepath.Join(c.CacheDir, "apt")
+	if _, err := os.Stat(dir); err != nil || c.Offline {
+		return
+	}
+	unlock, err := lock(ctx, dir+".lock", nil)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	os.RemoveAll(dir) //nolint:errcheck // only wasted space if it stays
 }
 
 // GetQEMU finds or gets a QEMU.
