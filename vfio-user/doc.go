@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package vfiouser serves PCI devices to a virtual machine monitor over
+// vfio-user, the protocol that carries the kernel's VFIO interface on a UNIX
+// stream socket. It knows nothing of any particular device.
+//
+// The normative text is QEMU docs/interop/vfio-user.rst (protocol 0.x); where
+// implementations differ from it, this package follows the client in QEMU 11
+// and, for the meaning of DMA map and unmap, the kernel's type1 v2 IOMMU.
+// Comments name the message by its number in the specification's table.
+// Supported: version, DMA map and unmap, device, region and IRQ information,
+// IRQ set-up in all its forms, region read, write and write-multi, reset, and
+// DMA by message. Everything else gets an error reply. Migration, dirty page
+// logging, sparse mmap areas, I/O region fds and the twin socket are absent.
+//
+// # Server
+//
+// [Server] offers one [Device] to one client at a time. Every call into the
+// device comes from the goroutine that serves the connection, one at a time,
+// so a device needs no lock against the protocol; in return a slow device call
+// keeps QEMU waiting, with its big lock held, and QEMU gives up after 5 s.
+// The slices handed to a device belong to the connection and must not be kept.
+//
+// # DMA
+//
+// [DMA] is the one place where addresses that come from a guest are checked.
+// The server owns every mapping of client memory: one mmap for each distinct
+// file, whatever the number of DMA maps into it. Readers take no lock. A
+// [DMA.View] callback borrows guest memory for its own duration; the reply to
+// DMA unmap waits until all such borrows of the old map have ended, so they
+// have to be short. Memory announced without a file descriptor is reached by
+// messages; such an access takes a round trip, must not be made from a device
+// call (it would wait for a reply that the same goroutine has to read, and
+// gets EDEADLK), and ends by its time-out at the latest.
+//
+// # Interrupts
+//
+// The server owns the eventfds of a client. [Server.Trigger] may be called
+// from any goroutine and does not block.
+//
+// # Concurrency
+//
+// Methods of [Server], [DMA] and [Client] are safe for concurrent use.
+//
+// # Debugging
+//
+// With VFIOUSERDEBUG=1 in the environment a server writes a line for every
+// message to its logger, or to standard error if it has none.
+package vfiouser

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfiouser
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+)
+
+// readerShards spreads the counters of readers over cache lines.
+const readerShards = 8
+
+// readers counts the accesses that are running, so that whoever takes a map
+// away can wait for those that may still use it, and for no others.
+//
+// A reader counts itself under the phase it finds and is in once it has seen
+// the phase unchanged after that; only then does it load the map. wait changes
+// the phase after the new map is published: readers counted under the new
+// phase have the new map, those counted under the old one are waited for.
+type readers struct {
+	phase   atomic.Uint64
+	waiting atomic.Bool
+	wake    chan struct{} // capacity 1
+	shards  [readerShards]readerShard
+}
+
+type readerShard struct {
+	running [2]atomic.Int64 // by parity of the phase
+	_       [112]byte       // two cache lines: neighbours are fetched in pairs
+}
+
+// enter starts an access and returns what leave needs.
+func (r *readers) enter() *atomic.Int64 {
+	// Any shard will do; the generator is the scheduler's own for each thread.
+	s := &r.shards[rand.Uint32()%readerShards]
+	for {
+		p := r.phase.Load()
+		c := &s.running[p&1]
+		c.Add(1)
+		if r.phase.Load() == p {
+			return c
+		}
+		r.leave(c)
+	}
+}
+
+// leave ends an access.
+func (r *readers) leave(c *atomic.Int64) {
+	if c.Add(-1) == 0 && r.waiting.Load() {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// wait returns once no access is running that began before the call, or false
+// when the time is up. Calls must not overlap.
+func (r *readers) wait(timeout time.Duration) bool {
+	if !r.idle(0) || !r.idle(1) {
+		r.waiting.Store(true)
+		defer r.waiting.Store(false)
+		timer := time.NewTimer(timeout)
+		defer timer.Stop()
+		// The other parity first: a wait that timed out may have left readers
+		// there, and they would hide among those of the phase to come.
+		p := r.phase.Load()
+		if !r.drain((p+1)&1, timer) {
+			return false
+		}
+		r.phase.Add(1)
+		return r.drain(p&1, timer)
+	}
+	return true
+}
+
+// drain waits until no reader is counted under the parity.
+func (r *readers) drain(parity uint64, timer *time.Timer) bool {
+	for !r.idle(parity) {
+		select {
+		case <-r.wake:
+		case <-timer.C:
+			return r.idle(parity)
+		}
+	}
+	return true
+}
+
+// idle reports whether each shard was seen without a reader of the parity. A
+// reader that begins afterwards finds the published map.
+func (r *readers) idle(parity uint64) bool {
+	for i := range r.shards {
+		if r.shards[i].running[parity].Load() != 0 {
+			return false
+		}
+	}
+	return true
+}
