@@ -19,8 +19,12 @@ import (
 // between attempts to accept when the host has no descriptor left.
 const retryPause = 100 * time.Millisecond
 
-// errGuestRefused says that the adapter answered a connect with a reset.
-var errGuestRefused = errors.New("port: refused by the adapter")
+// How a connect to the adapter fails.
+var (
+	errGuestRefused = errors.New("port: refused by the adapter")
+	errGuestReset   = errors.New("port: reset by the adapter")
+	errNoAnswer     = errors.New("port: no answer from the adapter")
+)
 
 // listener closes a forwarded listener with the gateway.
 type listener struct{ net.Listener }
@@ -105,6 +109,8 @@ func (n *NAT) inbound(host *net.TCPConn, guest netip.AddrPort) {
 		switch {
 		case errors.Is(err, errGuestRefused):
 			n.stats.TCPRefused.Add(1)
+		case errors.Is(err, errGuestReset):
+			n.stats.TCPAborted.Add(1)
 		default:
 			n.stats.TCPTimedOut.Add(1)
 		}
@@ -141,7 +147,7 @@ func (n *NAT) connectGuest(guest netip.AddrPort) (tcpip.Endpoint, *waiter.Queue,
 				return ep, wq, nil
 			}
 		}
-		if errors.Is(err, errGuestRefused) || time.Until(deadline) <= retryPause || !n.pause(retryPause) {
+		if errors.Is(err, errGuestRefused) || errors.Is(err, errGuestReset) || time.Until(deadline) <= retryPause || !n.pause(retryPause) {
 			return nil, nil, err
 		}
 	}
@@ -168,9 +174,6 @@ func (n *NAT) resolve(a netip.Addr, deadline time.Time) error {
 		return net.ErrClosed
 	}
 }
-
-// errNoAnswer says that the adapter did not answer in time.
-var errNoAnswer = errors.New("port: no answer from the adapter")
 
 func goError(err tcpip.Error) error {
 	if err == nil {
@@ -201,13 +204,13 @@ func (n *NAT) connectOnce(guest netip.AddrPort, deadline time.Time) (tcpip.Endpo
 		case tcp.StateError, tcp.StateClose:
 			err := ep.LastError()
 			ep.Close()
-			if _, ok := err.(*tcpip.ErrConnectionRefused); ok {
+			switch err.(type) {
+			case *tcpip.ErrConnectionRefused:
 				return nil, nil, errGuestRefused
-			}
-			if err == nil {
+			case *tcpip.ErrHostUnreachable, *tcpip.ErrNetworkUnreachable, *tcpip.ErrTimeout:
 				return nil, nil, errNoAnswer
 			}
-			return nil, nil, goError(err)
+			return nil, nil, errGuestReset // established and over
 		default:
 			return ep, wq, nil
 		}

@@ -383,9 +383,12 @@ func (n *NAT) Close() error {
 	for _, c := range all {
 		c.shut()
 	}
-	n.wg.Wait()
 	if first && n.stack != nil {
-		n.stack.Destroy()
+		n.stack.Close() // ends handshakes that somebody waits for
+	}
+	n.wg.Wait()
+	if n.stack != nil {
+		n.stack.Wait()
 	}
 	if n.link != nil {
 		n.link.close()

@@ -285,9 +285,12 @@ func (n *NAT) sendUnreachable(kind unreach, proto tcpip.TransportProtocolNumber,
 		params.Protocol = header.ICMPv6ProtocolNumber
 		h := header.ICMPv6(b)
 		h.SetType(header.ICMPv6DstUnreachable)
-		h.SetCode(map[unreach]header.ICMPv6Code{
-			unreachNet: header.ICMPv6NetworkUnreachable, unreachHost: header.ICMPv6AddressUnreachable, unreachPort: header.ICMPv6PortUnreachable,
-		}[kind])
+		// Not "address unreachable", which netstack as the adapter's engine
+		// passes over in silence: its connect would run into its timeout.
+		h.SetCode(header.ICMPv6NetworkUnreachable)
+		if kind == unreachPort {
+			h.SetCode(header.ICMPv6PortUnreachable)
+		}
 		h.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: h, Src: route.LocalAddress(), Dst: route.RemoteAddress()}))
 	} else {
 		ip := header.IPv4(quote)
@@ -300,9 +303,14 @@ func (n *NAT) sendUnreachable(kind unreach, proto tcpip.TransportProtocolNumber,
 		params.Protocol = header.ICMPv4ProtocolNumber
 		h := header.ICMPv4(b)
 		h.SetType(header.ICMPv4DstUnreachable)
-		h.SetCode(map[unreach]header.ICMPv4Code{
-			unreachNet: header.ICMPv4NetUnreachable, unreachHost: header.ICMPv4HostUnreachable, unreachPort: header.ICMPv4PortUnreachable,
-		}[kind])
+		switch kind {
+		case unreachNet:
+			h.SetCode(header.ICMPv4NetUnreachable)
+		case unreachHost:
+			h.SetCode(header.ICMPv4HostUnreachable)
+		case unreachPort:
+			h.SetCode(header.ICMPv4PortUnreachable)
+		}
 		h.SetChecksum(header.ICMPv4Checksum(h, 0))
 	}
 	route.WritePacket(params, pkt) // a lost error message is no error
