@@ -101,17 +101,28 @@ func (t *connTable) observe(state *tcp.TCPEndpointState) {
 func (c *conn) observe(state *tcp.TCPEndpointState) {
 	snd := &state.Sender
 	c.ackMu.Lock()
-	moved := c.acks.advance(uint32(snd.SndUna))
+	var ev Events
+	if c.acks.advance(uint32(snd.SndUna)) {
+		ev |= EventAcked
+	}
 	p := &c.progress
 	p.mss = uint32(max(snd.MaxPayloadSize, 0))
 	p.cwnd = uint32(max(snd.SndCwnd, 0))
 	p.sendWindow = uint32(snd.SndWnd)
 	p.rtt, p.rttVar, p.rto = snd.RTTState.SRTT, snd.RTTState.RTTVar, snd.RTO
 	p.received = max(p.received, c.consumed.Load()+uint64(max(state.RcvBufState.RcvBufUsed, 0)))
-	c.ackMu.Unlock()
-	if moved {
-		c.notify(EventAcked)
+	// Retransmitting a FIN in LAST-ACK takes the stack to FIN-WAIT-1, and the
+	// acknowledgement to FIN-WAIT-2, where it waits for the FIN that it has
+	// had. Both directions are done all the same.
+	if !c.finished && state.RcvBufState.RcvClosed && c.finQueued.Load() && c.acks.bytes > c.queued.Load() {
+		switch c.state() {
+		case tcp.StateFinWait1, tcp.StateFinWait2:
+			c.finished = true
+			ev |= EventClosed
+		}
 	}
+	c.ackMu.Unlock()
+	c.notify(ev)
 }
 
 // acked is the count of bytes that the peer acknowledged. The peer may have

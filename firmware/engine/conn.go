@@ -37,13 +37,15 @@ type conn struct {
 	// lock held.
 	consumed, delivered atomic.Uint64
 
-	writeMu sync.Mutex // one Write at a time
-	filler  filler
-	queued  atomic.Uint64 // bytes; changed under writeMu
+	writeMu   sync.Mutex // one Write at a time
+	filler    filler
+	queued    atomic.Uint64 // bytes; changed under writeMu
+	finQueued atomic.Bool
 
 	ackMu    sync.Mutex // may be taken with the stack's lock held, and calls nothing
 	acks     ackCounter
 	progress progress
+	finished bool // both directions are done, though the stack waits
 
 	stateMu sync.Mutex
 	failure error // why it ended, once known
@@ -352,9 +354,7 @@ func (c *conn) Write(n int, fill func(p []byte) error) (int, error) {
 	if n <= 0 {
 		return 0, nil
 	}
-	if c.queued.Load() == 0 {
-		c.countFromHere()
-	}
+	c.countFromHere()
 	done := 0
 	for done < n {
 		want := min(n-done, writeChunk)
@@ -378,9 +378,12 @@ func (c *conn) Write(n int, fill func(p []byte) error) (int, error) {
 	return done, nil
 }
 
-// countFromHere notes where the first byte's sequence number is. Nothing has
-// been sent yet, so SND.UNA stands there.
+// countFromHere notes where the first byte's sequence number is, as long as
+// nothing has been sent: then SND.UNA stands there.
 func (c *conn) countFromHere() {
+	if c.queued.Load() > 0 || c.finQueued.Load() {
+		return
+	}
 	una, ok := sendUnacked(c.tcp, c.engine.unacked)
 	if !ok {
 		return // no connection yet: Write will say so
@@ -418,6 +421,10 @@ func (c *conn) CloseWrite() error {
 	if !isConnected(c.state()) {
 		return c.notConnected()
 	}
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.countFromHere()
+	c.finQueued.Store(true)
 	return fromStack(c.ep.Shutdown(tcpip.ShutdownWrite))
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ type events struct {
 	all  engine.Events
 	n    map[engine.Events]int
 	wake chan struct{}
+	also []*events // hear the same
 }
 
 func newEvents() *events {
@@ -36,7 +38,11 @@ func (e *events) Notify(ev engine.Events) {
 			e.n[b]++
 		}
 	}
+	also := e.also
 	e.mu.Unlock()
+	for _, o := range also {
+		o.Notify(ev)
+	}
 	select {
 	case e.wake <- struct{}{}:
 	default:
@@ -229,3 +235,8 @@ func ending(t testing.TB, c peer) error {
 	})
 	return end
 }
+
+func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+// yield lets the engines' goroutines run.
+func yield() { runtime.Gosched() }

@@ -12,7 +12,7 @@ import (
 // lives: an owner may ask after each event.
 func (c *conn) Info() Info {
 	c.ackMu.Lock()
-	p := c.progress
+	p, finished := c.progress, c.finished
 	c.ackMu.Unlock()
 	c.stateMu.Lock()
 	id := c.id
@@ -33,6 +33,9 @@ func (c *conn) Info() Info {
 	i.Queued = c.queued.Load()
 	state := c.state()
 	i.State = stateOf(state)
+	if finished {
+		i.State = StateClosed
+	}
 	// The acknowledgement of a FIN that ends a connection (LAST-ACK to
 	// CLOSED) covers all bytes before it, but the stack leaves the state
 	// without noting the bytes. Every other orderly end has noted them.
