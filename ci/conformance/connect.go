@@ -1,0 +1,630 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// TestIF09_ConnectionIDs: ids carry the generation, are never used twice, and
+// an id that is gone names nothing (SPEC.md §5.2).
+func TestIF09_ConnectionIDs(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpDiscard}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	generation := uint64(c.read(regGeneration)) & 0xffff
+	seen := map[uint64]bool{}
+	for range 20 {
+		id := r.dial(p.Addr())
+		want(t, "bits 63..48 of the id", id>>48, generation)
+		if id&(1<<48-1) == 0 {
+			t.Errorf("id %#x has counter 0", id)
+		}
+		if seen[id] {
+			t.Fatalf("id %#x given twice", id)
+		}
+		seen[id] = true
+		r.finish(id)
+	}
+	m := r.buffer(16)
+	for id := range seen {
+		terminal(t, "send on an id that is gone", r.do(desc{Type: reqSend, Modify: true, Base: m.IOVA, Conn: id, Length: 16}), rspDone, stBadConnection)
+		terminal(t, "buffer for an id that is gone", r.answer(r.available(id, m, 0)), rspDone, stBadConnection)
+		break
+	}
+	terminal(t, "send on id 0", r.do(desc{Type: reqSend, Modify: true, Base: m.IOVA, Length: 16}), rspDone, stBadConnection)
+	terminal(t, "termination of id 0", r.terminate(0, 1), rspTerminated, stBadConnection)
+}
+
+// TestIF09_WrongQueue: a request that names another queue's connection.
+func TestIF09_WrongQueue(t *T) {
+	c := t.start()
+	a, b := c.ring(0, ringConfig{}), c.ring(3, ringConfig{})
+	_, id := a.serve(Script{{Op: OpDiscard}})
+	m := b.buffer(16)
+	terminal(t, "send", b.do(desc{Type: reqSend, Modify: true, Base: m.IOVA, Conn: id, Length: 16}), rspDone, stWrongQueue)
+	terminal(t, "buffer available", b.answer(b.available(id, m, 0)), rspDone, stWrongQueue)
+	terminal(t, "termination", b.terminate(id, 1), rspTerminated, stWrongQueue)
+	a.sendAll(id, 100, 1)
+	a.finish(id)
+}
+
+// TestCE01_Connect: the completion says id, ordinal, cookie and local port,
+// and the attributes of the connection agree (SPEC.md §5.6).
+func TestCE01_Connect(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpEcho}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	g := to(p.Addr())
+	g.cookie = 0x1122334455667788
+	started, ok := c.counter(ctrConnects), c.counter(ctrConnectsOK)
+	d := r.connect(g)
+	terminal(t, "connect", d, rspCompletion, stOK)
+	want(t, "ordinal", d.Offset, 0)
+	want(t, "cookie", d.Base, 0x1122334455667788)
+	if d.Length == 0 || d.Length > 65535 {
+		t.Errorf("local port is %d", d.Length)
+	}
+	want(t, "connects", c.counter(ctrConnects)-started, 1)
+	want(t, "connects_ok", c.counter(ctrConnectsOK)-ok, 1)
+	want(t, "connections", c.counter(ctrConnections), 1)
+	_, rs := r.attrs(reqConnAttr, d.Conn, new(ctl).get(0x0200, 8).get(0x0201, 24).get(0x0202, 24).get(0x0203, 8).get(0x028b, 8))
+	want(t, "PROTOCOL", rs[0].scalar(), 6)
+	local, _ := addressOf(rs[1].Value)
+	want(t, "port of LOCAL", uint32(local.Port()), d.Length)
+	remote, _ := addressOf(rs[2].Value)
+	want(t, "REMOTE", remote, p.Addr())
+	want(t, "STATE, established", rs[3].scalar(), 4)
+	if mss := rs[4].scalar(); mss < 256 || mss > 65535 {
+		t.Errorf("MSS is %d", mss)
+	}
+	_, rs = r.attrs(reqAdapter, 0, new(ctl).get(0x0101, 24))
+	addr4, _ := addressOf(rs[0].Value)
+	want(t, "address of LOCAL", local.Addr(), addr4.Addr())
+	r.finish(d.Conn)
+	want(t, "connections after the end", c.counter(ctrConnections), 0)
+}
+
+// TestCE01_LocalPort: the host may choose the local port; the same again is in use.
+func TestCE01_LocalPort(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpDiscard}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	g := to(p.Addr())
+	g.lport = uint16(20000 + t.rng.IntN(10000))
+	d := r.connect(g)
+	terminal(t, "connect from a chosen port", d, rspCompletion, stOK)
+	want(t, "local port", d.Length, uint32(g.lport))
+	again := r.connect(g)
+	terminal(t, "the same again", again, rspCompletion, stAddressInUse)
+	want(t, "id of a failure", again.Conn, 0)
+	g.lport, g.local = 0, netip.AddrFrom4([4]byte{203, 0, 113, 7})
+	terminal(t, "from an address that is not the adapter's", r.connect(g), rspCompletion, stBadAddress)
+	r.finish(d.Conn)
+}
+
+// TestCE01_Refused: a port where nobody listens.
+func TestCE01_Refused(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	a, err := t.Peer().Refused(t.ctx)
+	check(t, "peer: refused", err)
+	failed := c.counter(ctrConnectsFailed)
+	for range 3 {
+		d := r.connect(to(a))
+		terminal(t, "connect to a port where nobody listens", d, rspCompletion, stRefused)
+		want(t, "id of a failure", d.Conn, 0)
+	}
+	want(t, "connects_failed", c.counter(ctrConnectsFailed)-failed, 3)
+	want(t, "connections", c.counter(ctrConnections), 0)
+}
+
+// TestCE01_Unreachable: nobody answers on the link.
+func TestCE01_Unreachable(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	g := to(netip.AddrPortFrom(t.Peer().Unreachable().Addr(), 9))
+	d := r.connect(g)
+	terminal(t, "connect to a host that is not there", d, rspCompletion, stHostUnreachable)
+}
+
+// TestCE01_TimeLimit: a peer that does not answer, under a limit of the target
+// and under attribute CONNECT_LIMIT.
+func TestCE01_TimeLimit(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	a, err := t.Peer().Hang(t.ctx)
+	check(t, "peer: hang", err)
+	g := to(a)
+	g.limit = 150 * time.Millisecond
+	begin := time.Now()
+	d := r.connect(g)
+	terminal(t, "connect under a limit of 150 ms", d, rspCompletion, stTimedOut)
+	if took := time.Since(begin); took < 100*time.Millisecond {
+		t.Errorf("timed out after %v", took)
+	}
+	terminal(t, "connect under CONNECT_LIMIT", r.connect(to(a), attr(0x0204, 100_000_000)), rspCompletion, stTimedOut)
+	want(t, "connections", c.counter(ctrConnections), 0)
+}
+
+// TestCE01_Attributes: attributes before a target hold for it.
+func TestCE01_Attributes(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	_, id := r.serve(Script{{Op: OpDiscard}}, attr(0x0212, 33), attr(0x0213, 6), attr(0x0209, 1), attr(0x0207, 65536))
+	want(t, "TTL", r.scalar(reqConnAttr, id, 0x0212), 33)
+	want(t, "PRIORITY", r.scalar(reqConnAttr, id, 0x0213), 6)
+	want(t, "NAGLE", r.scalar(reqConnAttr, id, 0x0209), 1)
+	want(t, "RECEIVE_WINDOW", r.scalar(reqConnAttr, id, 0x0207), 65536)
+	want(t, "default of TTL", r.scalar(reqConnAttr, 0, 0x0212), 64)
+	status, old := r.setScalar(reqConnAttr, id, 0x0212, 44)
+	want(t, "set of TTL on a connection", status, stOK)
+	want(t, "its previous value", old, 33)
+	want(t, "TTL", r.scalar(reqConnAttr, id, 0x0212), 44)
+	r.finish(id)
+}
+
+// TestCE01_Malformed: what is wrong with a TARGET (SPEC.md §6.2).
+func TestCE01_Malformed(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	ok := to(netip.MustParseAddrPort("10.0.2.2:9"))
+	for _, k := range []struct {
+		name   string
+		edit   func(*goal)
+		status uint16
+	}{
+		{"protocol 0x84", func(g *goal) { g.proto = 0x84 }, stBadProtocol},
+		{"family 5", func(g *goal) { g.family = 5 }, stBadAddress},
+		{"count 0", func(g *goal) { g.count = 0 }, stBadValue},
+		{"ports beyond 65535", func(g *goal) { g.count, g.rport = 3, 65534 }, stBadValue},
+		{"reserved field", func(g *goal) { g.zero = 1 }, stReserved},
+	} {
+		g := ok
+		k.edit(&g)
+		d := r.connect(g)
+		terminal(t, k.name, d, rspCompletion, k.status)
+		want(t, k.name+": id", d.Conn, 0)
+	}
+	short := new(ctl).tuple(true, 0x0001, make([]byte, 63))
+	_, tag := r.control(reqConnect, 0, short)
+	terminal(t, "a TARGET of 63 bytes", r.answer(tag), rspCompletion, stBadLength)
+	past := new(ctl).target(ok)
+	past.b = past.b[:64]
+	_, tag = r.control(reqConnect, 0, past)
+	d := r.answer(tag)
+	terminal(t, "a TARGET past the end", d, rspCompletion, stBadControlBuffer)
+	want(t, "ordinal of a request that fails as a whole", d.Offset, 0xffffffff)
+	want(t, "connections", c.counter(ctrConnections), 0)
+}
+
+// TestIF16_Protocol: TCP and UDP; any other is a status.
+func TestIF16_Protocol(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	for _, proto := range []uint8{1, 5, 7, 18, 255} {
+		g := to(netip.MustParseAddrPort("10.0.2.2:9"))
+		g.proto = proto
+		terminal(t, fmt.Sprintf("connect with protocol %d", proto), r.connect(g), rspCompletion, stBadProtocol)
+		g = goal{proto: proto, count: 1, lport: 9}
+		terminal(t, fmt.Sprintf("listen with protocol %d", proto), r.listen(g), rspListen, stBadProtocol)
+	}
+}
+
+// TestCE02_Listen: the adapter accepts by itself and announces each connection
+// (SPEC.md §5.7).
+func TestCE02_Listen(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	port := t.reachable()
+	d := r.listen(goal{count: 1, lport: port, cookie: 77}, attr(0x0212, 55))
+	terminal(t, "listen", d, rspListen, stOK)
+	want(t, "port", d.Length, uint32(port))
+	want(t, "cookie", d.Base, 77)
+	want(t, "ordinal", d.Offset, 0)
+	listener := d.Conn
+	want(t, "listens", c.counter(ctrListens), 1)
+	for i := range 3 {
+		s, err := t.Peer().Dial(t.ctx, port, Script{{Op: OpSend, N: 1000, Seed: 5}, {Op: OpFIN}, {Op: OpDiscard}})
+		check(t, "peer: dial", err)
+		a := r.unsolicited(rspArrival, 0)
+		want(t, "FINAL of an arrival", a.final(), true)
+		want(t, "listener of an arrival", a.Base, listener)
+		want(t, "local port of an arrival", a.Offset>>16, uint32(port))
+		if a.Length == 0 || a.Offset&0xffff == 0 || a.Conn == 0 || a.Conn == listener {
+			t.Errorf("arrival %v", a)
+		}
+		_, rs := r.attrs(reqConnAttr, a.Conn, new(ctl).get(0x0202, 24).get(0x0212, 8))
+		remote, _ := addressOf(rs[0].Value)
+		v4 := netip.AddrFrom4([4]byte{byte(a.Length >> 24), byte(a.Length >> 16), byte(a.Length >> 8), byte(a.Length)})
+		want(t, "REMOTE and the arrival", remote, netip.AddrPortFrom(v4, uint16(a.Offset)))
+		want(t, "inherited TTL", rs[1].scalar(), 55)
+		r.stream(a.Conn, 5, 0, 1000, 1000)
+		r.sendAll(a.Conn, 500, 6)
+		e := r.terminate(a.Conn, 0)
+		terminal(t, "graceful termination", e, rspTerminated, stOK)
+		res := t.outcome(s)
+		want(t, "peer's error", res.Err, "")
+		want(t, "bytes at the peer", res.Received, 500)
+		want(t, "arrivals", c.counter(ctrArrivals), uint64(i+1))
+		s.Close()
+	}
+	e := r.terminate(listener, 0)
+	terminal(t, "termination of the listener", e, rspTerminated, stOK)
+	want(t, "how it ended: listener closed", e.Length, 6)
+	terminal(t, "listen on the port again", r.listen(goal{count: 1, lport: port}), rspListen, stOK)
+}
+
+// TestCE02_InUse: the same port twice, and an address of somebody else.
+func TestCE02_InUse(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	d := r.listen(goal{count: 1, lport: 4000})
+	terminal(t, "listen", d, rspListen, stOK)
+	terminal(t, "listen on the same port", r.listen(goal{count: 1, lport: 4000}), rspListen, stAddressInUse)
+	terminal(t, "listen on a foreign address",
+		r.listen(goal{count: 1, lport: 4001, local: netip.MustParseAddr("203.0.113.9")}), rspListen, stBadAddress)
+	terminal(t, "send on a listener", r.do(desc{Type: reqSend, Modify: true, Base: r.in.IOVA, Conn: d.Conn, Length: 8}), rspDone, stBadState)
+	terminal(t, "termination", r.terminate(d.Conn, 1), rspTerminated, stOK)
+	terminal(t, "listen again", r.listen(goal{count: 1, lport: 4000}), rspListen, stOK)
+}
+
+// TestCE02_Several: several ports in one request, each with its own result.
+func TestCE02_Several(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	terminal(t, "listen", r.listen(goal{count: 1, lport: 4102}), rspListen, stOK)
+	_, tag := r.control(reqListen, 0, new(ctl).target(goal{count: 4, lport: 4100, cookie: 9}).target(goal{count: 1, lport: 4200, cookie: 10}))
+	seen := map[uint32]desc{}
+	for range 5 {
+		d := r.answer(tag)
+		want(t, "type", d.Type, rspListen)
+		seen[d.Offset] = d
+		want(t, "FINAL in the last only", d.final(), len(seen) == 5)
+	}
+	for i, port := range []uint32{4100, 4101, 4102, 4103, 4200} {
+		d, ok := seen[uint32(i)]
+		if !ok {
+			t.Fatalf("no result for target %d: %v", i, seen)
+		}
+		if port == 4102 {
+			want(t, "status of the port in use", d.Aux, stAddressInUse)
+			continue
+		}
+		want(t, "status", d.Aux, stOK)
+		want(t, "port", d.Length, port)
+		want(t, "cookie", d.Base, uint64(9+i/4))
+	}
+}
+
+// TestCE02_TimeLimit: a listener with a limit ends with TIMED_OUT.
+func TestCE02_TimeLimit(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	d := r.listen(goal{count: 1, lport: 4300, limit: 100 * time.Millisecond})
+	terminal(t, "listen", d, rspListen, stOK)
+	e := r.unsolicited(rspTerminated, d.Conn)
+	want(t, "status", e.Aux, stTimedOut)
+}
+
+// TestCE03_Limits: connections beyond MAX_CONNECTIONS, and memory beyond
+// MEMORY_SIZE, are a status and disturb nothing.
+func TestCE03_Limits(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, first := r.serve(Script{{Op: OpDiscard}})
+	r.setScalar(reqAdapter, 0, 0x010d, 2)
+	second := r.dial(p.Addr())
+	terminal(t, "a connection over MAX_CONNECTIONS", r.connect(to(p.Addr())), rspCompletion, stNoMemory)
+	r.sendAll(first, 1000, 1)
+	r.finish(second)
+	second = r.dial(p.Addr())
+	r.setScalar(reqAdapter, 0, 0x010d, 65536)
+
+	used := r.scalar(reqAdapter, 0, 0x0108)
+	if used < 16<<10 {
+		t.Errorf("MEMORY_USED is %d with two connections", used)
+	}
+	status, _ := r.setScalar(reqAdapter, 0, 0x0107, used)
+	want(t, "set of MEMORY_SIZE", status, stOK)
+	terminal(t, "connect over MEMORY_SIZE", r.connect(to(p.Addr())), rspCompletion, stNoMemory)
+	terminal(t, "listen over MEMORY_SIZE", r.listen(goal{count: 1, lport: 4400}), rspListen, stNoMemory)
+	r.setScalar(reqAdapter, 0, 0x0107, 256<<20)
+	third := r.dial(p.Addr())
+	for _, id := range []uint64{first, second, third} {
+		r.finish(id)
+	}
+	if now := r.scalar(reqAdapter, 0, 0x0108); now >= used {
+		t.Errorf("MEMORY_USED is %d after the connections ended, %d before", now, used)
+	}
+}
+
+// TestCE04_Several: one request with several targets and ranges, each result
+// its own; good and bad ones side by side.
+func TestCE04_Several(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{inLog: 6, outLog: 8})
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpDiscard}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	no, err := t.Peer().Refused(t.ctx)
+	check(t, "peer: refused", err)
+	k := new(ctl)
+	const n = 60
+	for i := range n {
+		g := to(p.Addr())
+		if i%4 == 3 {
+			g = to(no)
+		}
+		g.cookie = uint64(1000 + i)
+		k.target(g)
+	}
+	_, tag := r.control(reqConnect, 0, k)
+	seen := map[uint32]bool{}
+	for range n {
+		d := r.answer(tag)
+		if d.Type != rspCompletion || d.Offset >= n || seen[d.Offset] {
+			t.Fatalf("result %v", d)
+		}
+		seen[d.Offset] = true
+		want(t, "cookie", d.Base, uint64(1000+d.Offset))
+		want(t, "FINAL in the last only", d.final(), len(seen) == n)
+		status := uint16(stOK)
+		if d.Offset%4 == 3 {
+			status = stRefused
+		}
+		want(t, fmt.Sprintf("status of target %d", d.Offset), d.Aux, status)
+	}
+	want(t, "connections", c.counter(ctrConnections), n*3/4)
+}
+
+// TestCE10_Connect cancels a connect that hangs.
+func TestCE10_Connect(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	a, err := t.Peer().Hang(t.ctx)
+	check(t, "peer: hang", err)
+	_, tag := r.control(reqConnect, 0, new(ctl).target(to(a)))
+	r.quiet("an answer of a connect that hangs", func(d desc) bool { return d.Tag == tag })
+	count := c.counter(ctrCancellations)
+	cancel := r.post(desc{Type: reqCancel, Offset: tag})
+	first := r.take("a result", func(d desc) bool { return d.Tag == tag || d.Tag == cancel })
+	terminal(t, "the connect, which comes first", first, rspCompletion, stCancelled)
+	terminal(t, "the cancellation", r.answer(cancel), rspCancelled, stOK)
+	want(t, "cancellations", c.counter(ctrCancellations)-count, 1)
+	terminal(t, "a second cancellation", r.do(desc{Type: reqCancel, Offset: tag}), rspCancelled, stBadTag)
+}
+
+// TestCE10_Receive cancels posted receive buffers, some of them partly filled.
+func TestCE10_Receive(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	_, id := r.serve(Script{{Op: OpSend, N: 10, Seed: 3}, {Op: OpDiscard}})
+	m := r.buffer(100)
+	tag := r.available(id, m, 0)
+	d := r.answer(tag)
+	if d.Type != rspReceive || d.final() || d.Length != 10 {
+		t.Fatalf("ten bytes into a buffer of 100: %v", d)
+	}
+	m2 := r.buffer(100)
+	second := r.available(id, m2, 0)
+	terminal(t, "cancellation with the wrong connection", r.do(desc{Type: reqCancel, Offset: tag}), rspCancelled, stBadTag)
+	k := new(ctl)
+	for _, tg := range []uint32{tag, second, 0x77777} {
+		v := make([]byte, 16)
+		for i := range 8 {
+			v[i] = byte(id >> (8 * i))
+		}
+		v[8], v[9], v[10], v[11] = byte(tg), byte(tg>>8), byte(tg>>16), byte(tg>>24)
+		k.tuple(true, 0x0003, v)
+	}
+	_, cancel := r.control(reqCancel, 0, k)
+	for i, status := range []uint16{stOK, stOK, stBadTag} {
+		d := r.answer(cancel)
+		if d.Type != rspCancelled || d.Aux != status || d.Offset != uint32(i) || d.final() != (i == 2) {
+			t.Errorf("cancellation %d: %v", i, d)
+		}
+	}
+	d = r.answer(tag)
+	terminal(t, "the partly filled buffer", d, rspDone, stCancelled)
+	want(t, "its length", d.Length, 0)
+	terminal(t, "the empty buffer", r.answer(second), rspDone, stCancelled)
+	r.finish(id)
+}
+
+// TestCE10_Send cancels a send that the peer does not read: the count says how
+// much went, and the rest is never sent.
+func TestCE10_Send(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpWait}, {Op: OpDiscard}})
+	m := r.buffer(16 << 20)
+	Payload(m.Bytes, 9, 0)
+	tag := r.send(id, m, 0)
+	r.quiet("the end of a send that the peer does not read", func(d desc) bool { return d.Tag == tag })
+	cancel := r.post(desc{Type: reqCancel, Conn: id, Offset: tag})
+	d := r.take("a result", func(d desc) bool { return d.Tag == tag || d.Tag == cancel })
+	terminal(t, "the send, which comes first", d, rspDone, stCancelled)
+	if d.Length >= uint32(len(m.Bytes)) {
+		t.Errorf("a cancelled send says %d of %d bytes were done", d.Length, len(m.Bytes))
+	}
+	terminal(t, "the cancellation", r.answer(cancel), rspCancelled, stOK)
+	terminal(t, "half-close after it", r.terminate(id, 2), rspTerminated, stOK)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	res := t.outcome(p)
+	if res.Received < int64(d.Length) || res.Received > int64(len(m.Bytes)) || !res.EOF {
+		t.Errorf("peer got %d bytes (EOF %v), the send counted %d", res.Received, res.EOF, d.Length)
+	}
+	part := sum(m.Bytes[:res.Received])
+	want(t, "SHA-256 of what was sent", res.Sum, part)
+	r.finish(id)
+}
+
+// TestCE11_Graceful: FIN after what is queued; the peer gets everything.
+func TestCE11_Graceful(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpDiscard}})
+	m := r.buffer(300000)
+	Payload(m.Bytes, 4, 0)
+	tag := r.send(id, m, 0)
+	done := c.counter(ctrTerminations)
+	end := r.post(desc{Type: reqTerminate, Conn: id, Length: 0})
+	d := r.take("the send or the termination", func(d desc) bool { return d.Tag == tag || d.Tag == end })
+	terminal(t, "the send, answered before the termination", d, rspDone, stOK)
+	want(t, "its length", d.Length, 300000)
+	d = r.answer(end)
+	terminal(t, "termination", d, rspTerminated, stOK)
+	want(t, "how it ended: orderly", d.Length, 0)
+	res := t.outcome(p)
+	want(t, "bytes at the peer", res.Received, 300000)
+	want(t, "EOF at the peer", res.EOF, true)
+	want(t, "SHA-256", res.Sum, sum(m.Bytes))
+	want(t, "terminations", c.counter(ctrTerminations)-done, 1)
+	terminal(t, "a termination afterwards", r.terminate(id, 0), rspTerminated, stBadConnection)
+}
+
+// TestCE11_Abort: RST; requests of the connection are answered before.
+func TestCE11_Abort(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpDiscard}})
+	m := r.buffer(64)
+	tag := r.available(id, m, 0)
+	end := r.post(desc{Type: reqTerminate, Conn: id, Length: 1})
+	d := r.take("the buffer or the termination", func(d desc) bool { return d.Tag == tag || d.Tag == end })
+	terminal(t, "the buffer, answered before the termination", d, rspDone, stClosed)
+	d = r.answer(end)
+	terminal(t, "termination", d, rspTerminated, stOK)
+	want(t, "how it ended: reset by the host", d.Length, 1)
+	res := t.outcome(p)
+	if res.Err == "" || res.EOF {
+		t.Errorf("the peer saw no reset: %+v", res)
+	}
+}
+
+// TestCE11_HalfClose: the peer sees the end of the stream and still sends.
+func TestCE11_HalfClose(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpDiscard}, {Op: OpSend, N: 5000, Seed: 8}})
+	r.sendAll(id, 100, 1)
+	d := r.terminate(id, 2)
+	terminal(t, "half-close", d, rspTerminated, stOK)
+	want(t, "how it ended: half closed", d.Length, 4)
+	m := r.buffer(16)
+	d = r.answer(r.send(id, m, 0))
+	terminal(t, "send after the half-close", d, rspDone, stClosed)
+	r.stream(id, 8, 0, 5000, 2048)
+	d = r.unsolicited(rspTerminated, id)
+	want(t, "how it ended: remote end of stream", d.Length, 5)
+	res := t.outcome(p)
+	want(t, "bytes at the peer", res.Received, 100)
+	want(t, "peer's error", res.Err, "")
+	r.finish(id)
+}
+
+// TestCE11_RemoteFIN: data first, then END_OF_STREAM on the posted buffer,
+// then the unsolicited response; sending goes on.
+func TestCE11_RemoteFIN(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpSend, N: 777, Seed: 2}, {Op: OpFIN}, {Op: OpDiscard}})
+	m := r.buffer(4096)
+	tag := r.available(id, m, 0)
+	at := uint32(0)
+	var last desc
+	for {
+		last = r.answer(tag)
+		if last.Type != rspReceive {
+			break
+		}
+		want(t, "offset of a delivery", last.Offset, at)
+		at += last.Length
+		if last.final() {
+			t.Fatalf("FINAL in a buffer that is not full: %v", last)
+		}
+	}
+	want(t, "bytes before the end", at, 777)
+	terminal(t, "the posted buffer at the end of the stream", last, rspDone, stEndOfStream)
+	want(t, "its length", last.Length, 0)
+	expect := make([]byte, 777)
+	Payload(expect, 2, 0)
+	if !bytes.Equal(m.Bytes[:777], expect) {
+		t.Errorf("bytes differ")
+	}
+	d := r.unsolicited(rspTerminated, id)
+	want(t, "how it ended: remote end of stream", d.Length, 5)
+	want(t, "remote_closes", c.counter(ctrRemoteCloses), 1)
+	terminal(t, "a buffer after the end of the stream", r.answer(r.available(id, m, 0)), rspDone, stEndOfStream)
+	r.sendAll(id, 2000, 3)
+	d = r.terminate(id, 0)
+	terminal(t, "termination", d, rspTerminated, stOK)
+	res := t.outcome(p)
+	want(t, "bytes at the peer", res.Received, 2000)
+	want(t, "EOF at the peer", res.EOF, true)
+}
+
+// TestCE11_RemoteReset: what the peer sent before its reset may or may not
+// come; requests are answered, then the connection is dead but keeps its id
+// until the host ends it (SPEC.md §5.8).
+func TestCE11_RemoteReset(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, id := r.serve(Script{{Op: OpWait}, {Op: OpReset}})
+	m := r.buffer(64)
+	tag := r.available(id, m, 0)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	d := r.take("the buffer or the reset", func(d desc) bool { return d.Tag == tag || d.Tag == 0 && d.Conn == id })
+	terminal(t, "the buffer, answered before the reset is told", d, rspDone, stReset)
+	d = r.unsolicited(rspTerminated, id)
+	want(t, "how it ended: reset by the peer", d.Length, 2)
+	want(t, "resets", c.counter(ctrResets), 1)
+	terminal(t, "send on a dead connection", r.answer(r.send(id, m, 0)), rspDone, stReset)
+	_, rs := r.attrs(reqConnAttr, id, new(ctl).get(0x0203, 8).get(0x0202, 24))
+	want(t, "status of STATE of a dead connection", rs[0].Status, stOK)
+	want(t, "STATE, closed", rs[0].scalar(), 0)
+	remote, _ := addressOf(rs[1].Value)
+	want(t, "REMOTE of a dead connection", remote, p.Addr())
+	r.finish(id)
+}
+
+// TestCE11_BadMode: modes beyond 3, and tuples.
+func TestCE11_BadMode(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	p, a := r.serve(Script{{Op: OpDiscard}})
+	b := r.dial(p.Addr())
+	for _, mode := range []uint32{4, 0xffffffff} {
+		terminal(t, fmt.Sprintf("mode %d", mode), r.terminate(a, mode), rspTerminated, stBadMode)
+	}
+	k := new(ctl)
+	for _, id := range []uint64{a, 0x999, b} {
+		v := make([]byte, 16)
+		for i := range 8 {
+			v[i] = byte(id >> (8 * i))
+		}
+		v[8] = 1
+		k.tuple(true, 0x0002, v)
+	}
+	_, tag := r.control(reqTerminate, 0, k)
+	got := map[uint64]desc{}
+	for i := range 3 {
+		d := r.answer(tag)
+		want(t, "FINAL in the last", d.final(), i == 2)
+		got[d.Conn] = d
+	}
+	want(t, "status of the first", got[a].Aux, stOK)
+	want(t, "status of an unknown id", got[0x999].Aux, stBadConnection)
+	want(t, "status of the third", got[b].Aux, stOK)
+	terminal(t, "the first is gone", r.terminate(a, 1), rspTerminated, stBadConnection)
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"toebox/ci/conformance"
+)
+
+// Forward is a way from the host to a port of the adapter.
+type Forward struct {
+	Port uint16         // of the adapter
+	Host netip.AddrPort // where the host listens for it
+}
+
+// HostConfig says how the adapter and the host see each other.
+type HostConfig struct {
+	// Gateway is the adapter's address for the host's loopback.
+	Gateway netip.Addr
+	// Nobody is an address on the adapter's link where nobody is.
+	Nobody netip.Addr
+	// Forwards returns n ways in that nobody else uses.
+	Forwards func(n int) ([]Forward, error)
+}
+
+// Bounds on what one peer holds.
+const (
+	maxSessions = 1024
+	maxResults  = 16384 // results that wait to be asked for, a session
+)
+
+// Host is a conformance.Peer on the host's loopback.
+type Host struct {
+	cfg    HostConfig
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	fds      []int
+	sessions map[*session]struct{}
+	ways     map[uint16]netip.AddrPort
+	hang     netip.AddrPort
+	refused  netip.AddrPort
+}
+
+// NewHost makes a peer; Close ends it.
+func NewHost(cfg HostConfig) *Host {
+	h := &Host{cfg: cfg, sessions: map[*session]struct{}{}, ways: map[uint16]netip.AddrPort{}}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	return h
+}
+
+// session is one served port or one dialled connection.
+type session struct {
+	h       *Host
+	addr    netip.AddrPort
+	l       *net.TCPListener // nil for a dialled connection
+	ctx     context.Context
+	cancel  context.CancelFunc
+	signal  chan struct{}
+	results chan conformance.Result
+}
+
+func (h *Host) newSession() (*session, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, net.ErrClosed
+	}
+	if len(h.sessions) >= maxSessions {
+		return nil, errors.New("peer: too many sessions")
+	}
+	s := &session{h: h, signal: make(chan struct{}, maxResults), results: make(chan conformance.Result, maxResults)}
+	s.ctx, s.cancel = context.WithCancel(h.ctx)
+	h.sessions[s] = struct{}{}
+	return s, nil
+}
+
+// start runs the script on c in the background.
+func (s *session) start(c *net.TCPConn, script conformance.Script) {
+	s.h.wg.Go(func() {
+		res := run(s.ctx, c, script, s.signal)
+		select {
+		case s.results <- res:
+		default: // nobody asks for the results of so many
+		}
+	})
+}
+
+// Serve implements conformance.Peer.
+func (h *Host) Serve(_ context.Context, script conformance.Script) (conformance.Session, error) {
+	s, err := h.newSession()
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("peer: serve: %w", err)
+	}
+	s.l = l
+	s.addr = netip.AddrPortFrom(h.cfg.Gateway, uint16(l.Addr().(*net.TCPAddr).Port))
+	h.wg.Go(func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			s.start(c, script)
+		}
+	})
+	return s, nil
+}
+
+// Dial implements conformance.Peer.
+func (h *Host) Dial(ctx context.Context, port uint16, script conformance.Script) (conformance.Session, error) {
+	h.mu.Lock()
+	way, ok := h.ways[port]
+	h.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("peer: dial: port %d is none that Reachable gave", port)
+	}
+	s, err := h.newSession()
+	if err != nil {
+		return nil, err
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "tcp4", way.String())
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("peer: dial: %w", err)
+	}
+	s.addr = way
+	s.start(c.(*net.TCPConn), script)
+	return s, nil
+}
+
+// Reachable implements conformance.Peer.
+func (h *Host) Reachable(_ context.Context, n int) ([]uint16, error) {
+	if h.cfg.Forwards == nil {
+		return nil, errors.New("peer: this network has no way in")
+	}
+	fs, err := h.cfg.Forwards(n)
+	if err != nil {
+		return nil, fmt.Errorf("peer: reachable: %w", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ports []uint16
+	for _, f := range fs {
+		h.ways[f.Port] = f.Host
+		ports = append(ports, f.Port)
+	}
+	return ports, nil
+}
+
+// bound makes a socket bound to a port of the loopback that stays open until
+// Close; it listens with a backlog of 0 if asked to.
+func (h *Host) bound(listen bool) (netip.AddrPort, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("peer: socket: %w", err)
+	}
+	h.fds = append(h.fds, fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("peer: bind: %w", err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("peer: getsockname: %w", err)
+	}
+	in, ok := sa.(*unix.SockaddrInet4)
+	if !ok {
+		return netip.AddrPort{}, errors.New("peer: getsockname: wrong family")
+	}
+	if listen {
+		if err := unix.Listen(fd, 0); err != nil {
+			return netip.AddrPort{}, fmt.Errorf("peer: listen: %w", err)
+		}
+		// The queue of a backlog of 0 holds one connection; with it full the
+		// kernel answers no further SYN.
+		for range 4 {
+			c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return netip.AddrPort{}, fmt.Errorf("peer: socket: %w", err)
+			}
+			h.fds = append(h.fds, c)
+			if err := unix.Connect(c, in); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+				return netip.AddrPort{}, fmt.Errorf("peer: connect: %w", err)
+			}
+		}
+	}
+	return netip.AddrPortFrom(h.cfg.Gateway, uint16(in.Port)), nil
+}
+
+// Refused implements conformance.Peer: the port is bound, so nobody else can
+// listen there, and does not listen.
+func (h *Host) Refused(context.Context) (netip.AddrPort, error) {
+	return h.once(&h.refused, false)
+}
+
+// Hang implements conformance.Peer.
+func (h *Host) Hang(context.Context) (netip.AddrPort, error) {
+	return h.once(&h.hang, true)
+}
+
+func (h *Host) once(a *netip.AddrPort, listen bool) (netip.AddrPort, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return netip.AddrPort{}, net.ErrClosed
+	}
+	if !a.IsValid() {
+		v, err := h.bound(listen)
+		if err != nil {
+			return netip.AddrPort{}, err
+		}
+		*a = v
+	}
+	return *a, nil
+}
+
+// Unreachable implements conformance.Peer.
+func (h *Host) Unreachable() netip.AddrPort { return netip.AddrPortFrom(h.cfg.Nobody, 9) }
+
+// Close ends all sessions and waits for their goroutines.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	var all []*session
+	for s := range h.sessions {
+		all = append(all, s)
+	}
+	fds := h.fds
+	h.fds = nil
+	h.mu.Unlock()
+	h.cancel()
+	for _, s := range all {
+		s.Close()
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	h.wg.Wait()
+	return nil
+}
+
+// Addr implements conformance.Session.
+func (s *session) Addr() netip.AddrPort { return s.addr }
+
+// Signal implements conformance.Session.
+func (s *session) Signal(context.Context) error {
+	select {
+	case s.signal <- struct{}{}:
+		return nil
+	default:
+		return errors.New("peer: too many signals")
+	}
+}
+
+// Result implements conformance.Session.
+func (s *session) Result(ctx context.Context) (conformance.Result, error) {
+	select {
+	case r := <-s.results:
+		return r, nil
+	case <-ctx.Done():
+		return conformance.Result{}, fmt.Errorf("peer: the connection did not end: %w", ctx.Err())
+	case <-s.ctx.Done():
+		return conformance.Result{}, net.ErrClosed
+	}
+}
+
+// Close implements conformance.Session.
+func (s *session) Close() error {
+	s.cancel()
+	if s.l != nil {
+		s.l.Close()
+	}
+	s.h.mu.Lock()
+	delete(s.h.sessions, s)
+	s.h.mu.Unlock()
+	return nil
+}
