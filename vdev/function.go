@@ -304,13 +304,6 @@ func (f *Function) Reset() error {
 // function as after a reset.
 func (f *Function) Disconnected() { _ = f.Reset() }
 
-// Unmasked is called by the server when the client unmasked an IRQ index.
-func (f *Function) Unmasked(index int) {
-	if index == irqINTx {
-		f.irq.unmasked()
-	}
-}
-
 // SetLink reports the state of the port's link.
 func (f *Function) SetLink(up bool) {
 	if f.link.Swap(up) != up {

@@ -11,10 +11,19 @@ import (
 )
 
 // IRQs delivers interrupts to the client. Index and vector are those of VFIO:
-// index 0 is INTx, index 2 MSI-X. Trigger must not block and must not call the
-// function; *vfiouser.Server implements it.
+// index 0 is INTx, index 2 MSI-X. Its methods must not block and must not call
+// the function; *vfiouser.Server implements it.
+//
+// One that also has SetINTx is told the level of INTA and looks after masking
+// itself; to others INTA is a trigger at each assertion, and again when it
+// stands after the host cleared a cause.
 type IRQs interface {
 	Trigger(index, vector int) error
+}
+
+// intxLevel is the optional part of [IRQs].
+type intxLevel interface {
+	SetINTx(asserted bool) error
 }
 
 const (
@@ -174,22 +183,25 @@ func (i *interrupts) causeLocked(v int) {
 	i.lineLocked(false)
 }
 
-// lineLocked shows the INTx line to the client: on the edge of assertion, and
-// again when the client says that it looks for the level (again is true).
+// lineLocked shows the INTx line to the client. again: the host has just
+// looked at the causes, and one that sees edges only needs another.
 func (i *interrupts) lineLocked(again bool) {
 	line := i.deliver.Load() == deliverINTx && !i.config.intxDisable && i.cause|i.queues != 0
-	if line && (again || !i.line) {
+	was := i.line
+	i.line = line
+	irqs := i.irqs.Load()
+	if irqs == nil {
+		return
+	}
+	if level, ok := (*irqs).(intxLevel); ok {
+		if line != was && level.SetINTx(line) != nil {
+			i.failed.Add(1)
+		}
+		return
+	}
+	if line && (again || !was) {
 		i.trigger(irqINTx, 0)
 	}
-	i.line = line
-}
-
-// unmasked is called when the client unmasked INTx. The line is a level: if it
-// is asserted still, the client is told again.
-func (i *interrupts) unmasked() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.lineLocked(true)
 }
 
 // standing is bit 3 of the Status register: INTx stands, disabled or not.
