@@ -261,9 +261,9 @@ func TestIF08_Many(t *T) {
 	}
 }
 
-// TestIF08_CopiedOnce: what the host changes in a control buffer after it was
-// handed over changes nothing but itself; the adapter survives any content.
-func TestIF08_CopiedOnce(t *T) {
+// TestIF08_Noise: control buffers of noise are answered, each once, and the
+// adapter goes on.
+func TestIF08_Noise(t *T) {
 	c := t.start()
 	r := c.ring(0, ringConfig{})
 	for range 100 {
