@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The adapter's PCI ids, SPEC.md.
+const (
+	adapterVendor = "0x1234"
+	adapterDevice = "0x7422"
+)
+
+const (
+	driver      = "vfio-pci"
+	bindTimeout = 5 * time.Second
+)
+
+// bindAdapter gives the adapter to vfio-pci and returns where it is.
+func bindAdapter() (string, error) { return bind("/sys/bus/pci", bindTimeout) }
+
+// bind works below the sysfs directory of the PCI bus.
+func bind(bus string, timeout time.Duration) (string, error) {
+	address, err := findFunction(bus)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(bus, "devices", address)
+	if err := os.WriteFile(filepath.Join(dir, "driver_override"), []byte(driver), 0); err != nil {
+		return "", fmt.Errorf("guest: bind %s: %w", address, err)
+	}
+	if bound(dir) != driver {
+		if bound(dir) != "" {
+			if err := os.WriteFile(filepath.Join(dir, "driver/unbind"), []byte(address), 0); err != nil {
+				return "", fmt.Errorf("guest: unbind %s from %s: %w", address, bound(dir), err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(bus, "drivers_probe"), []byte(address), 0); err != nil {
+			return "", fmt.Errorf("guest: bind %s to %s: %w", address, driver, err)
+		}
+	}
+	for deadline := time.Now().Add(timeout); bound(dir) != driver; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return "", fmt.Errorf("guest: bind %s: %s did not take it (see dmesg)", address, driver)
+		}
+	}
+	group, err := os.Readlink(filepath.Join(dir, "iommu_group"))
+	if err != nil {
+		return "", fmt.Errorf("guest: %s is in no IOMMU group: no vIOMMU", address)
+	}
+	return address + " group " + filepath.Base(group), nil
+}
+
+// findFunction returns the address of the first adapter on the bus.
+func findFunction(bus string) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(bus, "devices"))
+	if err != nil {
+		return "", fmt.Errorf("guest: %w", err)
+	}
+	read := func(address, name string) string {
+		b, err := os.ReadFile(filepath.Join(bus, "devices", address, name))
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(b))
+	}
+	for _, e := range entries {
+		if read(e.Name(), "vendor") == adapterVendor && read(e.Name(), "device") == adapterDevice {
+			return e.Name(), nil
+		}
+	}
+	return "", errors.New("guest: no adapter (PCI function 1234:7422) on the bus")
+}
+
+// bound returns the name of the driver that has the function.
+func bound(dir string) string {
+	link, err := os.Readlink(filepath.Join(dir, "driver"))
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(link)
+}
+
+// linkUp brings a network interface of the guest's kernel up.
+func linkUp(name string) {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(s) //nolint:errcheck // a socket that sent nothing
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r) //nolint:errcheck // commands that need it will tell
+}
