@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,8 +26,10 @@ const (
 	keepAliveIdle     = 2 * time.Minute
 	keepAliveInterval = 20 * time.Second
 	// lingerLimit bounds how long the adapter may take to acknowledge the
-	// rest of a connection that is closed here.
+	// rest of a connection that is closed here, and lingerBytes how much
+	// such connections may hold together.
 	lingerLimit = 60 * time.Second
+	lingerBytes = 256 << 20
 	// hostCheck is how often a connection that waits for the adapter's
 	// window looks whether its host side is still alive.
 	hostCheck = time.Second
@@ -49,8 +52,11 @@ type flow struct {
 	host *net.TCPConn
 	raw  syscall.RawConn
 
+	room int          // of the send buffer, bytes
+	sent atomic.Int64 // payload from the host so far
+
 	once sync.Once
-	dead chan struct{} // closed by reset
+	dead chan struct{} // closed by reset and finish
 }
 
 // rawConn is the descriptor's view of a socket.
@@ -74,9 +80,8 @@ func (n *NAT) runFlow(ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
 		return
 	}
 	defer n.leave(f)
-	n.stats.TCPOpen.Add(1)
+	f.setOptions(n.stats.TCPOpen.Add(1))
 	defer n.stats.TCPOpen.Add(^uint64(0))
-	f.setOptions()
 
 	fromHost := make(chan struct{})
 	go func() {
@@ -92,11 +97,21 @@ func (n *NAT) runFlow(ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
 	}
 }
 
-func (f *flow) setOptions() {
+// share is a connection's part of bufferBudget when open of them are open.
+func share(open uint64, most int) int {
+	return int(max(min(bufferBudget/max(open, 1), uint64(most)), minBuffer))
+}
+
+// setOptions sets the endpoint up as one of open connections.
+func (f *flow) setOptions(open uint64) {
 	o := f.ep.SocketOptions()
 	// Fixed sizes: no tuning that could shrink the room between the look at
 	// it and the write.
-	o.SetSendBufferSize(sendBuffer, false)
+	f.room = share(open, sendBuffer)
+	o.SetSendBufferSize(int64(f.room), false)
+	if r := share(open, receiveBuffer); r < receiveBuffer {
+		o.SetReceiveBufferSize(int64(r), false)
+	}
 	o.SetKeepAlive(true)
 	idle := tcpip.KeepaliveIdleOption(keepAliveIdle)
 	interval := tcpip.KeepaliveIntervalOption(keepAliveInterval)
@@ -125,8 +140,7 @@ func (f *flow) finish() {
 		close(f.dead)
 		f.host.Close()
 		f.ep.Close()
-		switch tcp.EndpointState(f.ep.State()) {
-		case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		if f.unacknowledged() {
 			f.n.linger(f)
 		}
 	})
@@ -301,6 +315,7 @@ func (f *flow) fill() (full bool, err error) {
 			p := socketPayload{fd: int(fd), n: min(n, readQuantum)}
 			k, terr := f.ep.Write(&p, tcpip.WriteOptions{})
 			f.n.stats.BytesFromHost.Add(uint64(k))
+			f.sent.Add(k)
 			switch terr.(type) {
 			case nil:
 			case *tcpip.ErrWouldBlock:
@@ -373,11 +388,23 @@ func (p *socketPayload) Read(b []byte) (int, error) {
 	}
 }
 
-// linger hands an endpoint that is closed, but not acknowledged, to janitor.
+// held is the most that the send buffer may still hold, bytes.
+func (f *flow) held() int { return int(min(f.sent.Load(), int64(f.room))) }
+
+// linger hands an endpoint that is closed, but not acknowledged, to janitor,
+// or aborts it when too much lingers already.
 func (n *NAT) linger(f *flow) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.lingering[f] = time.Now().Add(lingerLimit)
+	fits := n.lingerHeld+f.held() <= lingerBytes
+	if fits {
+		n.lingering[f] = time.Now().Add(lingerLimit)
+		n.lingerHeld += f.held()
+	}
+	n.mu.Unlock()
+	if !fits {
+		n.stats.TCPResets.Add(1)
+		f.ep.Abort()
+	}
 }
 
 // janitor aborts closed endpoints whose rest the adapter does not take. Without
@@ -396,21 +423,33 @@ func (n *NAT) janitor() {
 	}
 }
 
+// sweep forgets endpoints that are done, and aborts those whose time is up.
 func (n *NAT) sweep(now time.Time) {
 	var late []*flow
 	n.mu.Lock()
 	for f, end := range n.lingering {
-		switch tcp.EndpointState(f.ep.State()) {
-		case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		if f.unacknowledged() {
 			if now.Before(end) {
 				continue
 			}
 			late = append(late, f)
 		}
 		delete(n.lingering, f)
+		n.lingerHeld -= f.held()
 	}
 	n.mu.Unlock()
 	for _, f := range late {
+		n.stats.TCPResets.Add(1)
 		f.ep.Abort()
 	}
+}
+
+// unacknowledged says whether the closed endpoint has its FIN still to send, or
+// acknowledged, and so may hold data.
+func (f *flow) unacknowledged() bool {
+	switch tcp.EndpointState(f.ep.State()) {
+	case tcp.StateEstablished, tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		return true
+	}
+	return false
 }

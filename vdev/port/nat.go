@@ -112,6 +112,12 @@ const (
 	sendBuffer = 512 << 10
 	// receiveBuffer in bytes; the window advertised is half of it.
 	receiveBuffer = 1 << 20
+	// bufferBudget is shared by all connections' send buffers, and once more
+	// by their receive buffers: a connection opened beside n-1 others gets an
+	// nth of it at most, and minBuffer at least. So an adapter that opens all
+	// it can and lets them stall holds a few GiB here, not all memory.
+	bufferBudget = 512 << 20
+	minBuffer    = 32 << 10
 	// timeWait is short: the link neither loses nor delays segments, so old
 	// duplicates cannot turn up.
 	timeWait = time.Second
@@ -137,13 +143,14 @@ type NAT struct {
 	conf      resolvConf
 	dhcp      dhcpServer
 
-	mu        sync.Mutex
-	closed    bool
-	closers   map[closer]struct{}                  // what Close has to end
-	conns     int                                  // connections counted against cfg.Connections
-	lingering map[*flow]time.Time                  // closed here, not acknowledged by the adapter yet
-	pending   map[stack.TransportEndpointID]uint32 // undecided connects: sequence number of the SYN
-	flows     int                                  // datagram flows
+	mu         sync.Mutex
+	closed     bool
+	closers    map[closer]struct{}                  // what Close has to end
+	conns      int                                  // connections counted against cfg.Connections
+	lingering  map[*flow]time.Time                  // closed here, not acknowledged by the adapter yet: when to give up
+	lingerHeld int                                  // bytes that they may hold
+	pending    map[stack.TransportEndpointID]uint32 // undecided connects: sequence number of the SYN
+	flows      int                                  // datagram flows
 }
 
 // closer is anything that Close ends: connections, datagram flows, listeners.

@@ -547,6 +547,64 @@ func TestCloseWhileBusy(t *testing.T) {
 	}
 }
 
+// TestLinger: what an adapter does not acknowledge after both sides ended is
+// given up in time.
+func TestLinger(t *testing.T) {
+	n, p := setup(t, NATConfig{})
+	a, h := outboundPair(t, n, p)
+	// More than the adapter's window: nobody reads it.
+	go h.Write(make([]byte, 4<<20))
+	a.CloseWrite()
+	eventually(t, "the window is closed", func() bool { return n.Stats().BytesFromHost > 640<<10 })
+	h.SetReadDeadline(time.Now().Add(limit))
+	io.Copy(io.Discard, h) // the adapter's FIN
+	h.Close()              // with the rest in the socket
+	n.mu.Lock()
+	if len(n.lingering) != 0 {
+		t.Error("lingers before its time")
+	}
+	n.mu.Unlock()
+	// The host's FIN is behind bytes that have no room: drop them on the way.
+	var f *flow
+	n.mu.Lock()
+	for c := range n.closers {
+		if x, ok := c.(*flow); ok {
+			f = x
+		}
+	}
+	n.mu.Unlock()
+	f.finish()
+	n.mu.Lock()
+	if len(n.lingering) != 1 || n.lingerHeld != sendBuffer {
+		t.Errorf("%d linger with %d bytes", len(n.lingering), n.lingerHeld)
+	}
+	n.mu.Unlock()
+	n.sweep(time.Now())
+	if !f.unacknowledged() {
+		t.Error("given up early")
+	}
+	n.sweep(time.Now().Add(2 * lingerLimit))
+	if f.unacknowledged() || n.Stats().TCPResets != 1 {
+		t.Error("not given up")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.lingering) != 0 || n.lingerHeld != 0 {
+		t.Errorf("%d linger with %d bytes", len(n.lingering), n.lingerHeld)
+	}
+}
+
+func TestShare(t *testing.T) {
+	for _, c := range []struct {
+		open uint64
+		want int
+	}{{0, 512 << 10}, {1, 512 << 10}, {1024, 512 << 10}, {2048, 256 << 10}, {16384, 32 << 10}, {1 << 20, 32 << 10}} {
+		if got := share(c.open, 512<<10); got != c.want {
+			t.Errorf("%d open: %d, want %d", c.open, got, c.want)
+		}
+	}
+}
+
 func TestConfig(t *testing.T) {
 	for _, c := range []NATConfig{
 		{Network: netip.MustParsePrefix("fd00::/64")},
