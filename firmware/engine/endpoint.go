@@ -90,6 +90,8 @@ func (e *endpoint) bind(local netip.AddrPort) error {
 	if f.Addr.Len() == 0 && f.Port == 0 {
 		return nil // the stack picks both
 	}
+	// With an interface named, the stack would not look at the address.
+	f.NIC = 0
 	return fromStack(e.ep.Bind(f))
 }
 

@@ -240,3 +240,32 @@ func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortF
 
 // yield lets the engines' goroutines run.
 func yield() { runtime.Gosched() }
+
+func mustAddrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// newLimit returns a function that says when patience is at its end.
+func newLimit() func() bool {
+	end := time.Now().Add(patience)
+	return func() bool { return time.Now().After(end) }
+}
+
+// tap shows the frames that a port sends.
+type tap struct {
+	engine.Port
+	see func([]engine.Frame)
+}
+
+func (p tap) Transmit(f []engine.Frame) int {
+	p.see(f)
+	return p.Port.Transmit(f)
+}
+
+// twoEnginesOn is twoEngines with a look at what the second one sends.
+func twoEnginesOn(t testing.TB, see func([]engine.Frame)) (a, b side) {
+	n := 0
+	return twoEngines(t, enginetest.PipeOptions{}, func(c *engine.Config) {
+		if n++; n == 2 {
+			c.Port = tap{c.Port, see}
+		}
+	})
+}

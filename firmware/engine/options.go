@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // Limits of option values, after Linux where it has some.
@@ -86,20 +85,19 @@ func (c *conn) setTime(v int64, most time.Duration, o tcpip.SettableSocketOption
 // answers is the stack's one setting.
 func (c *conn) setSACK(v int64) error {
 	switch {
-	case v == 1 && c.state() != tcp.StateListen:
-		if c.phase.Load() == phaseIdle {
-			c.ep.SetOwner(nil)
-		}
-		return nil
-	case v == 1:
-		return nil
-	case v != 0:
+	case v != 0 && v != 1:
 		return ErrBadOption
 	case c.phase.Load() != phaseIdle:
-		return ErrNotSupported
+		if v == 0 {
+			return ErrNotSupported
+		}
+		return nil
+	case v == 0:
+		c.ep.SetOwner(withoutSACK{})
+	default:
+		c.ep.SetOwner(nil)
 	}
-	c.ep.SetOwner(withoutSACK{})
-	c.noSACK.Store(true)
+	c.noSACK.Store(v == 0)
 	return nil
 }
 
