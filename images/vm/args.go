@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"toebox/images/guest"
+	"toebox/images/toolchain"
+)
+
+// Config describes a machine.
+type Config struct {
+	QEMU      *toolchain.QEMU
+	Kernel    *toolchain.Kernel
+	Initramfs string
+	Accel     string // AccelKVM or AccelTCG
+	CPUs      int
+	MemoryMiB int
+	HugePages int    // of 2 MiB, kept free for DMA
+	Device    string // path of the adapter's vfio-user socket, "" for none
+	Dir       string // for console.log, qemu.log and cmdline
+	SocketDir string
+	GDB       bool     // listen for a debugger of the guest's kernel
+	Append    []string // more of the kernel's command line
+	Args      []string // more of QEMU's
+}
+
+// Defaults of a machine.
+const (
+	DefaultCPUs      = 2
+	DefaultMemoryMiB = 1024
+	DefaultHugePages = 128
+)
+
+// Names of sockets below Config.SocketDir.
+const (
+	qmpSocket     = "qmp"
+	controlSocket = "control"
+	// DeviceSocket is where callers put the adapter.
+	DeviceSocket = "device"
+)
+
+// kernelLine is what makes the kernel start fastest without KVM and die loudly:
+// self-tests, entropy collectors and keyrings nobody needs here take a tenth each.
+func kernelLine(c *Config) string {
+	words := []string{
+		"console=ttyS0", "quiet", "panic=-1", "oops=panic", "intel_iommu=on", "mitigations=off",
+		"cryptomgr.notests", "tsc=reliable", "no_timer_check", "8250.nr_uarts=1", "i8042.noaux", "i8042.nokbd",
+		"initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted", "nowatchdog",
+	}
+	if c.HugePages > 0 {
+		words = append(words, fmt.Sprintf("hugepages=%d", c.HugePages))
+	}
+	return strings.Join(append(words, c.Append...), " ")
+}
+
+// DeviceArg returns the value of QEMU's -device for the adapter at a socket.
+func DeviceArg(socket string) string {
+	type address struct {
+		Type string `json:"type"`
+		Path string `json:"path"`
+	}
+	b, err := json.Marshal(struct {
+		Driver string  `json:"driver"`
+		Addr   string  `json:"addr"`
+		Socket address `json:"socket"`
+	}{"vfio-user-pci", "5.0", address{"unix", socket}})
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// QEMUArgs returns QEMU's arguments.
+func (c *Config) QEMUArgs() []string {
+	args := []string{
+		"-name", "toebox", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-machine", "q35,kernel-irqchip=split,memory-backend=ram",
+		"-accel", c.Accel, "-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("%dM", c.MemoryMiB),
+		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", c.MemoryMiB),
+		"-kernel", c.Kernel.Image, "-initrd", c.Initramfs, "-append", kernelLine(c),
+	}
+	if c.QEMU.QBoot {
+		args = append(args, "-bios", "qboot.rom")
+	}
+	socket := func(id, name string) string {
+		return fmt.Sprintf("socket,id=%s,path=%s,server=on,wait=off", id, quoteComma(filepath.Join(c.SocketDir, name)))
+	}
+	args = append(args,
+		"-device", "intel-iommu,caching-mode=on,intremap=on",
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-device", "virtio-serial-pci,addr=3.0", "-chardev", socket("control", controlSocket),
+		"-device", "virtserialport,chardev=control,name="+guest.Port,
+		"-chardev", socket("qmp", qmpSocket), "-mon", "chardev=qmp,mode=control",
+	)
+	if c.Device != "" {
+		args = append(args, "-device", DeviceArg(c.Device))
+	}
+	if c.GDB {
+		args = append(args, "-s")
+	}
+	return append(args, c.Args...)
+}
+
+// quoteComma writes a value as QEMU's option parser wants it.
+func quoteComma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// CommandLine returns the machine's command as a shell would take it.
+func (c *Config) CommandLine() string {
+	var words []string
+	for _, e := range c.QEMU.Env {
+		words = append(words, quoteShell(e))
+	}
+	for _, a := range c.QEMU.Argv {
+		words = append(words, quoteShell(a))
+	}
+	for _, a := range c.QEMUArgs() {
+		words = append(words, quoteShell(a))
+	}
+	return strings.Join(words, " ")
+}
+
+// quoteShell quotes a word for a POSIX shell, if it needs it.
+func quoteShell(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	// NAME=value keeps its name bare, or it would not be an assignment.
+	if name, value, ok := strings.Cut(s, "="); ok && name != "" && strings.Trim(name, plain) == "" && !strings.HasPrefix(name, "-") {
+		return name + "='" + strings.ReplaceAll(value, "'", `'\''`) + "'"
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
