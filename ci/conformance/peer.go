@@ -54,6 +54,9 @@ type Peer interface {
 	// Reachable returns n local ports of the adapter that Dial can reach, not
 	// given out to anybody else.
 	Reachable(ctx context.Context, n int) ([]uint16, error)
+	// Hairpin is an address by which the adapter reaches its own port, one of
+	// Reachable, by way of the peer.
+	Hairpin(ctx context.Context, port uint16) (netip.AddrPort, error)
 	// Refused is an address where a connect is refused.
 	Refused(ctx context.Context) (netip.AddrPort, error)
 	// Unreachable is an address of the adapter's own network where nobody is.

@@ -163,6 +163,17 @@ func (h *Host) Reachable(_ context.Context, n int) ([]uint16, error) {
 	return ports, nil
 }
 
+// Hairpin implements conformance.Peer.
+func (h *Host) Hairpin(_ context.Context, port uint16) (netip.AddrPort, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	way, ok := h.ways[port]
+	if !ok {
+		return netip.AddrPort{}, fmt.Errorf("peer: hairpin: port %d is none that Reachable gave", port)
+	}
+	return netip.AddrPortFrom(h.cfg.Gateway, way.Port()), nil
+}
+
 // bound makes a socket bound to a port of the loopback that stays open until
 // Close; it listens with a backlog of 0 if asked to.
 func (h *Host) bound(listen bool) (netip.AddrPort, error) {

@@ -20,7 +20,7 @@ import (
 // call is one line from the client; reply the line that answers it.
 type call struct {
 	ID      uint64
-	Method  string             // serve, dial, reachable, refused, unreachable, hang, signal, result, close
+	Method  string             // serve, dial, reachable, hairpin, refused, unreachable, hang, signal, result, close
 	Session uint64             `json:",omitempty"`
 	Script  conformance.Script `json:",omitempty"`
 	Port    uint16             `json:",omitempty"`
@@ -126,6 +126,8 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 			break
 		}
 		r.Ports, err = s.p.Reachable(ctx, c.N)
+	case "hairpin":
+		r.Addr, err = s.p.Hairpin(ctx, c.Port)
 	case "refused":
 		r.Addr, err = s.p.Refused(ctx)
 	case "hang":
@@ -279,6 +281,12 @@ func (r *Remote) Dial(ctx context.Context, port uint16, s conformance.Script) (c
 func (r *Remote) Reachable(ctx context.Context, n int) ([]uint16, error) {
 	v, err := r.call(ctx, call{Method: "reachable", N: n})
 	return v.Ports, err
+}
+
+// Hairpin implements conformance.Peer.
+func (r *Remote) Hairpin(ctx context.Context, port uint16) (netip.AddrPort, error) {
+	v, err := r.call(ctx, call{Method: "hairpin", Port: port})
+	return v.Addr, err
 }
 
 // Refused implements conformance.Peer.

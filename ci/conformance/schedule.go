@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"net/netip"
+
+	"toebox/guestdriver"
+)
+
+// world is the state of a random schedule: connections, listeners and buffers
+// in every stage, and requests of every kind against them.
+type world struct {
+	*ring
+	echo   netip.AddrPort
+	closed netip.AddrPort
+	hang   netip.AddrPort
+
+	conns     []uint64
+	listeners []uint64
+	posted    []uint32 // tags of buffers and connects that may be cancelled
+	buf       guestdriver.DMA
+	ctl       guestdriver.DMA
+	next      int // the next free place in ctl
+}
+
+// place puts a control buffer in a ring of places: a request copies it
+// when it is taken, and there are more places than requests can wait.
+func (w *world) place(k *ctl) (base uint64, length uint32) {
+	const room = 256
+	at := w.next % (len(w.ctl.Bytes) / room) * room
+	w.next++
+	copy(w.ctl.Bytes[at:at+room], k.b)
+	return w.ctl.IOVA + uint64(at), uint32(len(k.b))
+}
+
+func pick[E any](w *world, s []E) (e E, ok bool) {
+	if len(s) == 0 {
+		return e, false
+	}
+	return s[w.rng.IntN(len(s))], true
+}
+
+// step posts one random request, some of them wrong.
+func (w *world) step() {
+	conn, _ := pick(w, w.conns)
+	if w.rng.IntN(12) == 0 {
+		conn = w.rng.Uint64()
+	}
+	d := desc{Conn: conn}
+	switch w.rng.IntN(16) {
+	case 0, 1, 2:
+		n := 1 + w.rng.IntN(20_000)
+		d.Type, d.Modify, d.Base, d.Length = reqSend, true, w.buf.IOVA, uint32(n)
+		d.Offset = uint32(w.rng.IntN(n + n/20 + 1)) // now and then beyond the end
+	case 3, 4, 5:
+		d.Type, d.Base, d.Length = reqAvailable, w.buf.IOVA+uint64(w.rng.IntN(1000)), uint32(w.rng.IntN(8192))
+		if w.rng.IntN(3) == 0 {
+			d.Conn = 0
+		}
+		if w.rng.IntN(4) == 0 {
+			d.Flags = flagOnce
+		}
+	case 6, 7:
+		a := w.echo
+		switch w.rng.IntN(6) {
+		case 0:
+			a = w.closed
+		case 1:
+			a = w.hang
+		}
+		d.Type, d.Conn, d.Aux = reqConnect, 0, 1
+		g := to(a)
+		g.limit = 300_000_000
+		d.Base, d.Length = w.place(new(ctl).target(g))
+	case 8:
+		d.Type, d.Length = reqTerminate, uint32(w.rng.IntN(5))
+	case 9:
+		d.Type, d.Conn, d.Aux = reqListen, 0, 1
+		d.Base, d.Length = w.place(new(ctl).target(goal{count: 1, lport: uint16(5000 + w.rng.IntN(8))}))
+	case 10, 11:
+		d.Type, d.Conn = reqCancel, 0
+		d.Offset, _ = pick(w, w.posted)
+		if w.rng.IntN(2) == 0 {
+			d.Conn = conn
+		}
+	case 12:
+		d.Type, d.Aux = reqConnAttr, 2
+		d.Base, d.Length = w.place(new(ctl).get(0x0203, 8).get(0x0284, 8))
+	case 13:
+		d.Type, d.Conn, d.Aux = reqAdapter, 0, 1
+		d.Base, d.Length = w.place(new(ctl).get(0x010d, 8))
+	case 14:
+		if l, ok := pick(w, w.listeners); ok {
+			d.Type, d.Conn, d.Length = reqTerminate, l, 0
+		} else {
+			d.Type = uint8(9 + w.rng.IntN(7))
+		}
+	default:
+		d.Type, d.Flags, d.Aux = uint8(w.rng.IntN(32)), uint8(w.rng.Uint32()), uint16(w.rng.Uint32())
+		d.Base, d.Length, d.Offset = w.buf.IOVA, uint32(w.rng.IntN(64)), uint32(w.rng.IntN(64))
+	}
+	tag := w.post(d)
+	w.posted = append(w.posted, tag)
+	if len(w.posted) > 64 {
+		w.posted = w.posted[1:]
+	}
+}
+
+// drainGot learns from the responses that came.
+func (w *world) drainGot() {
+	w.consume()
+	for _, d := range w.got {
+		switch {
+		case d.Type == rspCompletion && d.Aux == stOK, d.Type == rspArrival:
+			w.conns = append(w.conns, d.Conn)
+			if len(w.conns) > 24 {
+				w.conns = w.conns[1:]
+			}
+		case d.Type == rspListen && d.Aux == stOK:
+			w.listeners = append(w.listeners, d.Conn)
+		}
+	}
+	w.got = w.got[:0]
+}
+
+// newWorld opens a queue for a random schedule.
+func (t *T) newWorld(c *card) *world {
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpEcho}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	w := &world{ring: c.ring(0, ringConfig{inLog: 7, outLog: 6}), echo: p.Addr()}
+	w.closed, err = t.Peer().Refused(t.ctx)
+	check(t, "peer: refused", err)
+	w.hang, err = t.Peer().Hang(t.ctx)
+	check(t, "peer: hang", err)
+	w.buf, w.ctl = w.buffer(32<<10), w.alloc(256<<10)
+	return w
+}
+
+// run posts n random requests, now and then without consuming for a while.
+func (w *world) run(n int) {
+	for i := range n {
+		w.step()
+		if w.rng.IntN(20) != 0 || i%64 == 63 {
+			w.drainGot()
+		}
+	}
+}
+
+// TestIF10_Schedule: under a random schedule of requests of all kinds, good and
+// bad, every tag gets exactly one terminal response; an orderly stop answers
+// what is left (SPEC.md §5.1, §11.2).
+func TestIF10_Schedule(t *T) {
+	c := t.start()
+	w := t.newWorld(c)
+	w.run(1500)
+	c.write(regControl, 2)
+	t.until("STATUS.STOPPED", func() bool { w.drainGot(); return c.read(regStatus)&4 != 0 })
+	t.until("a terminal response for each tag", func() bool { w.drainGot(); return len(w.open) == 0 })
+	w.quiet("a response after the stop", func(d desc) bool { return d.Tag != 0 })
+	// Started again it works as new.
+	c.write(regControl, 0)
+	c.run()
+	r := c.ring(1, ringConfig{})
+	pong(t, r.do(r.ping()))
+}
+
+// TestIF10_Destroy: so does the destroy of a queue in the middle.
+func TestIF10_Destroy(t *T) {
+	c := t.start()
+	w := t.newWorld(c)
+	w.run(300)
+	w.command(5)
+	t.until("Q_STATE disabled", func() bool { w.drainGot(); return w.state() == 0 })
+	w.drainGot()
+	// What was still in the table when the queue stopped taking was never
+	// taken: its owner bit says so.
+	left := 0
+	for i := range uint32(1) << w.inLog {
+		if w.in.Bytes[32*i]&0x80 != 0 {
+			left++
+		}
+	}
+	want(t, "tags without a terminal response, but for those never taken", len(w.open), left)
+	t.until("the connections to be gone", func() bool { return c.counter(ctrConnections) == 0 })
+}
+
+// TestIF10_Reset: after a reset in the middle nothing is written into the old
+// tables any more, and the adapter starts as new.
+func TestIF10_Reset(t *T) {
+	c := t.start()
+	for range 3 {
+		w := t.newWorld(c)
+		w.run(200)
+		w.reset()
+		before := append([]byte(nil), w.out.Bytes...)
+		in := append([]byte(nil), w.in.Bytes...)
+		payload := append([]byte(nil), w.buf.Bytes...)
+		pause(nothing)
+		want(t, "the output table after a reset", string(w.out.Bytes) == string(before), true)
+		want(t, "the input table after a reset", string(w.in.Bytes) == string(in), true)
+		want(t, "buffers after a reset", string(w.buf.Bytes) == string(payload), true)
+		want(t, "connections after a reset", c.counter(ctrConnections), 0)
+		c.run()
+		r := c.ring(0, ringConfig{})
+		pong(t, r.do(r.ping()))
+		r.command(5)
+		r.await(0)
+	}
+}
