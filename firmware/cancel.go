@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import "toebox/vdev/abi"
+
+// requestCancellation ends requests before their time (SPEC.md §5.9).
+func (q *queue) requestCancellation(f *abi.Fields) {
+	one := [1]pair{{conn: f.Conn, value: f.Offset}}
+	list := one[:]
+	if f.Aux != 0 {
+		var s abi.Status
+		if list, s = q.pairs(f, abi.AttrCancel); s != abi.StatusOK {
+			q.refuse(f, s)
+			return
+		}
+	}
+	r := q.hold(f, nil)
+	if r == nil {
+		return
+	}
+	r.left = uint32(len(list))
+	for i := range list {
+		p := &list[i]
+		s, later := p.status, false
+		if s == abi.StatusOK {
+			s, later = q.cancel(p.conn, p.value, target{r: r, ordinal: uint32(i)})
+		}
+		if !later {
+			q.answerTarget(r, abi.Fields{Aux: uint16(s), Conn: p.conn, Offset: uint32(i)})
+		}
+	}
+}
+
+// cancel ends one request, or a listener. If later is set the answer comes when
+// all targets of the request have theirs.
+func (q *queue) cancel(id uint64, tag uint32, t target) (s abi.Status, later bool) {
+	if tag == 0 {
+		return q.cancelListener(id), false
+	}
+	r := q.tags[tag]
+	if r == nil || r == t.r {
+		if r == nil && q.recent[tag%recentTags] == tag {
+			return abi.StatusTooLate, false
+		}
+		if id != 0 {
+			if _, s := q.lookup(id); s != abi.StatusOK {
+				return s, false
+			}
+		}
+		return abi.StatusBadTag, false
+	}
+	of := uint64(0)
+	if r.conn != nil {
+		of = r.conn.id
+	}
+	if of != id {
+		return abi.StatusBadTag, false
+	}
+	switch r.kind {
+	case abi.TypeBufferSend:
+		c := r.conn
+		q.answerSend(c, r, abi.StatusCancelled, q.reached(c))
+		if c.phase == open {
+			q.progressClose(c)
+			q.sendSoon(c)
+		}
+	case abi.TypeBufferAvailable:
+		q.returnBuffer(r, abi.StatusCancelled)
+	case abi.TypeConnect, abi.TypeListen:
+		r.job.cancelled = true
+		r.job.waiters = append(r.job.waiters, t)
+		q.jobSoon(r.job)
+		return abi.StatusOK, true
+	default:
+		return abi.StatusTooLate, false // terminations and cancellations are under way
+	}
+	q.count(abi.CounterCancellations, 1)
+	return abi.StatusOK, false
+}
+
+func (q *queue) cancelListener(id uint64) abi.Status {
+	c, s := q.lookup(id)
+	switch {
+	case s != abi.StatusOK:
+		return s
+	case c.phase != listening:
+		return abi.StatusBadTag
+	}
+	q.endListener(c, abi.StatusCancelled)
+	return abi.StatusOK
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"toebox/firmware/engine"
+	"toebox/vdev/abi"
+)
+
+// phase is where a connection or listener stands:
+//
+//	connecting -> open -> dead -> gone
+//	listening -> gone
+//
+// connecting ends in open when the handshake succeeded, in gone otherwise (it
+// never had an id); open ends in dead by the peer or the network, and in gone
+// by a termination; dead ends in gone by a termination.
+type phase uint8
+
+const (
+	connecting phase = iota
+	listening
+	open
+	dead
+	gone
+)
+
+// conn is a connection or a listener. All but the first fields belong to the
+// worker of its queue.
+type conn struct {
+	q         *queue
+	events    atomic.Uint32 // engine.Events not looked at; not 0: in the ready list
+	nextReady *conn
+
+	id    uint64
+	ep    engine.Endpoint
+	phase phase
+	attrs *values // shared, never changed in place
+	when  time.Duration
+	timer int // 1 + place in the queue's timers, 0: none
+
+	// Of a connect or listen request until it is answered.
+	job     *job
+	ordinal uint32
+	cookie  uint64
+	prev    *conn // links of job.waiting
+	next    *conn
+
+	parent uint64 // listener's id, of an accepted connection
+
+	// Sending: sends holds all that are not answered; those before fetch are
+	// wholly in the engine.
+	sends    requestList
+	fetch    *request
+	urgent   int    // sends with ASAP from fetch on
+	queued   uint64 // bytes that the engine took
+	acked    uint64
+	full     bool // no room until EventWritable
+	broken   bool // bytes are missing: SPEC.md §5.4
+	shut     bool // the host ended sending
+	finSent  bool
+	inTx     bool
+	inUrgent bool
+
+	// Receiving.
+	buffers   requestList
+	delivered uint64
+	deaf      bool // the host ended receiving
+	eos       bool // the peer's FIN was reported
+	inRx      bool
+	inWait    bool
+
+	// Ending.
+	terms   []target
+	closing bool       // graceful termination under way
+	failed  bool       // the engine reported a failure
+	status  abi.Status // of a dead connection
+	ended   uint32
+}
+
+// Notify implements [engine.Sink]: it puts the connection into its queue's
+// ready list, a stack that any goroutine pushes to and the worker takes whole.
+func (c *conn) Notify(e engine.Events) {
+	if c.events.Or(uint32(e)) != 0 || e == 0 {
+		return
+	}
+	q := c.q
+	for {
+		top := q.ready.Load()
+		c.nextReady = top
+		if q.ready.CompareAndSwap(top, c) {
+			break
+		}
+	}
+	q.wake()
+}
+
+// collect acts on the events of connections.
+func (q *queue) collect() {
+	if q.ready.Load() == nil {
+		return
+	}
+	// Oldest first: the stack is turned round.
+	var first *conn
+	for c := q.ready.Swap(nil); c != nil; {
+		c.nextReady, first, c = first, c, c.nextReady
+	}
+	q.progress = true
+	for c := first; c != nil; {
+		// From the swap on, c may be pushed again: its link is read before.
+		next := c.nextReady
+		q.event(c, engine.Events(c.events.Swap(0)))
+		c = next
+	}
+}
+
+func (q *queue) event(c *conn, e engine.Events) {
+	switch c.phase {
+	case connecting:
+		q.connected(c)
+	case listening:
+		q.receiveSoon(c)
+	case open:
+		if e&engine.EventWritable != 0 {
+			c.full = false
+		}
+		if e&engine.EventClosed != 0 {
+			q.checkFailed(c)
+		}
+		if e&(engine.EventAcked|engine.EventWritable|engine.EventClosed) != 0 && c.phase == open {
+			q.completeSends(c)
+		}
+		if c.phase == open {
+			q.progressClose(c)
+		}
+		if c.phase == open {
+			q.sendSoon(c)
+			if e&(engine.EventReadable|engine.EventClosed) != 0 {
+				q.receiveSoon(c)
+			}
+		}
+	}
+}
+
+// newConn charges for a connection or listener, or returns nil.
+func (q *queue) newConn(p phase, a *values) *conn {
+	charge := connectionCharge
+	if p == listening {
+		charge = listenerCharge
+	} else if n := q.fw.adapter.maxConnections.Load(); uint64(q.fw.counters.connections.Load()) >= n {
+		return nil
+	}
+	if !q.fw.memory.charge(charge) {
+		return nil
+	}
+	if p != listening {
+		q.fw.counters.connection(1)
+	}
+	return &conn{q: q, phase: p, attrs: a}
+}
+
+// register gives c its id and makes it known.
+func (q *queue) register(c *conn) {
+	c.id = q.fw.newID()
+	q.conns[c.id] = c
+	q.fw.dir.add(c.id, q.index)
+}
+
+// forget gives back what c was charged, and its id. The endpoint has been
+// closed or aborted.
+func (q *queue) forget(c *conn) {
+	if c.phase == gone {
+		return
+	}
+	charge := connectionCharge
+	if c.phase == listening {
+		charge = listenerCharge
+	} else {
+		q.fw.counters.connection(-1)
+	}
+	c.phase = gone
+	q.limits.clear(c)
+	q.fw.memory.release(charge)
+	if c.id != 0 {
+		delete(q.conns, c.id)
+		q.fw.dir.remove(c.id)
+	}
+}
+
+// lookup finds the connection that a request names.
+func (q *queue) lookup(id uint64) (*conn, abi.Status) {
+	if c := q.conns[id]; c != nil {
+		return c, abi.StatusOK
+	}
+	if q.fw.dir.has(id) {
+		return nil, abi.StatusWrongQueue
+	}
+	return nil, abi.StatusBadConnection
+}
+
+// checkFailed looks whether the engine gave the connection up. Sends fail at
+// once; receives when what has arrived is delivered.
+func (q *queue) checkFailed(c *conn) {
+	err := c.ep.Err()
+	if err == nil || c.failed {
+		return
+	}
+	q.completeSends(c)
+	c.failed = true
+	c.status, c.ended = statusOf(err), endedBy(err)
+	q.failSends(c, c.status)
+	if c.deaf || c.eos || c.closing {
+		q.die(c)
+	}
+}
+
+// die ends a connection that the peer or the network ended: its requests are
+// answered, then the host is told (SPEC.md §5.8).
+func (q *queue) die(c *conn) {
+	if c.ended == abi.EndedPeerReset {
+		q.count(abi.CounterResets, 1)
+	}
+	q.failSends(c, c.status)
+	q.failBuffers(c, c.status)
+	c.phase = dead
+	q.limits.clear(c)
+	if c.closing {
+		q.finish(c, c.ended)
+		return
+	}
+	q.answerTerms(c, abi.StatusOK, c.ended)
+	q.respond(abi.Fields{
+		Type: abi.TypeTerminated, Flags: abi.FlagFinal, Aux: uint16(c.status), Conn: c.id, Length: c.ended,
+	})
+}
+
+// expire acts on time limits that are reached.
+func (q *queue) expire() {
+	for c := q.limits.next(); c != nil && c.when <= q.now && !q.stalled(); c = q.limits.next() {
+		q.limits.clear(c)
+		q.progress = true
+		switch c.phase {
+		case connecting:
+			q.failTarget(c, abi.StatusTimedOut)
+		case listening:
+			q.endListener(c, abi.StatusTimedOut)
+		case open: // the linger of a graceful termination
+			q.abort(c, abi.StatusTimedOut)
+		}
+	}
+}
+
+// limit arms a time limit; the longest ones are none.
+func (q *queue) limit(c *conn, ns uint64) {
+	when := q.now + time.Duration(ns)
+	if ns < 1<<62 && when > 0 {
+		q.limits.set(c, when)
+	}
+}
+
+// statusOf maps what an engine answers to a status (SPEC.md §8).
+func statusOf(err error) abi.Status {
+	switch {
+	case err == nil:
+		return abi.StatusOK
+	case errors.Is(err, engine.ErrEndOfStream):
+		return abi.StatusEndOfStream
+	case errors.Is(err, engine.ErrRefused):
+		return abi.StatusRefused
+	case errors.Is(err, engine.ErrReset):
+		return abi.StatusReset
+	case errors.Is(err, engine.ErrTimedOut):
+		return abi.StatusTimedOut
+	case errors.Is(err, engine.ErrHostUnreachable):
+		return abi.StatusHostUnreachable
+	case errors.Is(err, engine.ErrNetUnreachable):
+		return abi.StatusNetUnreachable
+	case errors.Is(err, engine.ErrAddressInUse):
+		return abi.StatusAddressInUse
+	case errors.Is(err, engine.ErrBadAddress):
+		return abi.StatusBadAddress
+	case errors.Is(err, engine.ErrNoPorts):
+		return abi.StatusNoPorts
+	case errors.Is(err, engine.ErrNoMemory):
+		return abi.StatusNoMemory
+	case errors.Is(err, engine.ErrNotSupported):
+		return abi.StatusNotSupported
+	case errors.Is(err, engine.ErrBadOption):
+		return abi.StatusBadValue
+	case errors.Is(err, engine.ErrMessageTooLong):
+		return abi.StatusBadLength
+	case errors.Is(err, engine.ErrNotConnected), errors.Is(err, engine.ErrInvalidState):
+		return abi.StatusBadState
+	}
+	return abi.StatusAborted
+}
+
+// endedBy says how a failure ended a connection (SPEC.md §5.8).
+func endedBy(err error) uint32 {
+	switch {
+	case errors.Is(err, engine.ErrReset), errors.Is(err, engine.ErrRefused):
+		return abi.EndedPeerReset
+	case errors.Is(err, engine.ErrAborted):
+		return abi.EndedHostReset
+	}
+	return abi.EndedTimedOut
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import (
+	"errors"
+	"io"
+
+	"toebox/firmware/engine"
+	"toebox/vdev/abi"
+)
+
+// requestBuffer posts a receive buffer: a connection's own, or a bulk buffer
+// (SPEC.md §5.5).
+func (q *queue) requestBuffer(f *abi.Fields) {
+	q.count(abi.CounterBuffersPosted, 1)
+	if f.Conn == 0 {
+		if r := q.hold(f, nil); r != nil {
+			q.pool.push(r)
+		}
+		return
+	}
+	c, s := q.lookup(f.Conn)
+	switch {
+	case s != abi.StatusOK:
+	case c.phase == listening:
+		s = abi.StatusBadState
+	case c.phase == dead:
+		s = c.status
+	case c.deaf || c.closing:
+		s = abi.StatusClosed
+	case c.eos:
+		s = abi.StatusEndOfStream
+	}
+	if s != abi.StatusOK {
+		q.refuse(f, s)
+		q.count(abi.CounterBuffersReturned, 1)
+		return
+	}
+	if r := q.hold(f, c); r != nil {
+		c.buffers.push(r)
+		q.receiveSoon(c)
+	}
+}
+
+// receiveSoon gives c a turn to deliver, or to accept.
+func (q *queue) receiveSoon(c *conn) {
+	if !c.inRx {
+		c.inRx = true
+		q.rx.push(c)
+	}
+}
+
+// turnReceive gives connections turns.
+func (q *queue) turnReceive() {
+	for n := q.pool.n; n > 0 && q.wait.len() > 0; n-- {
+		c := q.wait.pop()
+		c.inWait = false
+		q.receiveSoon(c)
+	}
+	for n := 0; n < turns && q.rx.len() > 0 && !q.stalled() && !q.dying.Load(); n++ {
+		c := q.rx.pop()
+		c.inRx = false
+		q.progress = true
+		switch c.phase {
+		case listening:
+			q.accept(c)
+		case open:
+			q.receive(c)
+		}
+	}
+}
+
+// receive delivers what has arrived, for a turn: into the connection's own
+// buffers in order, else into bulk buffers.
+func (q *queue) receive(c *conn) {
+	if c.closing || c.deaf {
+		q.discard(c)
+		return
+	}
+	if c.eos {
+		return
+	}
+	for moved := 0; ; {
+		if moved >= turnBytes || q.stalled() {
+			q.receiveSoon(c)
+			return
+		}
+		r := c.buffers.front
+		if r == nil {
+			r = q.pool.front
+		}
+		if r == nil {
+			q.starve(c)
+			return
+		}
+		n, err := q.deliverTo(c, r)
+		moved += n
+		switch {
+		case err == nil:
+		case errors.Is(err, engine.ErrWouldBlock):
+			return
+		default:
+			q.endReceive(c, err)
+			return
+		}
+	}
+}
+
+// starve looks what there is for a connection that has no buffer: data waits,
+// the end is reported.
+func (q *queue) starve(c *conn) {
+	_, err := c.ep.Peek(1, q.looks.probe)
+	switch {
+	case err == nil:
+		if !c.inWait {
+			q.count(abi.CounterPoolEmpty, 1)
+			c.inWait = true
+			q.wait.push(c)
+		}
+	case !errors.Is(err, engine.ErrWouldBlock):
+		q.endReceive(c, err)
+	}
+}
+
+func (q *queue) probe(p []byte) int { return min(len(p), 1) }
+
+// deliverTo moves bytes into one buffer and reports them. A buffer that cannot
+// be written is answered BAD_MEMORY; its bytes go to the next.
+func (q *queue) deliverTo(c *conn, r *request) (int, error) {
+	m := &q.move
+	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), r.todo(), 0, nil
+	// The engine's count is of what deliver took: the one to believe is ours.
+	_, err := c.ep.Read(m.left, q.looks.deliver)
+	m.piece = nil
+	n := m.moved
+	if n == 0 && m.err == nil {
+		if err == nil {
+			err = engine.ErrWouldBlock
+		}
+		return 0, err
+	}
+	c.delivered += uint64(n)
+	q.count(abi.CounterBytesReceived, uint64(n))
+	q.count(abi.CounterBytesDelivered, uint64(n))
+	f := abi.Fields{
+		Type: abi.TypeBufferReceive, Tag: r.tag, Base: r.base, Conn: c.id,
+		Length: uint32(n), Offset: r.offset + r.done,
+	}
+	r.done += uint32(n)
+	bulk := r.conn == nil
+	switch {
+	case n == 0:
+	case bulk:
+		q.count(abi.CounterPoolDeliveries, 1)
+	default:
+		q.count(abi.CounterOwnDeliveries, 1)
+	}
+	if m.err != nil {
+		f.Aux = uint16(abi.StatusBadMemory)
+		if n == 0 {
+			f.Type = abi.TypeBufferDone
+			if bulk {
+				f.Conn = 0
+			}
+		}
+		err = nil
+	}
+	if !bulk && m.err == nil && r.todo() > 0 && r.flags&abi.FlagOnce == 0 {
+		q.respond(f)
+		return n, err
+	}
+	q.removeBuffer(r)
+	q.terminal(&f)
+	q.settle(r)
+	return n, err
+}
+
+// deliver copies received bytes p to where the mover stands. It takes them only
+// when they are written.
+func (q *queue) deliver(p []byte) int {
+	m := &q.move
+	n := min(len(p), m.left)
+	if n == 0 || m.err != nil {
+		return 0
+	}
+	m.piece = p[:n]
+	err := q.fw.chip.View(m.to, n, true, q.looks.copyOut)
+	if err == nil && len(m.piece) > 0 {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		m.err = err
+		return 0
+	}
+	q.count(abi.CounterPayloadWrites, 1)
+	q.count(abi.CounterPayloadBytesWritten, uint64(n))
+	q.count(abi.CounterCopiesBytes, uint64(n))
+	m.to += uint64(n)
+	m.left -= n
+	m.moved += n
+	return n
+}
+
+func (q *queue) copyOut(dst []byte) error {
+	n := copy(dst, q.move.piece)
+	q.move.piece = q.move.piece[n:]
+	return nil
+}
+
+// removeBuffer takes a posted buffer out of the list it is in.
+func (q *queue) removeBuffer(r *request) {
+	q.count(abi.CounterBuffersReturned, 1)
+	if r.conn != nil {
+		r.conn.buffers.remove(r)
+	} else {
+		q.pool.remove(r)
+	}
+}
+
+// returnBuffer answers a posted buffer that gets no more bytes.
+func (q *queue) returnBuffer(r *request, s abi.Status) {
+	q.removeBuffer(r)
+	f := abi.Fields{
+		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag, Base: r.base, Offset: r.offset + r.done,
+	}
+	if r.conn != nil {
+		f.Conn = r.conn.id
+	}
+	q.terminal(&f)
+	q.settle(r)
+}
+
+// failBuffers returns all of a connection's own buffers.
+func (q *queue) failBuffers(c *conn, s abi.Status) {
+	for r := c.buffers.front; r != nil; r = c.buffers.front {
+		q.returnBuffer(r, s)
+	}
+}
+
+// endReceive reports the end of the stream, or the death of the connection,
+// once all data before it was delivered.
+func (q *queue) endReceive(c *conn, err error) {
+	if errors.Is(err, engine.ErrEndOfStream) {
+		if q.checkFailed(c); c.phase != open {
+			return
+		}
+		if !c.failed {
+			c.eos = true
+			q.count(abi.CounterRemoteCloses, 1)
+			q.failBuffers(c, abi.StatusEndOfStream)
+			q.respond(abi.Fields{
+				Type: abi.TypeTerminated, Flags: abi.FlagFinal, Conn: c.id, Length: abi.EndedStream,
+			})
+			return
+		}
+	}
+	q.fault(c, err)
+}
+
+// fault ends a connection that the engine failed to read.
+func (q *queue) fault(c *conn, err error) {
+	if !c.failed {
+		c.failed = true
+		c.status, c.ended = statusOf(err), endedBy(err)
+	}
+	q.die(c)
+}
+
+// discard drops what arrives on a connection whose host does not want it.
+func (q *queue) discard(c *conn) {
+	n, err := c.ep.Read(turnBytes, q.looks.drop)
+	q.count(abi.CounterBytesReceived, uint64(n))
+	q.count(abi.CounterOrphanBytes, uint64(n))
+	switch {
+	case err == nil && n > 0:
+		q.receiveSoon(c)
+	case err == nil, errors.Is(err, engine.ErrWouldBlock), errors.Is(err, engine.ErrEndOfStream):
+		q.checkFailed(c)
+	default:
+		q.fault(c, err)
+	}
+}
+
+func (q *queue) drop(p []byte) int { return len(p) }

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import (
+	"errors"
+	"io"
+
+	"toebox/firmware/engine"
+	"toebox/vdev/abi"
+)
+
+// mover is the state of the one copy that a worker has under way: payload of a
+// send on its way into the engine, or of a receive on its way out.
+type mover struct {
+	// Send: the request that the next bytes come from, and how many of its
+	// bytes are before them.
+	r   *request
+	pos uint32
+	bad *request // its memory could not be read
+
+	// Receive: where the next bytes go, how many fit.
+	to    uint64
+	left  int
+	moved int
+	err   error
+
+	piece []byte // engine memory that is still to be filled or copied out
+}
+
+// requestSend queues a send (SPEC.md §5.4).
+func (q *queue) requestSend(f *abi.Fields) {
+	c, s := q.lookup(f.Conn)
+	switch {
+	case s != abi.StatusOK:
+	case c.phase == listening:
+		s = abi.StatusBadState
+	case c.phase == dead, c.failed:
+		s = c.status
+	case c.broken:
+		s = abi.StatusAborted
+	case c.shut:
+		s = abi.StatusClosed
+	}
+	q.count(abi.CounterSends, 1)
+	if s != abi.StatusOK {
+		q.refuse(f, s)
+		return
+	}
+	r := q.hold(f, c)
+	if r == nil {
+		return
+	}
+	c.sends.push(r)
+	if c.fetch == nil {
+		c.fetch = r
+	}
+	if r.asap {
+		c.urgent++
+	}
+	q.sendSoon(c)
+}
+
+// sendSoon gives c a turn if it has something to send and room for it. A
+// connection with an ASAP request goes before those without.
+func (q *queue) sendSoon(c *conn) {
+	if c.fetch == nil || c.full || c.phase != open {
+		return
+	}
+	if c.urgent > 0 && !c.inUrgent {
+		c.inUrgent = true
+		q.urgent.push(c)
+	} else if c.urgent == 0 && !c.inTx {
+		c.inTx = true
+		q.tx.push(c)
+	}
+}
+
+// turnSend gives connections turns.
+func (q *queue) turnSend() {
+	for n := 0; n < turns && !q.dying.Load(); n++ {
+		var c *conn
+		switch {
+		case q.urgent.len() > 0:
+			c = q.urgent.pop()
+			c.inUrgent = false
+		case q.tx.len() > 0:
+			c = q.tx.pop()
+			c.inTx = false
+		default:
+			return
+		}
+		q.progress = true
+		if c.fetch == nil || c.full || c.phase != open {
+			continue
+		}
+		q.send(c)
+	}
+}
+
+// send moves up to a turn's bytes of c into the engine: as many requests as
+// that takes in one call, since the engine likes large writes.
+func (q *queue) send(c *conn) {
+	n := 0
+	for r := c.fetch; r != nil && n < turnBytes && !r.bad; r = r.next {
+		n += r.todo()
+	}
+	if n == 0 {
+		q.breakStream(c)
+		return
+	}
+	m := &q.move
+	m.r, m.pos, m.bad = c.fetch, c.fetch.done, nil
+	got, err := c.ep.Write(min(n, turnBytes), q.looks.fill)
+	m.r, m.piece = nil, nil
+	q.sent(c, got)
+	switch {
+	case m.bad != nil:
+		m.bad.bad = true
+		m.bad = nil
+	case errors.Is(err, engine.ErrWouldBlock):
+		c.full = true
+	case err != nil:
+		c.full = true
+		if q.checkFailed(c); !c.failed {
+			q.failSends(c, statusOf(err))
+		}
+	}
+	if c.phase == open {
+		q.completeSends(c)
+		q.progressClose(c)
+		q.sendSoon(c)
+	}
+}
+
+// fill copies the next bytes to send into engine memory p.
+func (q *queue) fill(p []byte) error {
+	m := &q.move
+	for len(p) > 0 {
+		r := m.r
+		if r == nil || r.bad {
+			return io.ErrUnexpectedEOF // the engine asks for more than it was offered
+		}
+		n := min(len(p), int(r.length-r.offset-m.pos))
+		m.piece = p[:n]
+		err := q.fw.chip.View(r.base+uint64(r.offset)+uint64(m.pos), n, false, q.looks.copyIn)
+		if err == nil && len(m.piece) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			m.bad = r
+			return err
+		}
+		q.count(abi.CounterPayloadReads, 1)
+		q.count(abi.CounterPayloadBytesRead, uint64(n))
+		q.count(abi.CounterCopiesBytes, uint64(n))
+		p = p[n:]
+		if m.pos += uint32(n); m.pos == r.length-r.offset {
+			m.r, m.pos = r.next, 0
+		}
+	}
+	return nil
+}
+
+func (q *queue) copyIn(src []byte) error {
+	n := copy(q.move.piece, src)
+	q.move.piece = q.move.piece[n:]
+	return nil
+}
+
+// sent notes that the engine took n more bytes.
+func (q *queue) sent(c *conn, n int) {
+	q.count(abi.CounterBytesSent, uint64(n))
+	for n > 0 && c.fetch != nil {
+		r := c.fetch
+		if r.done == 0 {
+			r.start = c.queued
+		}
+		k := min(n, r.todo())
+		r.done += uint32(k)
+		c.queued += uint64(k)
+		n -= k
+		if r.todo() == 0 {
+			c.fetched()
+		}
+	}
+}
+
+// fetched goes to the next request to fetch.
+func (c *conn) fetched() {
+	if c.fetch.asap {
+		c.urgent--
+	}
+	c.fetch.past = true
+	c.fetch = c.fetch.next
+}
+
+// breakStream ends the sending of c at a request whose memory cannot be read:
+// what lies behind a gap must not reach the peer (SPEC.md §5.4).
+func (q *queue) breakStream(c *conn) {
+	c.broken = true
+	s := abi.StatusBadMemory
+	for c.fetch != nil {
+		r := c.fetch
+		if r.done == 0 {
+			r.start = c.queued
+		}
+		r.status, s = s, abi.StatusAborted
+		c.fetched()
+	}
+	q.completeSends(c)
+	q.progressClose(c)
+}
+
+// reached is the stream position that has reached the completion point.
+func (q *queue) reached(c *conn) uint64 {
+	info := c.ep.Info()
+	if a := min(info.Acked, c.queued); a > c.acked {
+		q.count(abi.CounterBytesAcked, a-c.acked)
+		c.acked = a
+	}
+	switch c.attrs.of(abi.AttrCompletionPoint) {
+	case 0: // read
+		return c.queued
+	case 1:
+		// Handed to the network: the engine sends all that the windows allow.
+		window := min(uint64(info.Cwnd)*uint64(info.MSS), uint64(info.SendWindow))
+		return min(c.queued, c.acked+window)
+	}
+	return c.acked
+}
+
+// completeSends answers the sends that have reached the completion point, in
+// order.
+func (q *queue) completeSends(c *conn) {
+	reached := q.reached(c)
+	for r := c.sends.front; r != nil && r != c.fetch && r.end() <= reached; r = c.sends.front {
+		q.answerSend(c, r, r.status, reached)
+	}
+}
+
+// failSends answers all sends of c. Each says how many bytes reached the
+// completion point.
+func (q *queue) failSends(c *conn, s abi.Status) {
+	if c.sends.front == nil {
+		return
+	}
+	reached := q.reached(c)
+	for r := c.sends.front; r != nil; r = c.sends.front {
+		q.answerSend(c, r, s, reached)
+	}
+}
+
+// answerSend answers one send, wherever in its list it is.
+func (q *queue) answerSend(c *conn, r *request, s abi.Status, reached uint64) {
+	if c.fetch == r {
+		c.fetched()
+	} else if r.asap && !r.past {
+		c.urgent--
+	}
+	c.sends.remove(r)
+	n := uint64(0)
+	if r.done > 0 && reached > r.start {
+		n = min(reached-r.start, uint64(r.done))
+	}
+	if s == abi.StatusOK {
+		q.count(abi.CounterSendsDone, 1)
+	}
+	q.terminal(&abi.Fields{
+		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag,
+		Base: r.base, Conn: c.id, Length: uint32(n), Offset: r.offset,
+	})
+	q.settle(r)
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import (
+	"encoding/binary"
+	"math"
+
+	"toebox/firmware/engine"
+	"toebox/vdev/abi"
+)
+
+// values are the settable scalars of connections, by attribute. They are
+// shared by all connections that have the same and never changed in place.
+type values [abi.AttrSkip - abi.AttrProtocol + 1]uint64
+
+func (v *values) of(a abi.Attribute) uint64 { return v[a-abi.AttrProtocol] }
+
+// with returns a copy in which a is n.
+func (v *values) with(a abi.Attribute, n uint64) *values {
+	w := *v
+	w[a-abi.AttrProtocol] = n
+	return &w
+}
+
+// setting is what this firmware knows of an attribute of connections that can
+// be set.
+type setting struct {
+	min, max uint64
+	engine   bool // an option of the engine, too
+	option   engine.Option
+	inverse  bool // the option's 1 is the attribute's 0
+	always   bool // the engine's default is not the attribute's
+}
+
+// Bounds of this firmware, not of SPEC.md.
+const (
+	minBuffer  = 4 << 10
+	maxWindow  = 8 << 20
+	maxSendBuf = 16 << 20
+	maxTime    = math.MaxInt64 // ns
+)
+
+func makeSettings() map[abi.Attribute]setting {
+	option := func(lo, hi uint64, o engine.Option) setting {
+		return setting{min: lo, max: hi, engine: true, option: o}
+	}
+	window := option(minBuffer, maxWindow, engine.OptReceiveWindow)
+	window.always = true
+	buffer := option(minBuffer, maxSendBuf, engine.OptSendBuffer)
+	buffer.always = true
+	nagle := option(0, 1, engine.OptNoDelay)
+	nagle.inverse = true
+	return map[abi.Attribute]setting{
+		abi.AttrConnectLimit:      {min: 1, max: maxTime},
+		abi.AttrListenLimit:       {max: maxTime},
+		abi.AttrBacklog:           {min: 1, max: maxBacklog},
+		abi.AttrReceiveWindow:     window,
+		abi.AttrSendBuffer:        buffer,
+		abi.AttrNagle:             nagle,
+		abi.AttrSACK:              option(0, 1, engine.OptSACK),
+		abi.AttrKeepalive:         option(0, 1, engine.OptKeepAlive),
+		abi.AttrKeepaliveIdle:     option(1, maxTime, engine.OptKeepAliveIdle),
+		abi.AttrKeepaliveInterval: option(1, maxTime, engine.OptKeepAliveInterval),
+		abi.AttrKeepaliveCount:    option(1, 127, engine.OptKeepAliveCount),
+		abi.AttrUserTimeout:       option(0, maxTime, engine.OptUserTimeout),
+		abi.AttrCongestion:        option(0, math.MaxInt64, engine.OptCongestion),
+		abi.AttrTOS:               option(0, 255, engine.OptTOS),
+		abi.AttrTTL:               option(1, 255, engine.OptTTL),
+		abi.AttrCompletionPoint:   {max: 2},
+		abi.AttrLinger:            {max: math.MaxUint64},
+		abi.AttrSteering:          {max: math.MaxUint32},
+	}
+}
+
+func (s *setting) check(v uint64) abi.Status {
+	switch {
+	case s.engine && s.option == engine.OptCongestion && v != 0:
+		return abi.StatusNotSupported
+	case v < s.min || v > s.max:
+		return abi.StatusBadValue
+	}
+	return abi.StatusOK
+}
+
+// apply sets the engine's option.
+func (s *setting) apply(ep engine.Endpoint, v uint64) abi.Status {
+	n := int64(v)
+	if s.inverse {
+		n = 1 - n
+	}
+	return statusOf(ep.SetOption(s.option, n))
+}
+
+// applyOptions sets on a new endpoint all that differs from the engine's own
+// defaults, which are those of SPEC.md §7 except where noted.
+func (f *Firmware) applyOptions(ep engine.Endpoint, v *values) abi.Status {
+	first := abi.StatusOK
+	for a, s := range f.settings {
+		if n := v.of(a); s.engine && (s.always || n != f.table[a].Default) {
+			if st := s.apply(ep, n); st != abi.StatusOK && first == abi.StatusOK {
+				first = st
+			}
+		}
+	}
+	return first
+}
+
+// withTuple returns the values with those of a set tuple in them.
+func (f *Firmware) withTuple(v *values, t abi.Tuple) (*values, abi.Status) {
+	n, s := f.checkSet(t)
+	if s != abi.StatusOK {
+		return v, s
+	}
+	return v.with(t.Attr, n), abi.StatusOK
+}
+
+// checkSet checks a set tuple of a connection's scalar.
+func (f *Firmware) checkSet(t abi.Tuple) (uint64, abi.Status) {
+	info, known := f.table[t.Attr]
+	switch {
+	case !known || !info.Connection:
+		return 0, abi.StatusUnknownAttribute
+	case !info.Settable:
+		return 0, abi.StatusReadOnly
+	case info.Kind == abi.KindScalar && len(t.Value) != 8:
+		return 0, abi.StatusBadLength
+	}
+	s, built := f.settings[t.Attr]
+	if !built {
+		return 0, abi.StatusNotSupported
+	}
+	n := binary.LittleEndian.Uint64(t.Value)
+	return n, s.check(n)
+}
+
+// setConnection sets an attribute of c and returns the value before.
+func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
+	n, s := q.fw.checkSet(t)
+	if s != abi.StatusOK {
+		return nil, s
+	}
+	old := c.attrs.of(t.Attr)
+	set := q.fw.settings[t.Attr]
+	if set.engine {
+		if s := set.apply(c.ep, n); s != abi.StatusOK {
+			return nil, s
+		}
+	}
+	c.attrs = c.attrs.with(t.Attr, n)
+	if t.Attr == abi.AttrCompletionPoint && c.phase == open {
+		q.completeSends(c)
+	}
+	if t.Attr == abi.AttrSendBuffer {
+		c.full = false
+		q.sendSoon(c)
+	}
+	return scalar(old), abi.StatusOK
+}
+
+// getConnection returns an attribute of c.
+func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
+	info, known := q.fw.table[a]
+	if !known || !info.Connection {
+		return nil, abi.StatusUnknownAttribute
+	}
+	if info.Settable {
+		if info.Kind != abi.KindScalar {
+			return make([]byte, notifyPatternSize), abi.StatusOK
+		}
+		return scalar(c.attrs.of(a)), abi.StatusOK
+	}
+	i := c.ep.Info()
+	switch a {
+	case abi.AttrProtocol:
+		return scalar(uint64(i.Protocol)), abi.StatusOK
+	case abi.AttrLocal:
+		return abi.AppendAddress(nil, abi.Address{Addr: i.Local.Addr(), Port: i.Local.Port()}), abi.StatusOK
+	case abi.AttrRemote:
+		return abi.AppendAddress(nil, abi.Address{Addr: i.Remote.Addr(), Port: i.Remote.Port()}), abi.StatusOK
+	case abi.AttrState:
+		return scalar(uint64(i.State)), abi.StatusOK
+	case abi.AttrRTT:
+		return scalar(uint64(i.RTT)), abi.StatusOK
+	case abi.AttrCongestionWindow:
+		return scalar(uint64(i.Cwnd) * uint64(i.MSS)), abi.StatusOK
+	case abi.AttrBytesSent:
+		return scalar(c.queued), abi.StatusOK
+	case abi.AttrBytesAcked:
+		return scalar(min(i.Acked, c.queued)), abi.StatusOK
+	case abi.AttrBytesReceived:
+		return scalar(i.Received), abi.StatusOK
+	case abi.AttrBytesDelivered:
+		return scalar(c.delivered), abi.StatusOK
+	case abi.AttrSegmentsSent:
+		return scalar(i.SegmentsSent), abi.StatusOK
+	case abi.AttrSegmentsReceived:
+		return scalar(i.SegmentsRecvd), abi.StatusOK
+	case abi.AttrRetransmits:
+		return scalar(i.Retransmits), abi.StatusOK
+	case abi.AttrHeldBuffers:
+		return c.heldBuffers(), abi.StatusOK
+	case abi.AttrRecord:
+		return q.record(c, &i), abi.StatusOK
+	case abi.AttrMSS:
+		return scalar(uint64(i.MSS)), abi.StatusOK
+	}
+	return nil, abi.StatusNotSupported
+}
+
+// notifyPatternSize is NOTIFY_PATTERN without a pattern.
+const notifyPatternSize = 16
+
+// heldBuffers lists what the adapter holds for c: sends, then receive buffers,
+// each in order.
+func (c *conn) heldBuffers() []byte {
+	b := make([]byte, 0, 16*(c.sends.n+c.buffers.n))
+	for _, l := range []*requestList{&c.sends, &c.buffers} {
+		for r := l.front; r != nil; r = r.next {
+			b = binary.LittleEndian.AppendUint32(b, r.tag)
+			b = binary.LittleEndian.AppendUint32(b, r.length)
+			b = binary.LittleEndian.AppendUint64(b, r.base)
+		}
+	}
+	return b
+}
+
+// record is the state record of SPEC.md §7.1. Fields that the engine does not
+// tell are 0.
+func (q *queue) record(c *conn, i *engine.Info) []byte {
+	b := make([]byte, 0, abi.StateRecordSize)
+	b = binary.LittleEndian.AppendUint64(b, c.id)
+	b = abi.AppendAddress(b, abi.Address{Addr: i.Local.Addr(), Port: i.Local.Port()})
+	b = abi.AppendAddress(b, abi.Address{Addr: i.Remote.Addr(), Port: i.Remote.Port()})
+	b = binary.LittleEndian.AppendUint32(b, uint32(i.State))
+	b = binary.LittleEndian.AppendUint32(b, uint32(i.Protocol))
+	acked := min(i.Acked, c.queued)
+	window := min(uint64(i.Cwnd)*uint64(i.MSS), uint64(i.SendWindow))
+	for _, n := range []uint64{c.queued, min(c.queued, acked+window), acked, i.Received, c.delivered} {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	b = binary.LittleEndian.AppendUint32(b, i.MSS)
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, i.SendWindow)
+	b = binary.LittleEndian.AppendUint32(b, uint32(c.attrs.of(abi.AttrReceiveWindow)))
+	b = binary.LittleEndian.AppendUint64(b, uint64(i.RTT))
+	b = binary.LittleEndian.AppendUint64(b, uint64(i.RTO))
+	b = b[:160]
+	binary.LittleEndian.PutUint64(b[152:], 0)
+	b = binary.LittleEndian.AppendUint64(b, uint64(q.now))
+	return b[:abi.StateRecordSize]
+}
+
+func scalar(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
