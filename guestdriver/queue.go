@@ -288,18 +288,29 @@ func (q *Queue) postRest(reqs []abi.Fields) error {
 	return failed
 }
 
-// armRoom asks for an interrupt when the adapter has handed back half of the
-// input table, and reports whether a slot is free already.
+// armRoom asks for an interrupt when the adapter hands back the slot at the
+// producer index, and reports whether it is free already.
 func (q *Queue) armRoom() bool {
 	q.inMu.Lock()
 	defer q.inMu.Unlock()
 	if q.dead != nil {
 		return true
 	}
-	// The request half a table behind the producer index: when it is handed
-	// back, so are, in order, the ones before it.
-	abi.StoreWord(q.event[abi.EventInFreed:], uint32(abi.EventAt(q.in.next.Add(-(1<<q.in.log2)/2-1))))
+	abi.StoreWord(q.event[abi.EventInFreed:], uint32(abi.EventAt(q.in.next.Add(-(1 << q.in.log2)))))
 	return q.in.free(0)
+}
+
+// hasRoom reports whether a request could be posted.
+func (q *Queue) hasRoom() bool {
+	q.inMu.Lock()
+	defer q.inMu.Unlock()
+	return q.dead == nil && q.in.free(0)
+}
+
+func (q *Queue) isDead() bool {
+	q.inMu.Lock()
+	defer q.inMu.Unlock()
+	return q.dead != nil
 }
 
 // Poll consumes up to len(dst) responses and returns how many there were. It
@@ -461,6 +472,9 @@ func (q *Queue) Destroy(ctx context.Context) error {
 	}
 	q.kill(errClosed)
 	err := q.command(ctx, "destroy", abi.QueueDestroy, abi.QueueDisabled)
+	if state, _ := q.State(); err != nil && state == abi.QueueDisabled {
+		err = nil // a reset was faster
+	}
 	started := true
 	q.pumpOnce.Do(func() { started = false; close(q.pumpEnd) })
 	if started {

@@ -1,0 +1,558 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"toebox/vdev/abi"
+)
+
+// Limits of the driver.
+const (
+	defaultMemory    = 64 << 20
+	controlMemory    = 2 << 20
+	defaultSendLimit = 512 << 10
+	defaultBacklog   = 1024
+	maxConns         = 4096
+	startTimeout     = 5 * time.Second
+	closeTimeout     = 2 * time.Second
+	defaultWatch     = time.Second
+	startAttempts    = 5
+	// eventMask: firmware started, link, queue error, stopped (SPEC.md §9.3).
+	eventMask = abi.EventFirmware | abi.EventLink | abi.EventQueueError | abi.EventStopped
+)
+
+// Options configure an adapter; the zero value is usable.
+type Options struct {
+	Queues          int   // queue pairs; 0: 1
+	InLog2, OutLog2 uint8 // log2 of the slots of each; 0: 8 and 9
+	// Memory bounds the DMA memory for payload, in bytes, half of it for each
+	// direction; it is taken as it is needed. 0: 64 MiB.
+	Memory int
+	Mode   Mode
+	Spin   time.Duration // of ModeHybrid; 0: 50 us
+	// SendLimit bounds the bytes of one connection that wait to be
+	// acknowledged in host memory; 0: 512 KiB.
+	SendLimit int
+	Backlog   int // connections of a listener that wait for Accept; 0: 1024
+	// Watch is how often the driver looks whether the adapter still is the one
+	// it knows and whether an interrupt was lost; 0: 1 s, negative: never.
+	Watch time.Duration
+}
+
+func (o *Options) setDefaults() {
+	if o.Queues <= 0 {
+		o.Queues = 1
+	}
+	if o.Memory <= 0 {
+		o.Memory = defaultMemory
+	}
+	if o.SendLimit <= 0 {
+		o.SendLimit = defaultSendLimit
+	}
+	if o.Backlog <= 0 {
+		o.Backlog = defaultBacklog
+	}
+	if o.Spin <= 0 {
+		o.Spin = defaultSpin
+	}
+	if o.Watch == 0 {
+		o.Watch = defaultWatch
+	}
+}
+
+// Adapter is an adapter in operation. It owns its bus.
+type Adapter struct {
+	bus  Bus
+	opts Options
+	rx   *arena
+	tx   *arena
+	ctl  *arena
+
+	lanes   []*lane
+	nextLn  atomic.Uint32
+	workers sync.WaitGroup
+	stopped atomic.Bool // no more work: goroutines end
+	stop    chan struct{}
+
+	// life is held by what starts or ends the adapter.
+	life       sync.Mutex
+	generation uint32
+
+	mu        sync.RWMutex
+	conns     map[uint64]*Conn
+	dialing   int // connections asked for and not there yet
+	listeners map[uint64]*Listener
+	bound     map[*Listener]struct{} // all that are open, whatever their ids
+	closing   bool
+	idle      chan struct{} // closed when closing and no connection is left
+	local4    netip.Addr
+	local6    netip.Addr
+	features  uint32
+	bad       badResponses
+	host      hostCounters
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Open starts the driver on the adapter behind bus. The bus is the adapter's
+// from now on; when Open fails the caller closes it.
+func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
+	opts.setDefaults()
+	if opts.Queues > abi.MaxQueues {
+		return nil, fmt.Errorf("guestdriver: %d queues: the adapter has %d", opts.Queues, abi.MaxQueues)
+	}
+	half := opts.Memory / 2
+	a := &Adapter{
+		bus: bus, opts: opts, stop: make(chan struct{}), idle: make(chan struct{}),
+		rx:    newArena(bus, half, half/4),
+		tx:    newArena(bus, half, half/4),
+		ctl:   newArena(bus, controlMemory, 0),
+		conns: map[uint64]*Conn{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
+	}
+	for i := range opts.Queues {
+		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}
+		ln.mode.Store(uint32(opts.Mode))
+		ln.spin.Store(int64(opts.Spin))
+		a.lanes = append(a.lanes, ln)
+	}
+	if err := a.identify(); err != nil {
+		return nil, fmt.Errorf("guestdriver: %s: %w", bus.Name(), err)
+	}
+	if err := bus.EnableVectors(1 + opts.Queues); err != nil {
+		return nil, fmt.Errorf("guestdriver: %s: enable vectors: %w", bus.Name(), err)
+	}
+	a.life.Lock()
+	err := a.startLocked(ctx)
+	a.life.Unlock()
+	if err != nil {
+		a.bus.Write32(abi.BARRegisters, abi.RegControl, abi.ControlReset)
+		return nil, fmt.Errorf("guestdriver: %s: %w", bus.Name(), err)
+	}
+	for _, ln := range a.lanes {
+		a.workers.Go(ln.run)
+	}
+	a.workers.Go(a.events)
+	if opts.Watch > 0 {
+		a.workers.Go(a.watch)
+	}
+	if err := a.learn(ctx); err != nil {
+		a.Close() // the goroutines wait in the bus
+		return nil, fmt.Errorf("guestdriver: %s: %w", bus.Name(), err)
+	}
+	return a, nil
+}
+
+// identify checks that this is an adapter this driver knows, and turns it on.
+func (a *Adapter) identify() error {
+	id, err := a.bus.ReadConfig(0, 4)
+	if err != nil {
+		return fmt.Errorf("read config space: %w", err)
+	}
+	if id != abi.DeviceID<<16|abi.VendorID {
+		return fmt.Errorf("PCI function %04x:%04x is not an adapter", id&0xffff, id>>16)
+	}
+	// Command: memory space and bus master.
+	cmd, err := a.bus.ReadConfig(4, 2)
+	if err != nil {
+		return fmt.Errorf("read command register: %w", err)
+	}
+	if cmd&6 != 6 {
+		if err := a.bus.WriteConfig(4, 2, cmd|6); err != nil {
+			return fmt.Errorf("write command register: %w", err)
+		}
+	}
+	if v := a.read(abi.RegID); v != abi.IDValue {
+		return fmt.Errorf("ID register is %#08x", v)
+	}
+	if v := a.read(abi.RegVersion); v>>16 != abi.VersionValue>>16 {
+		return fmt.Errorf("programming interface %d.%d, not %d", v>>16, v&0xffff, abi.VersionValue>>16)
+	}
+	limits := a.read(abi.RegLimits)
+	if n := int(limits & 0xff); n < a.opts.Queues {
+		return fmt.Errorf("adapter has %d queues, not %d", n, a.opts.Queues)
+	}
+	if n := int(limits >> 8 & 0xff); n < 1+a.opts.Queues {
+		return fmt.Errorf("adapter has %d vectors, not %d", n, 1+a.opts.Queues)
+	}
+	a.features = a.read(abi.RegFeatures)
+	return nil
+}
+
+func (a *Adapter) read(reg uint32) uint32     { return a.bus.Read32(abi.BARRegisters, reg) }
+func (a *Adapter) write(reg uint32, v uint32) { a.bus.Write32(abi.BARRegisters, reg, v) }
+
+// startLocked brings the adapter from any state to running queues (SPEC.md
+// §11), and starts over when its firmware changes meanwhile.
+func (a *Adapter) startLocked(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var err error
+	for range startAttempts {
+		gen := a.read(abi.RegGeneration)
+		if err = a.bringUp(ctx); err == nil && a.read(abi.RegGeneration) == gen {
+			a.generation = gen
+			return nil
+		}
+		if ctx.Err() != nil || a.stopped.Load() {
+			break
+		}
+		a.endAll(ErrReset)
+		if err == nil {
+			err = ErrReset
+		}
+	}
+	return err
+}
+
+func (a *Adapter) bringUp(ctx context.Context) error {
+	ready := func() bool { return a.read(abi.RegStatus)&(abi.StatusReady|abi.StatusFailed) == abi.StatusReady }
+	if err := pollUntil(ctx, ready); err != nil {
+		return fmt.Errorf("wait until ready (status %#x): %w", a.read(abi.RegStatus), err)
+	}
+	if a.read(abi.RegStatus)&(abi.StatusRunning|abi.StatusStopped) != 0 {
+		// Somebody's queues may still be there.
+		a.write(abi.RegControl, abi.ControlReset)
+		if err := pollUntil(ctx, ready); err != nil {
+			return fmt.Errorf("reset (status %#x): %w", a.read(abi.RegStatus), err)
+		}
+	}
+	a.write(abi.RegEvents, ^uint32(0))
+	a.write(abi.RegControl, abi.ControlRun)
+	if err := pollUntil(ctx, func() bool { return a.read(abi.RegStatus)&abi.StatusRunning != 0 }); err != nil {
+		return fmt.Errorf("run (status %#x): %w", a.read(abi.RegStatus), err)
+	}
+	for _, ln := range a.lanes {
+		q, err := NewQueue(a.bus, ln.index, QueueConfig{
+			InLog2: a.opts.InLog2, OutLog2: a.opts.OutLog2, Vector: ln.vector,
+			Mode: Mode(ln.mode.Load()), Spin: time.Duration(ln.spin.Load()),
+		})
+		if err != nil {
+			return err
+		}
+		ln.disp.Lock()
+		old := ln.queue
+		ln.install(q)
+		ln.disp.Unlock()
+		if old != nil {
+			old.freeTables()
+		}
+	}
+	a.write(abi.RegEventMask, eventMask)
+	return nil
+}
+
+// learn gets what the driver wants to know of a running adapter.
+func (a *Adapter) learn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for _, attr := range [...]abi.Attribute{abi.AttrAddress4, abi.AttrAddress6} {
+		v, err := a.Attribute(ctx, 0, attr)
+		var s abi.Status
+		switch {
+		case errors.As(err, &s): // no such address
+		case err != nil:
+			return fmt.Errorf("read attributes: %w", err)
+		default:
+			a.noteAddress(attr, v)
+		}
+	}
+	return nil
+}
+
+// noteAddress remembers an address of the adapter, for LocalAddr.
+func (a *Adapter) noteAddress(attr abi.Attribute, v []byte) {
+	ad, ok := abi.ParseAddress(v)
+	if !ok {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if attr == abi.AttrAddress4 {
+		a.local4 = ad.Addr
+	} else {
+		a.local6 = ad.Addr
+	}
+}
+
+// events waits for the adapter's own vector.
+func (a *Adapter) events() {
+	for a.bus.Wait(0) == nil && !a.stopped.Load() {
+		a.host.events.Add(1)
+		e := a.read(abi.RegEvents)
+		if e == ^uint32(0) {
+			a.check()
+			continue
+		}
+		a.write(abi.RegEvents, e)
+		if e&(abi.EventFirmware|abi.EventStopped) != 0 {
+			a.check()
+		}
+		if e&abi.EventQueueError != 0 {
+			a.checkQueues()
+		}
+	}
+}
+
+// watch looks after the adapter when no event says anything.
+func (a *Adapter) watch() {
+	t := time.NewTicker(a.opts.Watch)
+	defer t.Stop()
+	last := make([]uint64, len(a.lanes))
+	for {
+		select {
+		case <-a.stop:
+			return
+		case <-t.C:
+		}
+		a.check()
+		for i, ln := range a.lanes {
+			passes := ln.passes.Load()
+			if q := ln.current(); q != nil && passes == last[i] && q.Pending() {
+				a.host.missed.Add(1)
+				ln.pass()
+			}
+			ln.room()
+			last[i] = passes
+		}
+	}
+}
+
+// check looks whether the adapter is the one that was started, and starts
+// over if not.
+func (a *Adapter) check() {
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.stopped.Load() {
+		return
+	}
+	gen, status := a.read(abi.RegGeneration), a.read(abi.RegStatus)
+	if gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
+		return
+	}
+	a.restartLocked()
+}
+
+// checkQueues starts over when a queue is in error: nothing of it can be
+// relied on.
+func (a *Adapter) checkQueues() {
+	a.life.Lock()
+	defer a.life.Unlock()
+	for _, ln := range a.lanes {
+		if state, _ := ln.current().State(); state == abi.QueueError && !a.stopped.Load() {
+			a.write(abi.RegControl, abi.ControlReset)
+			a.restartLocked()
+			return
+		}
+	}
+}
+
+// restartLocked ends everything that was outstanding with ErrReset, once, and
+// brings the adapter up again with the listeners that were open.
+func (a *Adapter) restartLocked() {
+	a.host.resets.Add(1)
+	cause := ErrReset
+	if a.read(abi.RegID) != abi.IDValue {
+		cause = ErrGone
+	}
+	a.endAll(cause)
+	if cause == ErrGone {
+		a.endListeners(cause)
+		return
+	}
+	if err := a.startLocked(context.Background()); err != nil {
+		a.endAll(err)
+		a.endListeners(err)
+		return
+	}
+	a.mu.RLock()
+	again := make([]*Listener, 0, len(a.bound))
+	for l := range a.bound {
+		again = append(again, l)
+	}
+	a.mu.RUnlock()
+	for _, l := range again {
+		// In goroutines of their own: the answers may need this one.
+		a.workers.Go(l.again)
+	}
+}
+
+// endAll takes the queues away and ends what is outstanding on them.
+func (a *Adapter) endAll(err error) {
+	for _, ln := range a.lanes {
+		ln.disp.Lock()
+	}
+	var all []request
+	for _, ln := range a.lanes {
+		all = append(all, ln.replace(err)...)
+	}
+	for _, r := range all {
+		a.endRequest(r, err)
+	}
+	a.mu.Lock()
+	conns := a.conns
+	a.conns, a.listeners = map[uint64]*Conn{}, map[uint64]*Listener{}
+	a.signalIdleLocked()
+	a.mu.Unlock()
+	for _, c := range conns {
+		c.fail(err)
+		c.gone()
+	}
+	for _, ln := range a.lanes {
+		ln.disp.Unlock()
+	}
+}
+
+// endRequest completes a request that will have no response.
+func (a *Adapter) endRequest(r request, err error) {
+	switch {
+	case r.kind == kindSend:
+		r.conn.sendLost(r.buf, err)
+	case r.kind == kindReceive:
+		r.conn.bufferLost(r.buf)
+	case r.call != nil:
+		a.finish(r, result{err: err})
+	}
+}
+
+// finish ends a call and frees its control buffer unless the result is for
+// somebody who looks into it.
+func (a *Adapter) finish(r request, res result) {
+	if !r.call.deliver(res) || res.err != nil {
+		a.ctl.release(r.buf)
+	}
+}
+
+func (a *Adapter) endListeners(err error) {
+	a.mu.Lock()
+	all := a.bound
+	a.bound = map[*Listener]struct{}{}
+	a.mu.Unlock()
+	for l := range all {
+		l.fail(err)
+	}
+}
+
+// lane returns the lane for the next connection or listener.
+func (a *Adapter) lane() *lane {
+	return a.lanes[int(a.nextLn.Add(1)-1)%len(a.lanes)]
+}
+
+func (a *Adapter) conn(id uint64) *Conn {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.conns[id]
+}
+
+func (a *Adapter) listener(id uint64) *Listener {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.listeners[id]
+}
+
+// enter adds a connection; false when its id is impossible or there are too
+// many.
+func (a *Adapter) enter(c *Conn) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, taken := a.conns[c.id]; taken || c.id == 0 || a.closing || len(a.conns) >= maxConns {
+		return false
+	}
+	a.conns[c.id] = c
+	return true
+}
+
+// forget removes a connection whose id is gone.
+func (a *Adapter) forget(id uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.conns, id)
+	a.signalIdleLocked()
+}
+
+func (a *Adapter) signalIdleLocked() {
+	if a.closing && len(a.conns) == 0 {
+		select {
+		case <-a.idle:
+		default:
+			close(a.idle)
+		}
+	}
+}
+
+// SetMode changes at run time how the driver learns of responses (IF11).
+func (a *Adapter) SetMode(m Mode, spin time.Duration) {
+	if spin <= 0 {
+		spin = a.opts.Spin
+	}
+	for _, ln := range a.lanes {
+		ln.spin.Store(int64(spin))
+		ln.mode.Store(uint32(m))
+		// The dispatcher may sleep in the old mode: wake it.
+		a.write(abi.RegRaise, uint32(ln.vector))
+	}
+}
+
+// Bus returns the adapter's bus.
+func (a *Adapter) Bus() Bus { return a.bus }
+
+// Close ends listeners and connections, lets data that was written go out for
+// a bounded time, stops the adapter and closes the bus.
+func (a *Adapter) Close() error {
+	a.closeOnce.Do(func() { a.closeErr = a.shutdown() })
+	return a.closeErr
+}
+
+func (a *Adapter) shutdown() error {
+	a.mu.Lock()
+	a.closing = true
+	conns := make([]*Conn, 0, len(a.conns))
+	for _, c := range a.conns {
+		conns = append(conns, c)
+	}
+	listeners := make([]*Listener, 0, len(a.bound))
+	for l := range a.bound {
+		listeners = append(listeners, l)
+	}
+	a.signalIdleLocked()
+	a.mu.Unlock()
+	for _, l := range listeners {
+		l.Close()
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	t := time.NewTimer(closeTimeout)
+	defer t.Stop()
+	select {
+	case <-a.idle:
+	case <-t.C:
+	}
+	a.life.Lock()
+	a.stopped.Store(true)
+	close(a.stop)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if a.read(abi.RegGeneration) == a.generation && a.read(abi.RegStatus)&abi.StatusRunning != 0 {
+		a.write(abi.RegControl, abi.ControlStop)
+		pollUntil(ctx, func() bool { return a.read(abi.RegStatus)&(abi.StatusStopped|abi.StatusRunning) != abi.StatusRunning })
+		a.write(abi.RegControl, abi.ControlReset)
+		pollUntil(ctx, func() bool { return a.read(abi.RegStatus)&abi.StatusReady != 0 })
+	}
+	// No DMA into memory that is about to be unmapped.
+	if cmd, err := a.bus.ReadConfig(4, 2); err == nil {
+		a.bus.WriteConfig(4, 2, cmd&^4)
+	}
+	a.life.Unlock()
+	a.endAll(errClosed)
+	err := a.bus.Close()
+	a.workers.Wait()
+	return err
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"fmt"
+	"sync"
+)
+
+// Size classes of DMA buffers: 1, 4, 16, 64, 256 KiB.
+const (
+	numClasses = 5
+	minPiece   = 1 << 10
+	blockSize  = 256 << 10 // a block is cut into pieces of one class
+	chunkSize  = 1 << 20   // what is taken from the bus at a time
+)
+
+func classSize(class int) int { return minPiece << (2 * class) }
+
+// classFor returns the smallest class that holds n bytes, or the largest.
+func classFor(n int) int {
+	for c := range numClasses {
+		if n <= classSize(c) {
+			return c
+		}
+	}
+	return numClasses - 1
+}
+
+// buffer is a piece of DMA memory. Who holds the pointer owns it; the receive
+// fields are under the connection's lock.
+type buffer struct {
+	data  []byte
+	iova  uint64
+	block *block
+	next  *buffer // in the block's free list
+
+	filled   uint32 // bytes the adapter reported, from the start
+	consumed uint32 // of these, bytes that the reader has taken
+	final    bool   // the adapter will not write any more
+}
+
+// block is blockSize bytes of one class, or of none yet.
+type block struct {
+	mem        []byte
+	iova       uint64
+	class      int
+	pieces     []buffer
+	free       *buffer
+	used       int
+	prev, next *block // in the class's list of blocks with free pieces
+}
+
+// arena hands out DMA memory up to a limit. It grows by chunks, and shrinks
+// only when the bus is closed.
+//
+// A share of it is a reserve that only reserved allocations of the smallest
+// class may use: whoever holds nothing can always get one piece, as long as
+// there are not more holders than reserve pieces. Nobody therefore waits for
+// memory that others hold, and no wait of one connection can depend on the
+// reader of another.
+type arena struct {
+	bus     Bus
+	limit   int // in blocks
+	reserve int // in blocks
+
+	mu      sync.Mutex
+	blocks  int      // taken from the bus
+	empty   []*block // of no class
+	partial [numClasses]*block
+	used    int // bytes handed out
+}
+
+func newArena(bus Bus, limit, reserve int) *arena {
+	return &arena{bus: bus, limit: limit / blockSize, reserve: reserve / blockSize}
+}
+
+// errNoDMA says that the arena, or the bus behind it, is exhausted.
+var errNoDMA = fmt.Errorf("guestdriver: DMA memory exhausted")
+
+// alloc returns a piece of the class, or nil. reserved allocations of class 0
+// may use the reserve.
+func (a *arena) alloc(class int, reserved bool) *buffer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := a.partial[class]
+	if b == nil {
+		if b = a.takeBlockLocked(class == 0 && reserved); b == nil {
+			return nil
+		}
+		b.format(class)
+		a.pushLocked(b)
+	}
+	p := b.free
+	b.free, p.next = p.next, nil
+	if b.used++; b.free == nil {
+		a.removeLocked(b)
+	}
+	a.used += len(p.data)
+	p.filled, p.consumed, p.final = 0, 0, false
+	return p
+}
+
+// takeBlockLocked returns a block of no class, growing the arena if need be.
+func (a *arena) takeBlockLocked(reserved bool) *block {
+	if left := a.limit - a.blocks + len(a.empty); left <= 0 || left <= a.reserve && !reserved {
+		return nil
+	}
+	if len(a.empty) == 0 {
+		n := min(chunkSize/blockSize, a.limit-a.blocks)
+		mem, err := a.bus.AllocDMA(n * blockSize)
+		if err != nil {
+			return nil
+		}
+		a.blocks += n
+		for i := range n {
+			off := i * blockSize
+			a.empty = append(a.empty, &block{
+				mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: -1,
+			})
+		}
+	}
+	b := a.empty[len(a.empty)-1]
+	a.empty = a.empty[:len(a.empty)-1]
+	return b
+}
+
+// format cuts the block into free pieces.
+func (b *block) format(class int) {
+	size := classSize(class)
+	if b.class != class {
+		b.class = class
+		b.pieces = make([]buffer, blockSize/size)
+	}
+	b.free = nil
+	for i := len(b.pieces) - 1; i >= 0; i-- {
+		off := i * size
+		b.pieces[i] = buffer{data: b.mem[off : off+size : off+size], iova: b.iova + uint64(off), block: b, next: b.free}
+		b.free = &b.pieces[i]
+	}
+}
+
+// release gives a piece back.
+func (a *arena) release(p *buffer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := p.block
+	if b.free == nil {
+		a.pushLocked(b)
+	}
+	p.next, b.free = b.free, p
+	a.used -= len(p.data)
+	if b.used--; b.used == 0 {
+		a.removeLocked(b)
+		a.empty = append(a.empty, b)
+	}
+}
+
+func (a *arena) pushLocked(b *block) {
+	head := a.partial[b.class]
+	b.prev, b.next = nil, head
+	if head != nil {
+		head.prev = b
+	}
+	a.partial[b.class] = b
+}
+
+func (a *arena) removeLocked(b *block) {
+	if b.prev != nil {
+		b.prev.next = b.next
+	} else {
+		a.partial[b.class] = b.next
+	}
+	if b.next != nil {
+		b.next.prev = b.prev
+	}
+	b.prev, b.next = nil, nil
+}
+
+// room returns how many bytes ordinary allocations may still take.
+func (a *arena) room() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return max(0, (a.limit-a.reserve)*blockSize-a.used)
+}
+
+// inUse returns the bytes handed out.
+func (a *arena) inUse() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.used
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"toebox/vdev/abi"
+)
+
+// Conn is a TCP connection of the adapter. It behaves as a [net.TCPConn].
+//
+//	          Close                       terminal response
+//	open ───────────────> closing ──────────────────────────> gone
+//	  │ reset, time-out, firmware gone (rerr, werr set)         ^
+//	  └──────────────────────> dead ── Close ───────────────────┘
+type Conn struct {
+	ln      *lane
+	id      uint64
+	network string
+	local   *net.TCPAddr
+	remote  *net.TCPAddr
+
+	rdMu sync.Mutex // one reader at a time; held while it copies
+	wrMu sync.Mutex // one writer at a time
+
+	mu    sync.Mutex
+	rcond sync.Cond
+	wcond sync.Cond
+	rdl   deadline
+	wdl   deadline
+
+	// Receive: segs are the bytes that wait for a reader, in order of the
+	// stream. reading is set while a reader works on segs[0] without mu.
+	segs    []segment
+	reading bool
+	bufs    int // receive buffers held: posted, or not wholly read
+	room    int // bytes that the adapter may still write
+	class   int // of the next receive buffer
+	eof     bool
+	rerr    error
+	rdShut  bool // CloseRead
+
+	// Send.
+	held   int // bytes of DMA memory: posted, or being filled
+	sends  int // posted
+	werr   error
+	wrShut bool // CloseWrite
+	queued bool // waits for room on the queue
+
+	linger   int // seconds; negative: none
+	closed   bool
+	isGone   bool
+	requests int // outstanding, without the termination
+}
+
+// segment is n bytes at off of a receive buffer.
+type segment struct {
+	buf    *buffer
+	off, n uint32
+}
+
+func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *Conn {
+	c := &Conn{ln: ln, id: id, network: network, local: local, remote: remote, class: firstClass, linger: -1}
+	c.rcond.L, c.wcond.L = &c.mu, &c.mu
+	return c
+}
+
+// deadline is one direction's deadline; Conn.mu protects it.
+type deadline struct {
+	timer   *time.Timer
+	epoch   int // counts the settings, so that a late timer does nothing
+	expired bool
+}
+
+// setLocked moves a deadline and wakes who waits under it when it is past.
+func (d *deadline) setLocked(mu *sync.Mutex, cond *sync.Cond, t time.Time) {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	d.epoch++
+	d.expired = false
+	if t.IsZero() {
+		return
+	}
+	left := time.Until(t)
+	if left <= 0 {
+		d.expired = true
+		cond.Broadcast()
+		return
+	}
+	epoch := d.epoch
+	d.timer = time.AfterFunc(left, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if d.epoch == epoch {
+			d.expired = true
+			cond.Broadcast()
+		}
+	})
+}
+
+// ID returns the adapter's id of the connection, for attributes.
+func (c *Conn) ID() uint64 { return c.id }
+
+// LocalAddr returns a *net.TCPAddr.
+func (c *Conn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr returns a *net.TCPAddr.
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// opError wraps an error as package net does.
+func (c *Conn) opError(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &net.OpError{Op: op, Net: c.network, Source: c.local, Addr: c.remote, Err: err}
+}
+
+// SetDeadline sets both deadlines. It reaches calls that wait already.
+func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(t, true, true) }
+
+// SetReadDeadline sets the deadline of reads.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(t, true, false) }
+
+// SetWriteDeadline sets the deadline of writes.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(t, false, true) }
+
+func (c *Conn) setDeadline(t time.Time, rd, wr bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.opError("set", errClosed)
+	}
+	if rd {
+		c.rdl.setLocked(&c.mu, &c.rcond, t)
+	}
+	if wr {
+		c.wdl.setLocked(&c.mu, &c.wcond, t)
+	}
+	return nil
+}
+
+// Close ends the connection. Data written before still goes out, as long as
+// the linger time allows.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.opError("close", errClosed)
+	}
+	mode := uint32(abi.TerminateGraceful)
+	if c.linger == 0 {
+		mode = abi.TerminateAbort
+	}
+	c.closeLocked(mode)
+	return nil
+}
+
+// abort resets a connection that nobody has seen yet.
+func (c *Conn) abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.closeLocked(abi.TerminateAbort)
+	}
+}
+
+func (c *Conn) closeLocked(mode uint32) {
+	c.closed = true
+	c.rdl.setLocked(&c.mu, &c.rcond, time.Time{})
+	c.wdl.setLocked(&c.mu, &c.wcond, time.Time{})
+	c.rcond.Broadcast()
+	c.wcond.Broadcast()
+	if !c.reading {
+		c.dropSegmentsLocked()
+	}
+	if c.isGone {
+		return
+	}
+	// Behind everything that was posted. An error means that a reset has
+	// ended, or is about to end, the connection.
+	c.ln.start(request{kind: kindTerminate, conn: c},
+		abi.Fields{Type: abi.TypeTermination, Conn: c.id, Length: mode}, true)
+}
+
+// CloseWrite sends a FIN behind what was written.
+func (c *Conn) CloseWrite() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return c.opError("close", errClosed)
+	case c.wrShut:
+		return nil
+	case c.werr != nil || c.isGone:
+		return c.opError("close", os.NewSyscallError("shutdown", syscall.ENOTCONN))
+	}
+	c.wrShut = true
+	c.wcond.Broadcast()
+	return c.opError("close", c.halfCloseLocked(abi.TerminateSend))
+}
+
+// CloseRead ends receiving: reads return io.EOF, what comes is dropped.
+func (c *Conn) CloseRead() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return c.opError("close", errClosed)
+	case c.rdShut:
+		return nil
+	}
+	c.rdShut = true
+	c.rcond.Broadcast()
+	if !c.reading {
+		c.dropSegmentsLocked()
+	}
+	if c.isGone || c.eof || c.rerr != nil {
+		return nil
+	}
+	return c.opError("close", c.halfCloseLocked(abi.TerminateReceive))
+}
+
+func (c *Conn) halfCloseLocked(mode uint32) error {
+	_, err := c.ln.start(request{kind: kindHalfClose, conn: c},
+		abi.Fields{Type: abi.TypeTermination, Conn: c.id, Length: mode}, true)
+	return err
+}
+
+// ended acts on a termination response that nobody asked for (SPEC.md §5.8).
+func (c *Conn) ended(how uint32) {
+	switch how {
+	case abi.EndedStream:
+		c.mu.Lock()
+		c.eof = true
+		c.rcond.Broadcast()
+		c.mu.Unlock()
+	case abi.EndedTimedOut:
+		c.fail(statusErr("read", abi.StatusTimedOut))
+	default:
+		c.fail(statusErr("read", abi.StatusReset))
+	}
+}
+
+// fail makes reads, behind the data that is there, and writes return err.
+func (c *Conn) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failLocked(err)
+}
+
+func (c *Conn) failLocked(err error) {
+	if c.rerr == nil && !c.eof {
+		c.rerr = err
+	}
+	if c.werr == nil {
+		var s *statusError
+		if errors.As(err, &s) && s.op == "read" {
+			err = &statusError{"write", s.errno, s.status}
+		}
+		c.werr = err
+	}
+	c.rcond.Broadcast()
+	c.wcond.Broadcast()
+}
+
+// gone acts on the terminal response to a termination: the id is no more.
+func (c *Conn) gone() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.isGone = true
+	// Every request is answered before (SPEC.md §5.8). Of one that was not,
+	// the adapter may still use the buffer: it stays out of circulation.
+	if c.requests > 0 {
+		c.ln.a.host.lost.Add(uint64(c.requests))
+	}
+	c.failLocked(errClosed)
+}
+
+// SetLinger sets what Close does with data not yet sent: sec < 0 sends it in
+// the background, 0 discards it and resets the connection, > 0 sends it in the
+// background for that long.
+func (c *Conn) SetLinger(sec int) error {
+	limit := ^uint64(0)
+	if sec > 0 {
+		limit = uint64(sec) * uint64(time.Second)
+	}
+	c.mu.Lock()
+	was := c.linger
+	c.linger = sec
+	c.mu.Unlock()
+	if was <= 0 && sec <= 0 {
+		return nil
+	}
+	return c.set(abi.AttrLinger, limit)
+}
+
+// SetNoDelay turns Nagle's algorithm off (the default) or on.
+func (c *Conn) SetNoDelay(noDelay bool) error { return c.set(abi.AttrNagle, scalarBool(!noDelay)) }
+
+// SetKeepAlive turns keep-alive on or off.
+func (c *Conn) SetKeepAlive(on bool) error { return c.set(abi.AttrKeepalive, scalarBool(on)) }
+
+// SetKeepAlivePeriod sets the idle time and the interval of keep-alive.
+func (c *Conn) SetKeepAlivePeriod(d time.Duration) error {
+	if err := c.set(abi.AttrKeepaliveIdle, uint64(d)); err != nil {
+		return err
+	}
+	return c.set(abi.AttrKeepaliveInterval, uint64(d))
+}
+
+// SetReadBuffer sets the receive window.
+func (c *Conn) SetReadBuffer(bytes int) error { return c.set(abi.AttrReceiveWindow, uint64(bytes)) }
+
+// SetWriteBuffer sets how much the adapter fetches ahead.
+func (c *Conn) SetWriteBuffer(bytes int) error { return c.set(abi.AttrSendBuffer, uint64(bytes)) }
+
+func scalarBool(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// set sets a scalar attribute of the connection.
+func (c *Conn) set(attr abi.Attribute, v uint64) error {
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		return c.opError("set", errClosed)
+	}
+	ctx, cancel := timeout(startTimeout)
+	defer cancel()
+	return c.opError("set", c.ln.a.SetScalar(ctx, c.id, attr, v))
+}
+
+// roomFreed wakes a writer that found the queue full.
+func (c *Conn) roomFreed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queued = false
+	c.wcond.Broadcast()
+}

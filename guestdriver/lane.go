@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"toebox/vdev/abi"
+)
+
+// batch is how many responses a lane consumes before it hands the slots back.
+const batch = 64
+
+// errNoRoom says that a request found no place on its queue; the caller waits
+// with awaitRoom.
+var errNoRoom = errors.New("guestdriver: no room in the input table")
+
+// roomWaiter is told when a queue that was full has room. It must not block.
+type roomWaiter interface{ roomFreed() }
+
+// lane is a queue pair at work: the requests outstanding on it and the
+// goroutine, the dispatcher, that consumes its responses. A lane lasts as long
+// as the adapter; after a reset it gets a new Queue.
+//
+// The dispatcher never waits for room, memory or a reader: what it must post
+// and cannot goes to the list later.
+//
+// Locks are taken in the order disp, Conn.mu or Listener.mu, mu.
+type lane struct {
+	a      *Adapter
+	index  int
+	vector int
+	mode   atomic.Uint32
+	spin   atomic.Int64 // ns
+
+	// disp is held while responses are consumed and acted on.
+	disp   sync.Mutex
+	got    [batch]abi.Fields
+	passes atomic.Uint64 // looks that found something
+
+	mu      sync.Mutex
+	queue   *Queue
+	err     error // set while there is no queue to post to
+	reqs    requests
+	later   []abi.Fields // to be posted when there is room; bounded by reqs
+	waiters []roomWaiter
+	past    QueueStats // of queues before the last reset
+
+	interrupts, polls atomic.Uint64
+}
+
+// start enters a request and posts its descriptor. When the table is full it
+// fails with errNoRoom, or, with must, leaves the post to the dispatcher.
+func (ln *lane) start(r request, f abi.Fields, must bool) (tag uint32, err error) {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if ln.err != nil {
+		return 0, ln.err
+	}
+	if f.Tag = ln.reqs.add(r); f.Tag == 0 {
+		return 0, errNoRoom
+	}
+	n := 0
+	if len(ln.later) == 0 {
+		one := [1]abi.Fields{f}
+		n, err = ln.queue.post(one[:])
+	}
+	switch {
+	case n == 1:
+	case err == nil && must:
+		ln.later = append(ln.later, f)
+		if ln.queue.armRoom() {
+			ln.flushLocked()
+		}
+	default:
+		ln.reqs.remove(f.Tag)
+		if err == nil {
+			err = errNoRoom
+		}
+		return 0, err
+	}
+	return f.Tag, nil
+}
+
+// flushLocked posts what waits for room and reports whether there is more
+// room.
+func (ln *lane) flushLocked() bool {
+	for {
+		if len(ln.later) > 0 {
+			n, _ := ln.queue.post(ln.later)
+			ln.later = ln.later[:copy(ln.later, ln.later[n:])]
+		}
+		switch {
+		case len(ln.later) > 0 && !ln.queue.armRoom():
+			return false
+		case len(ln.later) == 0:
+			return ln.queue.hasRoom()
+		}
+		if ln.err != nil || ln.queue.isDead() {
+			return false
+		}
+	}
+}
+
+// awaitRoom enters w to be told when there is room, and reports whether there
+// is some already: then w may not be told.
+func (ln *lane) awaitRoom(w roomWaiter) bool {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if ln.err != nil {
+		return true
+	}
+	if len(ln.waiters) < maxRequests {
+		ln.waiters = append(ln.waiters, w)
+	}
+	return ln.queue.armRoom() && len(ln.later) == 0
+}
+
+// room posts what waited for room and tells those that wait.
+func (ln *lane) room() {
+	ln.mu.Lock()
+	if len(ln.later) == 0 && len(ln.waiters) == 0 || ln.err != nil {
+		ln.mu.Unlock()
+		return
+	}
+	var told []roomWaiter
+	if ln.flushLocked() {
+		told, ln.waiters = ln.waiters, nil
+	}
+	ln.mu.Unlock()
+	for _, w := range told {
+		w.roomFreed()
+	}
+}
+
+// run is the dispatcher. It ends when the bus is closed.
+func (ln *lane) run() {
+	for {
+		if ln.pass() == 0 && !ln.sleep() {
+			return
+		}
+	}
+}
+
+// pass consumes what stands in the output table, at most one table's worth,
+// and returns how many responses that were.
+func (ln *lane) pass() int {
+	ln.disp.Lock()
+	defer ln.disp.Unlock()
+	q := ln.current()
+	total := 0
+	for total < 1<<q.cfg.OutLog2 {
+		n := q.Poll(ln.got[:])
+		for i := range ln.got[:n] {
+			ln.handle(&ln.got[i])
+		}
+		total += n
+		if n < len(ln.got) {
+			break
+		}
+	}
+	if total > 0 {
+		ln.passes.Add(1)
+	}
+	ln.room()
+	return total
+}
+
+func (ln *lane) current() *Queue {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	return ln.queue
+}
+
+// sleep waits as the mode says until there may be something to do. It returns
+// false when the bus is closed.
+func (ln *lane) sleep() bool {
+	q := ln.current()
+	if mode := Mode(ln.mode.Load()); mode != ModeInterrupt && ln.look(q, mode) {
+		return !ln.a.stopped.Load()
+	}
+	// A reset may put a new queue in the place of q now; it arms that one.
+	if q.arm() {
+		return true
+	}
+	err := ln.a.bus.Wait(ln.vector)
+	ln.interrupts.Add(1)
+	return err == nil
+}
+
+// look polls the queue until there is something to do or, in hybrid mode, for
+// the time given, and reports whether there is.
+func (ln *lane) look(q *Queue, mode Mode) bool {
+	q.disarm()
+	end := time.Now().Add(time.Duration(ln.spin.Load()))
+	for i := 1; ; i++ {
+		if q.Pending() {
+			return true
+		}
+		if i&0xf == 0 {
+			ln.polls.Add(16)
+			ln.room()
+			if ln.current() != q || Mode(ln.mode.Load()) != mode || ln.a.stopped.Load() {
+				return true
+			}
+			if mode == ModeHybrid && time.Now().After(end) {
+				return false
+			}
+		}
+		runtime.Gosched()
+	}
+}
+
+// handle acts on one response. What does not fit is counted and dropped.
+func (ln *lane) handle(f *abi.Fields) {
+	if f.Tag == 0 {
+		ln.unsolicited(f)
+		return
+	}
+	ln.mu.Lock()
+	p := ln.reqs.find(f.Tag)
+	if p == nil {
+		ln.mu.Unlock()
+		ln.a.bad.tag.Add(1)
+		return
+	}
+	r := *p
+	ln.mu.Unlock()
+	rejected := f.Type == abi.TypeRejected
+	final := f.Flags&abi.FlagFinal != 0
+	switch {
+	case !rejected && !r.kind.answeredBy(f.Type):
+		ln.a.bad.kind.Add(1)
+		return
+	case !final && (r.kind != kindReceive || f.Type != abi.TypeBufferReceive):
+		ln.a.bad.final.Add(1)
+		return
+	case r.conn != nil && !rejected && f.Conn != r.conn.id:
+		ln.a.bad.conn.Add(1)
+		return
+	}
+	// Bounds are judged before the request ends, so that a wrong response
+	// takes nothing away from the right one.
+	if f.Type == abi.TypeBufferReceive {
+		if !r.conn.received(f, r.buf, final) {
+			ln.a.bad.length.Add(1)
+			return
+		}
+	} else if !rejected && (r.kind == kindSend && f.Length > r.buf.filled || r.kind == kindReceive && f.Length != 0) {
+		ln.a.bad.length.Add(1)
+		return
+	}
+	if !final {
+		return
+	}
+	ln.mu.Lock()
+	ln.reqs.remove(f.Tag)
+	ln.mu.Unlock()
+	switch {
+	case f.Type == abi.TypeBufferReceive: // done above
+	case r.kind == kindSend:
+		r.conn.sent(r.buf, abi.Status(f.Aux))
+	case r.kind == kindReceive:
+		r.conn.bufferBack(r.buf, abi.Status(f.Aux))
+	case r.kind == kindConnect:
+		ln.connected(r, f)
+	case r.kind == kindListen:
+		ln.listening(r, f)
+	case r.kind == kindAttribute:
+		ln.a.finish(r, result{fields: *f})
+	case r.kind == kindTerminate && r.conn != nil:
+		ln.a.forget(r.conn.id)
+		r.conn.gone()
+	case r.kind == kindTerminate && r.listener != nil:
+		ln.a.forgetListener(r.listener, f.Conn)
+	}
+}
+
+// unsolicited acts on a response that nobody asked for (SPEC.md §5.1).
+func (ln *lane) unsolicited(f *abi.Fields) {
+	switch f.Type {
+	case abi.TypeArrival:
+		ln.arrived(f)
+	case abi.TypeTerminated:
+		if c := ln.a.conn(f.Conn); c != nil && c.ln == ln {
+			c.ended(f.Length)
+		} else if l := ln.a.listener(f.Conn); l != nil {
+			l.fail(statusErr("accept", abi.StatusTimedOut))
+		} else {
+			ln.a.bad.conn.Add(1)
+		}
+	default:
+		ln.a.bad.kind.Add(1)
+	}
+}
+
+// result ends a call.
+type result struct {
+	fields abi.Fields
+	conn   *Conn
+	err    error
+}
+
+// call is a control request that a goroutine waits for.
+type call struct {
+	done chan result // one
+	// state: 0 waiting, 1 the result was sent, 2 nobody waits any more.
+	state    atomic.Uint32
+	room     chan struct{} // one token: there may be room on the queue
+	listener *Listener     // of a listen request
+	remote   *target       // of a connect request
+}
+
+func newCall() *call {
+	return &call{done: make(chan result, 1), room: make(chan struct{}, 1)}
+}
+
+func (c *call) roomFreed() {
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
+}
+
+// deliver ends the call and reports whether somebody waits for it.
+func (c *call) deliver(r result) bool {
+	if !c.state.CompareAndSwap(0, 1) {
+		return false
+	}
+	c.done <- r
+	return true
+}
+
+// control posts a control request and waits for its result. The control
+// buffer is the request's from now on: it is the caller's again when a result
+// with no error came, and freed otherwise.
+func (ln *lane) control(ctx context.Context, r request, f abi.Fields) (result, error) {
+	var tag uint32
+	for {
+		var err error
+		if tag, err = ln.start(r, f, false); err == nil {
+			break
+		}
+		if err == errNoRoom {
+			if ln.awaitRoom(r.call) {
+				runtime.Gosched()
+			} else {
+				select {
+				case <-r.call.room:
+				case <-ctx.Done():
+				}
+			}
+			if err = ctx.Err(); err == nil {
+				continue
+			}
+		}
+		ln.a.ctl.release(r.buf)
+		return result{}, err
+	}
+	select {
+	case res := <-r.call.done:
+		return res, res.err
+	case <-ctx.Done():
+	}
+	if !r.call.state.CompareAndSwap(0, 2) {
+		res := <-r.call.done
+		return res, res.err
+	}
+	if r.kind == kindConnect || r.kind == kindListen {
+		// The result, whoever wins, is disposed of by the dispatcher.
+		ln.start(request{kind: kindCancel}, abi.Fields{Type: abi.TypeCancellation, Offset: tag}, true)
+	}
+	return result{}, ctx.Err()
+}
+
+// replace takes the queue away, ends everything outstanding, and returns it.
+// The caller holds disp.
+func (ln *lane) replace(err error) []request {
+	ln.mu.Lock()
+	old, told := ln.queue, ln.waiters
+	ln.err, ln.later, ln.waiters = err, nil, nil
+	all := ln.reqs.takeAll()
+	ln.mu.Unlock()
+	if old != nil {
+		old.kill(err)
+	}
+	for _, w := range told {
+		w.roomFreed()
+	}
+	return all
+}
+
+// install puts a new queue in place. The caller holds disp.
+func (ln *lane) install(q *Queue) {
+	q.arm()
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if old := ln.queue; old != nil {
+		s := old.Stats()
+		ln.past.Requests += s.Requests
+		ln.past.Responses += s.Responses
+		ln.past.DoorbellsIn += s.DoorbellsIn
+		ln.past.DoorbellsOut += s.DoorbellsOut
+		ln.past.Polls += s.Polls
+	}
+	ln.queue, ln.err = q, nil
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"io"
+	"os"
+	"syscall"
+
+	"toebox/vdev/abi"
+)
+
+// Receive buffers.
+const (
+	firstClass   = 1 // a connection begins with a buffer of 4 KiB
+	receiveClass = 3 // and goes up to 64 KiB, when buffers come back full
+	maxReceive   = 4 // buffers held by a connection
+)
+
+// A connection posts buffers of its own (MM05): the adapter appends to the
+// first until it is full, each response says what was added. A buffer counts
+// as held until it is full and wholly read, and at most maxReceive are held.
+//
+// Rule: who is not read keeps its own buffers and no other. When they are full
+// the adapter keeps the rest, and closes the window of that connection alone.
+// So a connection that is never read costs at most maxReceive buffers and
+// stops nobody, and nothing is copied to other memory to make room. When the
+// arena runs low, connections get smaller buffers; one of 1 KiB is always
+// there, from the reserve, for a connection that has none.
+
+// replenishLocked posts buffers while the adapter has less room than one
+// buffer of the present class.
+func (c *Conn) replenishLocked() {
+	rx := c.ln.a.rx
+	for !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
+		c.bufs < maxReceive && c.room < classSize(c.class) {
+		var buf *buffer
+		for class := c.class; class >= 0 && buf == nil; class-- {
+			reserved := class == 0 && c.bufs == 0
+			if reserved || classSize(class) <= rx.room()/8 {
+				buf = rx.alloc(class, reserved)
+			}
+		}
+		if buf == nil {
+			if c.bufs == 0 {
+				c.failLocked(os.NewSyscallError("read", syscall.ENOBUFS))
+			}
+			return
+		}
+		_, err := c.ln.start(request{kind: kindReceive, conn: c, buf: buf}, abi.Fields{
+			Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id, Length: uint32(len(buf.data)),
+		}, true)
+		if err != nil {
+			rx.release(buf)
+			if err != errNoRoom {
+				c.failLocked(err)
+			} else if c.bufs == 0 {
+				c.failLocked(os.NewSyscallError("read", syscall.ENOBUFS))
+			}
+			return
+		}
+		c.bufs++
+		c.requests++
+		c.room += len(buf.data)
+	}
+}
+
+// begin posts the first buffers of a new connection.
+func (c *Conn) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.replenishLocked()
+}
+
+// received acts on a buffer receive response. It returns false, and changes
+// nothing, when the response does not fit the buffer.
+func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := uint32(len(buf.data))
+	full := uint64(f.Offset)+uint64(f.Length) == uint64(size)
+	if f.Offset != buf.filled || f.Length > size-buf.filled || full && !final || f.Length == 0 && !final {
+		return false
+	}
+	buf.filled += f.Length
+	c.room -= int(f.Length)
+	if f.Length > 0 && !c.closed && !c.rdShut {
+		if n := len(c.segs); n > 0 && c.segs[n-1].buf == buf && c.segs[n-1].off+c.segs[n-1].n == f.Offset {
+			c.segs[n-1].n += f.Length
+		} else {
+			c.segs = append(c.segs, segment{buf, f.Offset, f.Length})
+		}
+		c.rcond.Signal()
+	} else {
+		buf.consumed += f.Length
+	}
+	if final {
+		c.finalLocked(buf)
+		if full && c.class < receiveClass {
+			c.class++
+		}
+		c.statusLocked(abi.Status(f.Aux))
+	}
+	c.replenishLocked()
+	return true
+}
+
+// finalLocked acts on the end of a buffer's post.
+func (c *Conn) finalLocked(buf *buffer) {
+	c.requests--
+	c.room -= len(buf.data) - int(buf.filled)
+	buf.final = true
+	c.recycleLocked(buf)
+}
+
+// recycleLocked frees a buffer that is neither the adapter's nor a reader's.
+func (c *Conn) recycleLocked(buf *buffer) {
+	if buf.final && buf.consumed == buf.filled {
+		c.bufs--
+		c.ln.a.rx.release(buf)
+	}
+}
+
+// bufferBack acts on a receive buffer that ends without further data.
+func (c *Conn) bufferBack(buf *buffer, s abi.Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.finalLocked(buf)
+	c.statusLocked(s)
+}
+
+// statusLocked acts on the status with which a receive buffer came back.
+func (c *Conn) statusLocked(s abi.Status) {
+	switch {
+	case s == abi.StatusOK || s == abi.StatusCancelled || c.closed || c.rdShut:
+	case s == abi.StatusEndOfStream:
+		c.eof = true
+		c.rcond.Broadcast()
+	case c.rerr == nil && !c.eof:
+		c.rerr = statusErr("read", s)
+		c.rcond.Broadcast()
+	}
+}
+
+// bufferLost acts on a receive buffer that will have no response.
+func (c *Conn) bufferLost(buf *buffer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.finalLocked(buf)
+}
+
+// dropSegmentsLocked gives back what nobody will read.
+func (c *Conn) dropSegmentsLocked() {
+	for _, s := range c.segs {
+		s.buf.consumed += s.n
+		c.recycleLocked(s.buf)
+	}
+	c.segs = nil
+}
+
+// nextLocked waits for data and returns the first segment, or why there is
+// none.
+func (c *Conn) nextLocked() (segment, error) {
+	for {
+		switch {
+		case c.closed:
+			return segment{}, errClosed
+		case c.rdShut:
+			return segment{}, io.EOF
+		case c.rdl.expired:
+			return segment{}, os.ErrDeadlineExceeded
+		case len(c.segs) > 0:
+			return c.segs[0], nil
+		case c.rerr != nil:
+			return segment{}, c.rerr
+		case c.eof:
+			return segment{}, io.EOF
+		}
+		c.rcond.Wait()
+	}
+}
+
+// takeLocked ends the work on n bytes of the first segment.
+func (c *Conn) takeLocked(n int) {
+	c.reading = false
+	s := &c.segs[0]
+	buf := s.buf
+	s.off += uint32(n)
+	s.n -= uint32(n)
+	buf.consumed += uint32(n)
+	if s.n == 0 {
+		copy(c.segs, c.segs[1:])
+		c.segs[len(c.segs)-1] = segment{}
+		c.segs = c.segs[:len(c.segs)-1]
+	}
+	c.recycleLocked(buf)
+	if c.closed || c.rdShut {
+		c.dropSegmentsLocked()
+	}
+	c.replenishLocked()
+}
+
+// Read copies what is there, up to len(p) bytes; it waits only when there is
+// nothing.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.rdMu.Lock()
+	defer c.rdMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(p) == 0 {
+		if c.closed {
+			return 0, c.opError("read", errClosed)
+		}
+		return 0, nil
+	}
+	total := 0
+	for total < len(p) && (total == 0 || len(c.segs) > 0 && !c.closed && !c.rdShut) {
+		s, err := c.nextLocked()
+		if err != nil {
+			if total > 0 {
+				break
+			}
+			return 0, c.opError("read", err)
+		}
+		c.reading = true
+		c.mu.Unlock()
+		n := copy(p[total:], s.buf.data[s.off:s.off+s.n])
+		c.mu.Lock()
+		c.takeLocked(n)
+		total += n
+	}
+	c.ln.a.host.copied.Add(uint64(total))
+	return total, nil
+}
+
+// WriteTo writes what comes to w until the stream ends, without a copy of its
+// own: w sees the DMA memory and must not keep or change it.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	c.rdMu.Lock()
+	defer c.rdMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var total int64
+	for {
+		s, err := c.nextLocked()
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, c.opError("writeto", err)
+		}
+		c.reading = true
+		c.mu.Unlock()
+		n, err := w.Write(s.buf.data[s.off : s.off+s.n])
+		if n < 0 || n > int(s.n) {
+			n, err = 0, io.ErrShortWrite
+		}
+		if err == nil && n < int(s.n) {
+			err = io.ErrShortWrite
+		}
+		c.mu.Lock()
+		c.takeLocked(n)
+		c.ln.a.host.direct.Add(uint64(n))
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import "toebox/vdev/abi"
+
+// kind is what a request was.
+type kind uint8
+
+const (
+	kindNone      kind = iota
+	kindSend           // conn, buf
+	kindReceive        // conn, buf
+	kindConnect        // call, buf (control)
+	kindListen         // call, buf (control)
+	kindAttribute      // call, buf (control)
+	kindTerminate      // conn or listener
+	kindHalfClose      // conn
+	kindCancel
+)
+
+// answeredBy reports whether a response of type t may answer the kind.
+func (k kind) answeredBy(t abi.Type) bool {
+	switch k {
+	case kindSend:
+		return t == abi.TypeBufferDone
+	case kindReceive:
+		return t == abi.TypeBufferReceive || t == abi.TypeBufferDone
+	case kindConnect:
+		return t == abi.TypeCompletion
+	case kindListen:
+		return t == abi.TypeListenResponse
+	case kindAttribute:
+		return t == abi.TypeConnectionAttrs || t == abi.TypeAdapterAttrs
+	case kindTerminate, kindHalfClose:
+		return t == abi.TypeTerminated
+	case kindCancel:
+		return t == abi.TypeCancelled
+	}
+	return false
+}
+
+// request is one outstanding request: from its post to its terminal response,
+// or to a reset.
+type request struct {
+	kind     kind
+	seq      uint16 // counts the uses of the entry, so that stale tags differ
+	conn     *Conn
+	listener *Listener
+	call     *call
+	buf      *buffer
+}
+
+// Tags: bits 31..16 seq, bits 15..0 index in the table + 1. So a tag is never
+// 0 and a late or doubled response does not hit a new request.
+const maxRequests = 0xffff
+
+// requests is the table of what is outstanding on a queue. The lane's lock
+// protects it.
+type requests struct {
+	table []request
+	free  []uint16
+	used  int
+}
+
+// add enters a request and returns its tag; 0 when the table is full.
+func (t *requests) add(r request) uint32 {
+	var i int
+	if n := len(t.free); n > 0 {
+		i = int(t.free[n-1])
+		t.free = t.free[:n-1]
+	} else {
+		if len(t.table) == maxRequests {
+			return 0
+		}
+		i = len(t.table)
+		t.table = append(t.table, request{})
+	}
+	r.seq = t.table[i].seq + 1
+	t.table[i] = r
+	t.used++
+	return uint32(r.seq)<<16 | uint32(i+1)
+}
+
+// find returns the request of a tag, or nil.
+func (t *requests) find(tag uint32) *request {
+	i := int(tag&0xffff) - 1
+	if i < 0 || i >= len(t.table) || t.table[i].kind == kindNone || t.table[i].seq != uint16(tag>>16) {
+		return nil
+	}
+	return &t.table[i]
+}
+
+// remove ends the request of a tag that find knows.
+func (t *requests) remove(tag uint32) {
+	i := int(tag&0xffff) - 1
+	t.table[i] = request{seq: t.table[i].seq}
+	t.free = append(t.free, uint16(i))
+	t.used--
+}
+
+// takeAll ends everything and returns what there was.
+func (t *requests) takeAll() []request {
+	var all []request
+	for i := range t.table {
+		if r := t.table[i]; r.kind != kindNone {
+			all = append(all, r)
+			t.remove(uint32(r.seq)<<16 | uint32(i+1))
+		}
+	}
+	return all
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import "sync/atomic"
+
+// badResponses counts what the adapter should not have written.
+type badResponses struct {
+	tag    atomic.Uint64 // of no outstanding request
+	kind   atomic.Uint64 // of a type that does not answer its request
+	final  atomic.Uint64 // without FINAL
+	conn   atomic.Uint64 // of another connection, or of none
+	length atomic.Uint64 // beyond the buffer, or not where it went on
+}
+
+// hostCounters count what the driver itself does.
+type hostCounters struct {
+	copied  atomic.Uint64 // payload bytes copied between DMA memory and callers
+	direct  atomic.Uint64 // payload bytes that callers read or wrote in DMA memory
+	events  atomic.Uint64
+	resets  atomic.Uint64
+	missed  atomic.Uint64
+	refused atomic.Uint64
+	lost    atomic.Uint64
+}
+
+// Stats are the driver's own counters.
+type Stats struct {
+	Requests, Responses       uint64 // descriptors each way
+	DoorbellsIn, DoorbellsOut uint64
+	Interrupts                uint64 // of queues
+	Events                    uint64 // interrupts of the adapter's own vector
+	Polls                     uint64 // looks at the output tables
+	HostCopyBytes             uint64 // payload copied by the host (MM01)
+	DirectBytes               uint64 // payload that callers handled in DMA memory without a copy
+	MissedInterrupts          uint64 // responses found by the watch, not by an interrupt
+	Resets                    uint64 // times that the driver started over
+	Refused                   uint64 // arrivals reset for want of room
+	BadTags                   uint64 // responses dropped: unknown or repeated tag
+	BadTypes                  uint64 // ... wrong type
+	BadFinals                 uint64 // ... not final
+	BadConns                  uint64 // ... wrong connection
+	BadLengths                uint64 // ... beyond the buffer
+	LostBuffers               uint64 // buffers that a connection's end did not give back
+	Memory                    uint64 // bytes of DMA memory in use for payload
+	Outstanding               uint64 // requests without a terminal response
+	Connections               uint64
+}
+
+// Stats returns the driver's counters.
+func (a *Adapter) Stats() Stats {
+	s := Stats{
+		Events: a.host.events.Load(), HostCopyBytes: a.host.copied.Load(), DirectBytes: a.host.direct.Load(),
+		MissedInterrupts: a.host.missed.Load(), Resets: a.host.resets.Load(), Refused: a.host.refused.Load(),
+		BadTags: a.bad.tag.Load(), BadTypes: a.bad.kind.Load(), BadFinals: a.bad.final.Load(),
+		BadConns: a.bad.conn.Load(), BadLengths: a.bad.length.Load(), LostBuffers: a.host.lost.Load(),
+		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
+	}
+	for _, ln := range a.lanes {
+		ln.mu.Lock()
+		q := ln.past
+		if ln.queue != nil {
+			c := ln.queue.Stats()
+			q.Requests += c.Requests
+			q.Responses += c.Responses
+			q.DoorbellsIn += c.DoorbellsIn
+			q.DoorbellsOut += c.DoorbellsOut
+			q.Polls += c.Polls
+		}
+		s.Outstanding += uint64(ln.reqs.used)
+		ln.mu.Unlock()
+		s.Requests += q.Requests
+		s.Responses += q.Responses
+		s.DoorbellsIn += q.DoorbellsIn
+		s.DoorbellsOut += q.DoorbellsOut
+		s.Polls += q.Polls + ln.polls.Load()
+		s.Interrupts += ln.interrupts.Load()
+	}
+	a.mu.RLock()
+	s.Connections = uint64(len(a.conns))
+	a.mu.RUnlock()
+	return s
+}
+
+// Stat is a counter and its name.
+type Stat struct {
+	Name  string
+	Value uint64
+}
+
+// List returns the counters with names for people.
+func (s Stats) List() []Stat {
+	return []Stat{
+		{"requests", s.Requests}, {"responses", s.Responses},
+		{"doorbells_in", s.DoorbellsIn}, {"doorbells_out", s.DoorbellsOut},
+		{"interrupts", s.Interrupts}, {"events", s.Events}, {"polls", s.Polls},
+		{"host_copy_bytes", s.HostCopyBytes}, {"direct_bytes", s.DirectBytes},
+		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
+		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
+		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},
+		{"memory", s.Memory}, {"outstanding", s.Outstanding}, {"connections", s.Connections},
+	}
+}
