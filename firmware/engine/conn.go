@@ -71,9 +71,18 @@ const writeChunk = 64 << 10
 func newConn(n *netstack, ep *tcp.Endpoint, wq *waiter.Queue, v6 bool) *conn {
 	c := &conn{endpoint: endpoint{engine: n, ep: ep, wq: wq, v6: v6}, tcp: ep}
 	c.taker.count = func(k int) { c.consumed.Add(uint64(k)); c.delivered.Add(uint64(k)) }
-	// Setting a size turns its automatic tuning off, which has stalled.
-	ep.SocketOptions().SetSendBufferSize(defaultBuffer, true)
+	c.setSendBuffer(defaultBuffer)
 	return c
+}
+
+// setSendBuffer sets the size of the send buffer and turns its automatic
+// tuning off, which has stalled. The stack's way to set it races with its
+// probe; so the lock is taken here.
+func (c *conn) setSendBuffer(n int64) {
+	c.tcp.LockUser()
+	c.tcp.SocketOptions().SetSendBufferSize(c.tcp.OnSetSendBufferSize(n), false)
+	c.tcp.UnlockUser()
+	c.tcp.WakeupWriters()
 }
 
 // attach starts to report to sink.

@@ -25,6 +25,11 @@ const (
 func (c *conn) SetOption(o Option, v int64) error {
 	so := c.ep.SocketOptions()
 	switch o {
+	case OptSendBuffer:
+		if v < minBuffer || v > maxBuffer {
+			return ErrBadOption
+		}
+		c.setSendBuffer(v)
 	case OptReceiveWindow:
 		if v < minBuffer/windowShare || v > maxBuffer/windowShare {
 			return ErrBadOption
