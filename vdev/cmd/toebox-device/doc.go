@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Toebox-device is one adapter as a process: a vfio-user server for QEMU's
+// vfio-user-pci.
+//
+//	toebox-device --socket-path=S --net=nat:fwd=tcp:127.0.0.1:8080-:80
+//	qemu-system-x86_64 ... -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"S"}}'
+//
+// Guest memory must be shared (memory-backend-memfd, share=on). The process
+// prints nothing, logs to its standard error, ends with status 0 on SIGTERM,
+// SIGINT, or the end of the pipe --parent-fd, with 2 for wrong arguments, 125
+// when it could not start, and 1 for what goes wrong later. Statistics are
+// served as JSON by HTTP on the socket --control-path: GET /stats.
+//
+// VFIOUSERDEBUG=1 logs each message of vfio-user.
+package main

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"toebox/vdev/device"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitSetup  = 125
+)
+
+// closeTime bounds an orderly end.
+const closeTime = 5 * time.Second
+
+type flags struct {
+	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
+	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
+	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
+	Pcap        string `placeholder:"FILE" help:"Record all frames in this pcapng file."`
+	ControlPath string `placeholder:"PATH" help:"Unix socket for statistics: HTTP, GET /stats."`
+	NVM         string `placeholder:"FILE" name:"nvm" help:"File of the non-volatile image."`
+	Seed        uint64 `placeholder:"N" help:"Seed of everything random; 0: not repeatable."`
+	Generation  uint32 `placeholder:"N" env:"TOEBOX_GENERATION" help:"How often this adapter was started, this time included."`
+	ParentFD    int    `placeholder:"N" name:"parent-fd" help:"Inherited pipe at whose end the process ends."`
+	Pprof       bool   `help:"Serve /debug/pprof/ on the control socket."`
+	Verbose     bool   `short:"v" help:"Log more."`
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
+
+// run is the command; it returns the exit status.
+func run(args []string, stderr io.Writer) int {
+	var c flags
+	exit := -1
+	parser, err := kong.New(&c, kong.Name("toebox-device"),
+		kong.Description("One offload adapter, served over vfio-user."),
+		kong.Writers(stderr, stderr), kong.Exit(func(code int) { exit = code }))
+	if err != nil {
+		fmt.Fprintln(stderr, "toebox-device:", err)
+		return exitFailed
+	}
+	_, err = parser.Parse(args)
+	switch {
+	case exit >= 0: // --help
+		return exit
+	case err != nil:
+		fmt.Fprintln(stderr, "toebox-device:", err)
+		return exitUsage
+	}
+	level := slog.LevelInfo
+	if c.Verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	d, err := open(&c, cancel, log)
+	if err != nil {
+		fmt.Fprintln(stderr, "toebox-device:", err)
+		return exitSetup
+	}
+	// An end that hangs is not an end.
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(closeTime, func() {
+			fmt.Fprintln(stderr, "toebox-device: did not end within", closeTime)
+			os.Exit(exitFailed)
+		})
+	})
+	if err := d.serve(ctx); err != nil {
+		fmt.Fprintln(stderr, "toebox-device:", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// process is an adapter with its sockets.
+type process struct {
+	device  *device.Device
+	client  *net.UnixListener
+	control *control // nil without --control-path
+	log     *slog.Logger
+}
+
+// open makes everything that can fail. On error nothing stays open.
+func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
+	p := &process{log: log}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if err := watchParent(c.ParentFD, cancel); err != nil {
+		return nil, err
+	}
+	if c.FD != 0 {
+		p.client, err = inheritUnix(c.FD)
+	} else {
+		p.client, err = listenUnix(c.SocketPath)
+	}
+	if err != nil {
+		return nil, err
+	}
+	cfg := device.Config{NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
+	if c.Pcap != "" {
+		file, err := os.Create(c.Pcap)
+		if err != nil {
+			return nil, fmt.Errorf("--pcap: %w", err)
+		}
+		cfg.Capture = file
+	}
+	if cfg.Net, err = device.ParseNet(c.Net); err != nil {
+		return nil, fmt.Errorf("--net: %w", err)
+	}
+	if p.device, err = device.New(cfg); err != nil {
+		return nil, err
+	}
+	if c.ControlPath != "" {
+		if p.control, err = serveControl(c.ControlPath, p.device, c.Pprof, log); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// serve offers the adapter until ctx ends, and closes everything.
+func (p *process) serve(ctx context.Context) error {
+	p.log.Info("adapter is up", "socket", p.client.Addr().String())
+	err := p.device.Serve(ctx, p.client)
+	return errors.Join(err, p.close())
+}
+
+func (p *process) close() error {
+	var errs []error
+	if p.client != nil {
+		errs = append(errs, p.client.Close())
+	}
+	if p.control != nil {
+		errs = append(errs, p.control.close())
+	}
+	if p.device != nil {
+		errs = append(errs, p.device.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// watchParent calls cancel when the pipe that the parent holds is closed, by
+// whatever end the parent comes to.
+func watchParent(fd int, cancel func()) error {
+	if fd == 0 {
+		return nil
+	}
+	file, err := device.InheritedFile(strconv.Itoa(fd))
+	if err != nil {
+		return fmt.Errorf("--parent-fd: %w", err)
+	}
+	go func() {
+		defer file.Close()
+		var b [64]byte
+		for {
+			if _, err := file.Read(b[:]); err != nil {
+				cancel()
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// inheritUnix takes over an inherited unix socket that listens.
+func inheritUnix(fd int) (*net.UnixListener, error) {
+	file, err := device.InheritedFile(strconv.Itoa(fd))
+	if err != nil {
+		return nil, fmt.Errorf("--fd: %w", err)
+	}
+	defer file.Close()
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("--fd: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("--fd: file descriptor %d is no unix socket", fd)
+	}
+	u.SetUnlinkOnClose(false) // the path is the parent's
+	return u, nil
+}
+
+// listenUnix listens on path. A socket that a process left there is replaced;
+// one that somebody listens on, or any other file, is not.
+func listenUnix(path string) (*net.UnixListener, error) {
+	address := &net.UnixAddr{Name: path, Net: "unix"}
+	l, err := net.ListenUnix("unix", address)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	if c, derr := net.DialUnix("unix", nil, address); !errors.Is(derr, syscall.ECONNREFUSED) {
+		if derr == nil {
+			c.Close()
+		}
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil {
+		return nil, err
+	}
+	return net.ListenUnix("unix", address)
+}
