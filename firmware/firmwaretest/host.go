@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmwaretest
+
+import (
+	"fmt"
+	"time"
+
+	"toebox/firmware"
+	"toebox/vdev/abi"
+)
+
+// Patience bounds every wait of a [Host].
+const Patience = 10 * time.Second
+
+// Host is a driver of one queue. It asks to be told of every response and waits
+// for interrupts.
+type Host struct {
+	Firmware *firmware.Firmware
+	Chip     *Chip
+	Queue    int
+	Config   firmware.QueueConfig
+
+	in, out  abi.Index
+	received []abi.Fields
+	lastTag  uint32
+}
+
+// NewHost lays out tables of 1<<log2 slots for queue q.
+func NewHost(f *firmware.Firmware, c *Chip, q int, log2 uint8) *Host {
+	size := abi.DescriptorSize << log2
+	h := &Host{Firmware: f, Chip: c, Queue: q, Config: firmware.QueueConfig{
+		In: c.Alloc(size, 64), Out: c.Alloc(size, 64), Event: c.Alloc(abi.EventBlockSize, 64),
+		InLog2: log2, OutLog2: log2, Vector: q + 1,
+	}}
+	h.Clear()
+	return h
+}
+
+// Clear gives the tables the contents that create asks for.
+func (h *Host) Clear() {
+	in := h.Chip.Bytes(h.Config.In, abi.DescriptorSize<<h.Config.InLog2)
+	clear(in)
+	out := h.Chip.Bytes(h.Config.Out, abi.DescriptorSize<<h.Config.OutLog2)
+	for i := 0; i < len(out); i += abi.DescriptorSize {
+		abi.StoreWord(out[i:], abi.WordOwner)
+	}
+	clear(h.Chip.Bytes(h.Config.Event, abi.EventBlockSize))
+	h.SetEvent(abi.EventOutPublished, abi.EventAlways)
+	h.in, h.out, h.received = 0, 0, nil
+}
+
+// Create creates the queue.
+func (h *Host) Create() abi.Status {
+	return h.Firmware.Command(h.Queue, abi.QueueCreate, h.Config)
+}
+
+// SetEvent stores one of the host's event words.
+func (h *Host) SetEvent(off uint64, w abi.EventWord) {
+	abi.StoreWord(h.Chip.Bytes(h.Config.Event+off, 4), uint32(w))
+}
+
+// Event loads an event word.
+func (h *Host) Event(off uint64) abi.EventWord {
+	return abi.EventWord(abi.LoadWord(h.Chip.Bytes(h.Config.Event+off, 4)))
+}
+
+// Tag returns a tag that was not used before.
+func (h *Host) Tag() uint32 {
+	h.lastTag++
+	return h.lastTag
+}
+
+// Room reports whether the next input slot is free.
+func (h *Host) Room() bool { return abi.LoadWord(h.inSlot())&abi.WordOwner == 0 }
+
+func (h *Host) inSlot() []byte {
+	slot := h.in.Slot(uint(h.Config.InLog2))
+	return h.Chip.Bytes(h.Config.In+uint64(slot)*abi.DescriptorSize, abi.DescriptorSize)
+}
+
+// Publish writes a request without ringing; there must be room.
+func (h *Host) Publish(f abi.Fields) {
+	d := abi.Descriptor(h.inSlot())
+	d.EncodeBody(&f)
+	abi.StoreWord(d, f.Word(true))
+	h.in = h.in.Add(1)
+}
+
+// Ring rings IN_DOORBELL if the event word asks for it since index old.
+func (h *Host) Ring(old abi.Index) {
+	if h.Event(abi.EventInPublished).Wants(old, h.in) {
+		h.Firmware.Doorbell(h.Queue, h.in)
+	}
+}
+
+// Post publishes requests, waiting for room, and rings as asked.
+func (h *Host) Post(fs ...abi.Fields) error {
+	for _, f := range fs {
+		err := h.wait("room in the input table", func() bool {
+			h.Poll()
+			return h.Room()
+		})
+		if err != nil {
+			return err
+		}
+		old := h.in
+		h.Publish(f)
+		h.Ring(old)
+	}
+	return nil
+}
+
+// Poll takes what responses there are, hands the slots back and rings as asked.
+func (h *Host) Poll() {
+	old := h.out
+	for h.consume() {
+	}
+	if h.Event(abi.EventOutFreed).Wants(old, h.out) {
+		h.Firmware.DoorbellOut(h.Queue, h.out)
+	}
+}
+
+func (h *Host) consume() bool {
+	slot := h.out.Slot(uint(h.Config.OutLog2))
+	b := h.Chip.Bytes(h.Config.Out+uint64(slot)*abi.DescriptorSize, abi.DescriptorSize)
+	w := abi.LoadWord(b)
+	if w&abi.WordOwner != 0 {
+		return false
+	}
+	h.received = append(h.received, abi.Descriptor(append([]byte(nil), b...)).Decode())
+	abi.StoreWord(b, w|abi.WordOwner)
+	h.out = h.out.Add(1)
+	return true
+}
+
+// Next returns the next response.
+func (h *Host) Next() (abi.Fields, error) {
+	err := h.wait("a response", func() bool {
+		if len(h.received) == 0 {
+			h.Poll()
+		}
+		return len(h.received) > 0
+	})
+	if err != nil {
+		return abi.Fields{}, err
+	}
+	f := h.received[0]
+	h.received = h.received[1:]
+	return f, nil
+}
+
+// Pending returns the responses that are there already, without waiting.
+func (h *Host) Pending() []abi.Fields {
+	h.Poll()
+	all := h.received
+	h.received = nil
+	return all
+}
+
+// State waits until the queue is in a state.
+func (h *Host) State(s abi.QueueState) error {
+	return h.wait("a queue state", func() bool { return h.Firmware.QueueStatus(h.Queue).State == s })
+}
+
+// wait looks at ready after each interrupt, and now and then without, since a
+// state changes without one.
+func (h *Host) wait(what string, ready func() bool) error {
+	limit := time.NewTimer(Patience)
+	defer limit.Stop()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !ready() {
+		select {
+		case <-h.Chip.Wake():
+		case <-look.C:
+		case <-limit.C:
+			return fmt.Errorf("firmwaretest: no %s after %v", what, Patience)
+		}
+	}
+	return nil
+}
