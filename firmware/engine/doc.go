@@ -16,4 +16,24 @@
 // memory to a callback, [Endpoint.Write] has a callback fill the engine's own
 // memory; neither slice may be kept. Readiness is reported through [Sink],
 // which is called with engine locks held and therefore only records.
+//
+// The callbacks of Read and Peek run with the endpoint's lock held and must
+// not call the endpoint; the callback of Write may ask for its Info. A callback
+// that reads memory of the guest must recover from its faults itself.
+//
+// # What holds an endpoint's memory
+//
+// Received bytes that nobody reads stay with the engine and close the window
+// (1 MiB at first, 16 MiB at most, charged by the memory behind them); queued
+// bytes stay until the peer acknowledges them, up to [OptSendBuffer]. After
+// Close a connection lives on without its owner until the peer has everything,
+// then for [Config.TimeWait]; a peer that never sends its FIN is given up after
+// 60 s.
+//
+// # Standards
+//
+// TCP as RFC 9293 with window scaling and timestamps (RFC 7323), SACK (RFC 2018,
+// RFC 6675), Reno (RFC 5681) and, if asked for, RACK (RFC 8985); UDP, ICMP, ARP
+// and IPv6 neighbour discovery (RFC 4861) without router advertisements or
+// duplicate address detection: addresses and routes are those given.
 package engine

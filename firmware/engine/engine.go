@@ -32,7 +32,8 @@ const (
 
 // Sink receives the readiness of one endpoint. Notify is called with locks of
 // the engine held, from any goroutine: it must only note the events and wake
-// the owner, and must not call the endpoint.
+// the owner, and must not call the endpoint. A lock that Notify takes must not
+// be held by anybody who calls the endpoint.
 type Sink interface {
 	Notify(Events)
 }

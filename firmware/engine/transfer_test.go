@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,6 +101,26 @@ func exchange(t *testing.T, client, server peer, n int) {
 	}
 }
 
+// watch checks, as long as a transfer runs, that counts only grow and that no
+// more is acknowledged than queued, nor delivered than received.
+func watch(t *testing.T, p peer, stop chan struct{}) {
+	var last engine.Info
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		i := p.Info()
+		if i.Acked > i.Queued || i.Delivered > i.Received || i.Acked < last.Acked || i.Queued < last.Queued || i.Received < last.Received || i.Delivered < last.Delivered {
+			t.Errorf("%+v after %+v", i, last)
+			return
+		}
+		last = i
+		yield()
+	}
+}
+
 func TestBulkBothWays(t *testing.T) {
 	n := 64 << 20
 	if raceEnabled {
@@ -107,7 +128,14 @@ func TestBulkBothWays(t *testing.T) {
 	}
 	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
 	client, server := connected(t, a, b)
+	stop := make(chan struct{})
+	var watchers sync.WaitGroup
+	for _, p := range []peer{client, server} {
+		watchers.Go(func() { watch(t, p, stop) })
+	}
 	exchange(t, client, server, n)
+	close(stop)
+	watchers.Wait()
 	if s := b.Stats(); s.Retransmits != 0 {
 		t.Errorf("%d retransmissions on a wire without loss", s.Retransmits)
 	}
