@@ -159,9 +159,9 @@ func TestCE01_TimeLimit(t *T) {
 func TestCE01_Attributes(t *T) {
 	c := t.start()
 	r := c.ring(0, ringConfig{})
-	_, id := r.serve(Script{{Op: OpDiscard}}, attr(0x0212, 33), attr(0x0213, 6), attr(0x0209, 1), attr(0x0207, 65536))
+	_, id := r.serve(Script{{Op: OpDiscard}}, attr(0x0212, 33), attr(0x0211, 0x10), attr(0x0209, 1), attr(0x0207, 65536))
 	want(t, "TTL", r.scalar(reqConnAttr, id, 0x0212), 33)
-	want(t, "PRIORITY", r.scalar(reqConnAttr, id, 0x0213), 6)
+	want(t, "TOS", r.scalar(reqConnAttr, id, 0x0211), 0x10)
 	want(t, "NAGLE", r.scalar(reqConnAttr, id, 0x0209), 1)
 	want(t, "RECEIVE_WINDOW", r.scalar(reqConnAttr, id, 0x0207), 65536)
 	want(t, "default of TTL", r.scalar(reqConnAttr, 0, 0x0212), 64)
@@ -197,6 +197,8 @@ func TestCE01_Malformed(t *T) {
 	short := new(ctl).tuple(true, 0x0001, make([]byte, 63))
 	_, tag := r.control(reqConnect, 0, short)
 	terminal(t, "a TARGET of 63 bytes", r.answer(tag), rspCompletion, stBadLength)
+	_, tag = r.control(reqConnect, 0, new(ctl).get(0x0001, 64))
+	terminal(t, "a get of TARGET", r.answer(tag), rspCompletion, stWrongDirection)
 	past := new(ctl).target(ok)
 	past.b = past.b[:64]
 	_, tag = r.control(reqConnect, 0, past)

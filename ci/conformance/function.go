@@ -319,13 +319,13 @@ func TestIF17_NVM(t *T) {
 	old := c.read(0x0030)
 	put(16, 0x00020052) // 52:00:02:00
 	put(20, 0x0000aa55)
-	put(24, 0x6c746f42) // "Bolt"
+	put(24, 0x746c6f42) // "Bolt"
 	want(t, "MAC_LO before the commit", c.read(0x0030), old)
 	must(t, "NVM commit", cmd(0, 3), 2)
 	c.reset()
 	want(t, "MAC_LO after commit and reset", c.read(0x0030), 0x00020052)
 	want(t, "MAC_HI after commit and reset", c.read(0x0034)&0xffff, 0xaa55)
-	want(t, "serial number, first word, after a reset", word(24), 0x6c746f42)
+	want(t, "serial number, first word, after a reset", word(24), 0x746c6f42)
 	c.run()
 	r := c.ring(0, ringConfig{})
 	_, rs := r.attrs(reqAdapter, 0, new(ctl).get(0x0100, 6).get(0x010a, 255))
@@ -333,7 +333,7 @@ func TestIF17_NVM(t *T) {
 		t.Errorf("attribute MAC is %x", rs[0].Value[:6])
 	}
 	if n := rs[1].Length; n < 4 || string(rs[1].Value[:4]) != "Bolt" {
-		t.Errorf("attribute SERIAL is %q of length %d", rs[1].Value, n)
+		t.Errorf("attribute SERIAL has length %d and begins with %q", n, rs[1].Value[:4])
 	}
 	must(t, "NVM restore of factory defaults", cmd(0, 4), 2)
 	must(t, "NVM commit", cmd(0, 3), 2)

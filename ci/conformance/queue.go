@@ -59,7 +59,7 @@ func TestIF01_Refused(t *T) {
 		r.reg(0x24, 1)
 		f()
 		r.command(1)
-		c.until("the answer to a create", func() bool { return r.lastStatus() == status || r.state() == 1 })
+		c.until("the answer to a create: "+name, func() bool { return r.lastStatus() == status || r.state() == 1 })
 		want(t, name+": status", r.lastStatus(), status)
 		want(t, name+": state", r.state(), 0)
 	}
@@ -82,7 +82,7 @@ func TestIF01_Refused(t *T) {
 		r.reg(0x14, uint32(r.in.IOVA>>32))
 	})
 	refuse("event block in the input table", stOverlap, func() {
-		r.reg(0x18, uint32(r.in.IOVA)+1984)
+		r.reg(0x18, uint32(r.in.IOVA)+1024)
 		r.reg(0x1c, uint32(r.in.IOVA>>32))
 	})
 	refuse("an input slot of owner 1", stBadOwner, func() { abi.StoreWord(r.in.Bytes[32*63:], 0x80) })

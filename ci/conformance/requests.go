@@ -171,7 +171,7 @@ func TestIF08_Tuples(t *T) {
 		get(0x010d, 8).                        // 2 the new one
 		get(0x7abc, 8).                        // 3 unknown
 		set(0x0108, 1).                        // 4 MEMORY_USED is read only
-		get(0x0001, 64).                       // 5 TARGET goes the other way
+		get(0x7fff, 64).                       // 5 unknown, too
 		get(0x0100, 5).                        // 6 MAC has 6 bytes
 		tuple(true, 0x010d, []byte{1, 2, 3}).  // 7 a scalar of 3 bytes
 		set(0x0106, 10).                       // 8 an MTU below 576
@@ -183,7 +183,7 @@ func TestIF08_Tuples(t *T) {
 	d, rs := r.attrs(reqAdapter, 0, k)
 	terminal(t, "a control of 14 tuples", d, rspAdapter, stPartial)
 	for i, status := range []uint16{
-		stOK, stOK, stOK, stUnknownAttribute, stReadOnly, stWrongDirection, stShortBuffer, stBadLength,
+		stOK, stOK, stOK, stUnknownAttribute, stReadOnly, stUnknownAttribute, stShortBuffer, stBadLength,
 		stBadValue, stOK, 0xffff, stBadLength, stOK, stShortBuffer,
 	} {
 		if status == 0xffff {
@@ -345,7 +345,7 @@ func TestIF13_Adapter(t *T) {
 	want(t, "LINK", r.scalar(reqAdapter, 0, 0x0113), 1)
 	want(t, "QUEUE_COUNT", r.scalar(reqAdapter, 0, 0x0112), 1)
 	want(t, "ENDPOINT_COUNT", r.scalar(reqAdapter, 0, 0x0111), 0)
-	want(t, "OUT_THRESHOLD: 1/8 of 64 slots", r.scalar(reqAdapter, 0, 0x010c), 8)
+	want(t, "OUT_THRESHOLD: 0, 1/8 of each table", r.scalar(reqAdapter, 0, 0x010c), 0)
 	mtu := r.scalar(reqAdapter, 0, 0x0106)
 	if mtu < 576 || mtu > 65535 {
 		t.Errorf("MTU is %d", mtu)
@@ -388,7 +388,7 @@ func TestIF14_Defaults(t *T) {
 		{0x0210, 0, 0},
 		{0x0211, 0, 0x10}, // TOS
 		{0x0212, 64, 9},   // TTL
-		{0x0213, 3, 7},    // PRIORITY
+		{0x0213, 3, 0},    // PRIORITY
 		{0x0214, 0, 0},
 		{0x0215, 2, 0}, // COMPLETION_POINT
 		{0x0216, 0xffff_ffff_ffff_ffff, 0},
@@ -432,7 +432,7 @@ func TestIF14_Defaults(t *T) {
 		status uint16
 	}{
 		{0x0209, 2, stBadValue}, {0x0211, 256, stBadValue}, {0x0212, 0, stBadValue}, {0x0212, 256, stBadValue},
-		{0x0213, 8, stBadValue}, {0x0215, 3, stBadValue}, {0x0210, 1, stNotSupported},
+		{0x0215, 3, stBadValue}, {0x0210, 1, stNotSupported},
 		{0x0200, 6, stReadOnly}, {0x0203, 4, stReadOnly}, {0x0280, 0, stReadOnly}, {0x028b, 0, stReadOnly},
 	} {
 		status, _ := r.setScalar(reqConnAttr, 0, bad.id, bad.v)

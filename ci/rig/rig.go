@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"toebox/ci/bus/inproc"
+	busqtest "toebox/ci/bus/qtest"
+	"toebox/ci/conformance"
+	"toebox/ci/peer"
+	"toebox/guestdriver"
+	"toebox/images/qtest"
+	"toebox/vdev/device"
+	"toebox/vdev/port"
+)
+
+// Rungs of the ladder that this package builds.
+const (
+	RungInproc = "inproc"
+	RungQTest  = "qtest"
+)
+
+// Config says how a rig is built.
+type Config struct {
+	// Seed makes payload, schedules and the adapter repeat.
+	Seed uint64
+	// Scale multiplies the bounds of waits.
+	Scale float64
+	// NVMPath keeps the adapter's image in a file.
+	NVMPath string
+	// Capture gets the frames as pcapng.
+	Capture io.Writer
+	Logger  *slog.Logger
+	// QEMU runs QEMU; for QTest.
+	QEMU func(args ...string) *exec.Cmd
+}
+
+// Rig is an adapter with a bus and a peer.
+type Rig struct {
+	rung string
+	cfg  Config
+	dev  *device.Device
+	host *peer.Host
+	open func(ctx context.Context) (guestdriver.Bus, error)
+
+	mu    sync.Mutex
+	ports uint16
+	ends  []func() error // in order of set-up
+	once  sync.Once
+	err   error
+}
+
+// adapterPort is the first port of the adapter that Reachable gives out.
+const adapterPort = 7000
+
+// newRig makes the parts that all rungs have.
+func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
+	dc.Net = device.Net{Mode: device.ModeNAT}
+	dc.NVMPath, dc.Seed, dc.Capture, dc.Logger = cfg.NVMPath, cfg.Seed, cfg.Capture, cfg.Logger
+	dev, err := device.New(dc)
+	if err != nil {
+		return nil, fmt.Errorf("rig: %s: %w", rung, err)
+	}
+	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
+	r.host = NewPeer(dev.NAT(), r.forwards)
+	r.ends = append(r.ends, dev.Close, r.host.Close)
+	return r, nil
+}
+
+// NewPeer makes the peer of an adapter behind nat.
+func NewPeer(nat *port.NAT, forwards func(n int) ([]peer.Forward, error)) *peer.Host {
+	gateway := nat.Gateway()
+	nobody := gateway.As4()
+	nobody[3] = 99 // neither gateway, resolver nor adapter
+	return peer.NewHost(peer.HostConfig{Gateway: gateway, Nobody: netip.AddrFrom4(nobody), Forwards: forwards})
+}
+
+// forwards opens ways in to n ports of the adapter.
+func (r *Rig) forwards(n int) ([]peer.Forward, error) {
+	var out []peer.Forward
+	for range n {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		host, err := netip.ParseAddrPort(l.Addr().String())
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		r.mu.Lock()
+		p := r.ports
+		r.ports++
+		r.mu.Unlock()
+		if err := r.dev.NAT().Forward(l, netip.AddrPortFrom(netip.Addr{}, p)); err != nil {
+			return nil, err
+		}
+		out = append(out, peer.Forward{Port: p, Host: host})
+	}
+	return out, nil
+}
+
+// Inproc builds the lowest rung.
+func Inproc(cfg Config) (*Rig, error) {
+	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
+	r, err := newRig(RungInproc, cfg, device.Config{DMA: mem, IRQs: irqs})
+	if err != nil {
+		return nil, err
+	}
+	r.open = func(context.Context) (guestdriver.Bus, error) { return inproc.New(r.dev.Function(), mem, irqs) }
+	return r, nil
+}
+
+const guestRAM = 256 << 20
+
+// QTest serves the device on a socket and starts QEMU on it.
+func QTest(ctx context.Context, cfg Config) (*Rig, error) {
+	if cfg.QEMU == nil {
+		return nil, errors.New("rig: qtest: no QEMU given")
+	}
+	r, err := newRig(RungQTest, cfg, device.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.startQEMU(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("rig: qtest: %w", err), r.Close())
+	}
+	return r, nil
+}
+
+func (r *Rig) startQEMU(ctx context.Context) error {
+	// Socket names are short: the run's folder may be anywhere.
+	dir, err := os.MkdirTemp("", "tbx")
+	if err != nil {
+		return err
+	}
+	r.ends = append(r.ends, func() error { return os.RemoveAll(dir) })
+	path := filepath.Join(dir, "dev")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- r.dev.Serve(serving, l) }()
+	// The server ends before the device that it serves.
+	r.ends = append(r.ends, func() error {
+		stop()
+		err := <-served
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
+		return errors.Join(err, l.Close())
+	})
+	m, err := qtest.Start(ctx, qtest.Config{
+		Command: r.cfg.QEMU, Dir: dir, Memory: guestRAM,
+		Args: []string{"-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"5.0","socket":{"type":"unix","path":%q}}`, path)},
+	})
+	if err != nil {
+		return err
+	}
+	r.ends = append(r.ends, m.Close)
+	r.open = func(context.Context) (guestdriver.Bus, error) {
+		return busqtest.New(m, qtest.NewBDF(0, 5, 0), guestRAM)
+	}
+	return nil
+}
+
+// Env is the environment for the kit.
+func (r *Rig) Env() *conformance.Env {
+	return &conformance.Env{Rung: r.rung, Open: r.open, Peer: r.host, Seed: r.cfg.Seed, Scale: r.cfg.Scale}
+}
+
+// Device is the device under test.
+func (r *Rig) Device() *device.Device { return r.dev }
+
+// Close ends everything, the last started first. It is idempotent.
+func (r *Rig) Close() error {
+	r.once.Do(func() {
+		var errs []error
+		for i := len(r.ends) - 1; i >= 0; i-- {
+			errs = append(errs, r.ends[i]())
+		}
+		r.err = errors.Join(errs...)
+	})
+	return r.err
+}
