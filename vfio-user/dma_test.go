@@ -1,0 +1,633 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfiouser_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/vfiousertest"
+)
+
+const (
+	rd = vfiouser.ProtRead
+	wr = vfiouser.ProtWrite
+)
+
+// start serves a device and returns its server and a client with memory to be
+// reached by message.
+func start(t testing.TB, m vfiouser.Memory) (*vfiouser.Server, *vfiouser.Client) {
+	cfg := vfiousertest.Config()
+	cfg.DMATimeout = 5 * time.Second
+	return vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{Memory: m})
+}
+
+// pattern returns n bytes that differ from place to place.
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i>>12) ^ byte(i*31)
+	}
+	return b
+}
+
+// filled returns a file of guest memory that holds the pattern.
+func filled(t testing.TB, n int) *os.File {
+	f := vfiousertest.Memory(t, int64(n))
+	if _, err := f.WriteAt(pattern(n), 0); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// mapping is an argument list of Client.Map.
+type mapping struct {
+	iova, size, offset uint64
+	prot               vfiouser.Prot
+}
+
+func mapAll(t testing.TB, c *vfiouser.Client, f *os.File, maps ...mapping) {
+	t.Helper()
+	for _, m := range maps {
+		if err := c.Map(m.iova, m.size, m.offset, m.prot, f); err != nil {
+			t.Fatalf("map %+v: %v", m, err)
+		}
+	}
+}
+
+// errno fails the test unless err is a DMAError that starts at iova.
+func errno(t *testing.T, what string, err error, iova uint64, want syscall.Errno) {
+	t.Helper()
+	var e *vfiouser.DMAError
+	if !errors.As(err, &e) || e.Errno != want || e.IOVA != iova || !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v at %#x", what, err, want, iova)
+	}
+}
+
+// TestDMA reads and writes through maps that meet, with holes and rights.
+func TestDMA(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 1<<20)
+	want := pattern(1 << 20)
+	before := d.Epoch()
+	mapAll(t, c, f,
+		mapping{0x10000, 0x10000, 0x8000, rd | wr},
+		mapping{0x20000, 0x1000, 0x0, rd | wr}, // meets the first, elsewhere in the file
+		mapping{0x21000, 0x1000, 0x1000, rd},   // contiguous with the second, read-only
+		mapping{0x30000, 0x1000, 0x50000, wr},  // beyond a hole, write-only
+		mapping{0xffff_ffff_ffff_f000, 0x1000, 0x3000, rd | wr},
+	)
+	if d.Epoch() == before {
+		t.Error("a map does not change the epoch")
+	}
+	b := make([]byte, 0x12000)
+	if err := d.Read(0x10000, b); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b, slices.Concat(want[0x8000:0x18000], want[:0x2000])) {
+		t.Error("read over three maps differs")
+	}
+	errno(t, "read into the hole", d.Read(0x21ff0, make([]byte, 0x20)), 0x22000, syscall.EFAULT)
+	errno(t, "read before the first", d.Read(0xffff, make([]byte, 1)), 0xffff, syscall.EFAULT)
+	errno(t, "read of write-only", d.Read(0x30000, make([]byte, 1)), 0x30000, syscall.EACCES)
+	errno(t, "write into read-only", d.Write(0x20ffe, []byte("abcd")), 0x21000, syscall.EACCES)
+	got := make([]byte, 4)
+	if _, err := f.ReadAt(got, 0xffe); err != nil || string(got[:2]) != "ab" || !bytes.Equal(got[2:], want[0x1000:0x1002]) {
+		t.Errorf("write up to read-only left %x, %v", got, err)
+	}
+	if err := d.Write(0x30ffc, []byte("wxyz")); err != nil {
+		t.Error(err)
+	}
+	errno(t, "write past the end", d.Write(0x30ffc, []byte("wxyz!")), 0x31000, syscall.EFAULT)
+	if err := d.Read(^uint64(3), got); err != nil || !bytes.Equal(got, want[0x3ffc:0x4000]) {
+		t.Errorf("read of the last bytes: %x, %v", got, err)
+	}
+	errno(t, "read beyond 2^64", d.Read(^uint64(3), make([]byte, 5)), ^uint64(3), syscall.EFAULT)
+	if err := errors.Join(d.Read(5, nil), d.Write(5, nil), d.View(5, 0, rd, nil)); err != nil {
+		t.Errorf("nothing at all: %v", err)
+	}
+	for _, tt := range []struct {
+		iova, n uint64
+		prot    vfiouser.Prot
+		want    bool
+	}{
+		{0x10000, 0x12000, rd, true}, {0x10000, 0x12001, rd, false}, {0x10000, 0x11000, rd | wr, true},
+		{0x10000, 0x11001, wr, false}, {0xffff, 1, rd, false}, {0x30000, 0x1000, wr, true}, {0x30000, 1, rd, false},
+		{^uint64(0), 1, rd, true}, {^uint64(0), 2, rd, false}, {0, 0, rd, true}, {0x10000, ^uint64(0), rd, false},
+	} {
+		if got := d.Backed(tt.iova, tt.n, tt.prot); got != tt.want {
+			t.Errorf("Backed(%#x, %#x, %d) = %v", tt.iova, tt.n, tt.prot, got)
+		}
+	}
+	epoch := d.Epoch()
+	if n, err := c.Unmap(0x10000, 0x11000); n != 0x11000 || err != nil || d.Epoch() == epoch {
+		t.Errorf("unmap: %#x, %v", n, err)
+	}
+	errno(t, "read of the unmapped", d.Read(0x20000, got), 0x20000, syscall.EFAULT)
+}
+
+// TestView lends memory in pieces.
+func TestView(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 1<<20)
+	want := pattern(1 << 20)
+	// Four single pages that follow each other in the file too, then one that
+	// does not, then a big one.
+	mapAll(t, c, f, mapping{0x0000, 0x1000, 0x4000, rd | wr}, mapping{0x1000, 0x1000, 0x5000, rd | wr}, mapping{0x2000, 0x1000, 0x6000, rd | wr},
+		mapping{0x3000, 0x1000, 0x7000, rd | wr}, mapping{0x4000, 0x1000, 0x0, rd | wr}, mapping{0x5000, 0x40000, 0x10000, rd})
+	if err := c.Map(0x100000, 0x1000, 0, rd|wr, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	var sizes []int
+	collect := func(b []byte) error {
+		got = append(got, b...)
+		sizes = append(sizes, len(b))
+		if cap(b) != len(b) {
+			t.Errorf("piece of %d bytes reaches %d", len(b), cap(b))
+		}
+		return nil
+	}
+	if err := d.View(0x800, 0x800+0x4000+0x20800, rd, collect); err != nil {
+		t.Fatal(err)
+	}
+	if w := []int{0x3800, 0x1000, 0x10000, 0x10000, 0x800}; !slices.Equal(sizes, w) {
+		t.Errorf("pieces %#x, want %#x", sizes, w)
+	}
+	if !bytes.Equal(got, slices.Concat(want[0x4800:0x8000], want[:0x1000], want[0x10000:0x30800])) {
+		t.Error("pieces differ from the file")
+	}
+	if err := d.View(0x10, 4, wr, func(b []byte) error { copy(b, "abcd"); return nil }); err != nil {
+		t.Error(err)
+	}
+	four := make([]byte, 4)
+	if _, err := f.ReadAt(four, 0x4010); err != nil || string(four) != "abcd" {
+		t.Errorf("file holds %q, %v", four, err)
+	}
+	none := func([]byte) error { t.Error("called"); return nil }
+	errno(t, "view of nothing", d.View(0x60000, 4, rd, none), 0x60000, syscall.EFAULT)
+	errno(t, "view for writing", d.View(0x5000, 4, wr, none), 0x5000, syscall.EACCES)
+	errno(t, "view without a file", d.View(0x100000, 4, rd, none), 0x100000, syscall.ENOTSUP)
+	errno(t, "negative length", d.View(0, -1, rd, none), 0, syscall.EINVAL)
+	sizes = nil
+	errno(t, "view that runs out", d.View(0x44ffc, 8, rd, collect), 0x45000, syscall.EFAULT)
+	if len(sizes) != 1 {
+		t.Errorf("%d pieces before the end", len(sizes))
+	}
+	mine := fmt.Errorf("mine")
+	n := 0
+	if err := d.View(0, 0x6000, rd, func([]byte) error { n++; return mine }); err != mine || n != 1 {
+		t.Errorf("view with an error of the callback: %v after %d pieces", err, n)
+	}
+	func() {
+		defer func() {
+			if r := recover(); r != "mine" {
+				t.Errorf("recovered %v", r)
+			}
+		}()
+		d.View(0, 4, rd, func([]byte) error { panic("mine") })
+	}()
+	func() {
+		defer func() {
+			if r, ok := recover().(error); !ok || !strings.Contains(r.Error(), "nil pointer") && !strings.Contains(r.Error(), "invalid memory address") {
+				t.Errorf("recovered %v", r)
+			}
+		}()
+		d.View(0, 4, rd, func([]byte) error { var p *int; *p = 1; return nil })
+	}()
+	// None of these has left a reader behind.
+	if n, err := c.UnmapAll(); err != nil || n != 0x46000 {
+		t.Errorf("unmap: %#x, %v", n, err)
+	}
+}
+
+// TestShrunkenFile accesses memory whose file has been cut short: an error, no
+// crash, and other memory goes on working.
+func TestShrunkenFile(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 0x10000)
+	mapAll(t, c, f, mapping{0, 0x10000, 0, rd | wr})
+	if err := f.Truncate(0x4000); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 0x1000)
+	if err := d.Read(0x3000, b); err != nil {
+		t.Error(err)
+	}
+	errno(t, "read", d.Read(0x4000, b), 0x4000, syscall.EFAULT)
+	errno(t, "read across", d.Read(0x3fff, b), 0x3fff, syscall.EFAULT)
+	errno(t, "write", d.Write(0x8123, b[:3]), 0x8123, syscall.EFAULT)
+	errno(t, "view", d.View(0x5000, 8, rd|wr, func(b []byte) error {
+		b[4]++
+		t.Error("got past a fault")
+		return nil
+	}), 0x5000, syscall.EFAULT)
+	if err := f.Truncate(0x10000); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Read(0x4000, b); err != nil || !bytes.Equal(b, make([]byte, len(b))) {
+		t.Errorf("read after the file grew back: %v", err)
+	}
+	if err := c.Map(0x20000, 0x11000, 0, rd, f); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("map beyond the file: %v", err)
+	}
+	if n, err := c.UnmapAll(); err != nil || n != 0x10000 {
+		t.Errorf("unmap: %#x, %v", n, err)
+	}
+}
+
+// mapped counts the mmaps of guest memory in this process.
+func mapped(t *testing.T) int {
+	b, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), "memfd:vfiousertest")
+}
+
+// TestFiles checks that there is one mmap for each file and access mode, that
+// it grows with the file, and that files come and go.
+func TestFiles(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 0x10000)
+	for i := range uint64(16) {
+		mapAll(t, c, f, mapping{i * 0x2000, 0x1000, (15 - i) * 0x1000, rd | wr})
+	}
+	if n := mapped(t); n != 1 {
+		t.Errorf("%d mmaps of one file", n)
+	}
+	// The same file, read-only: a mapping of its own.
+	ro, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	mapAll(t, c, ro, mapping{0x100000, 0x1000, 0, rd})
+	if n := mapped(t); n != 2 {
+		t.Errorf("%d mmaps of one file with two access modes", n)
+	}
+	if err := c.Map(0x110000, 0x1000, 0, rd|wr, ro); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("map for writing of a read-only file: %v", err)
+	}
+	wo, err := os.OpenFile(filepath.Join(t.TempDir(), "w"), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wo.Close()
+	if err := errors.Join(wo.Truncate(4096), c.Map(0x110000, 0x1000, 0, rd, wo)); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("map of a write-only file: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if err := c.Map(0x110000, 0x1000, 0, rd, r); err == nil {
+		t.Error("map of a pipe succeeds")
+	}
+	zero, err := os.OpenFile("/dev/zero", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zero.Close()
+	mapAll(t, c, zero, mapping{0x110000, 0x1000, 0, rd | wr}, mapping{0x120000, 0x1000, 0, rd | wr})
+	b := make([]byte, 4)
+	if err := errors.Join(d.Write(0x110000, []byte("1234")), d.Read(0x120000, b)); err != nil || string(b) == "1234" {
+		t.Errorf("two maps of a device are one: %v", err)
+	}
+	// Growth keeps what is mapped.
+	if err := f.Truncate(0x40000); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("tail"), 0x3f000); err != nil {
+		t.Fatal(err)
+	}
+	mapAll(t, c, f, mapping{0x200000, 0x1000, 0x3f000, rd})
+	if n := mapped(t); n != 2 {
+		t.Errorf("%d mmaps after growth", n)
+	}
+	if err := d.Read(0x200000, b); err != nil || string(b) != "tail" {
+		t.Errorf("read %q, %v", b, err)
+	}
+	if err := d.Read(0x2000, b); err != nil || !bytes.Equal(b, pattern(0x10000)[0xe000:0xe004]) {
+		t.Errorf("read %x, %v after growth", b, err)
+	}
+	// A window that shrank in the file but not in the maps.
+	if err := f.Truncate(0x10000); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.UnmapAll(); n != 0x14000 || err != nil {
+		t.Errorf("unmap: %#x, %v", n, err)
+	}
+	// Idle files are kept, but not many.
+	for range 20 {
+		mapAll(t, c, vfiousertest.Memory(t, 0x1000), mapping{0, 0x1000, 0, rd})
+		if _, err := c.UnmapAll(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := mapped(t); n > 8 {
+		t.Errorf("%d idle mmaps", n)
+	}
+	c.Close()
+	waitFor(t, "the maps to go", func() bool { return mapped(t) == 0 })
+}
+
+// waitFor polls until cond holds.
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for " + what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// TestUnmapWaits checks that the reply to an unmap waits for a reader that
+// began before, and for none that began after.
+func TestUnmapWaits(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 0x2000)
+	mapAll(t, c, f, mapping{0, 0x1000, 0, rd}, mapping{0x1000, 0x1000, 0x1000, rd})
+	inside, leave := make(chan struct{}), make(chan struct{})
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		d.View(0, 4, rd, func([]byte) error {
+			close(inside)
+			<-leave
+			ended.Store(true)
+			return nil
+		})
+	})
+	<-inside
+	epoch := d.Epoch()
+	result := make(chan error, 1)
+	go func() {
+		_, err := c.Unmap(0, 0x1000)
+		if err == nil && !ended.Load() {
+			err = errors.New("unmap did not wait")
+		}
+		result <- err
+	}()
+	waitFor(t, "the map to go", func() bool { return d.Epoch() != epoch })
+	// New readers have the new map while the unmap waits, and do not hold it up.
+	beside(func(int) {
+		var b [4]byte
+		errno(t, "read of the unmapped", d.Read(0, b[:]), 0, syscall.EFAULT)
+		if err := d.Read(0x1000, b[:]); err != nil {
+			t.Error(err)
+		}
+	}, func() {})
+	select {
+	case err := <-result:
+		t.Fatalf("unmap returned %v with a reader inside", err)
+	default:
+	}
+	close(leave)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// TestDMARace maps, unmaps and grows while readers run; the race detector and
+// the memory itself judge.
+func TestDMARace(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 0x10000)
+	want := pattern(0x10000)
+	var good atomic.Int64
+	work := func(i int) {
+		var b [64]byte
+		a := uint64(i) * 0x1100
+		if err := d.Read(a, b[:]); err == nil {
+			if !bytes.Equal(b[:], want[a:a+64]) {
+				t.Error("read something else")
+			}
+			good.Add(1)
+		} else if !errors.Is(err, syscall.EFAULT) {
+			t.Error(err)
+		}
+	}
+	for i := range 100 {
+		beside(work, func() {
+			mapAll(t, c, f, mapping{0, 0x8000, 0, rd}, mapping{0x8000, 0x8000, 0x8000, rd})
+		})
+		if i%10 == 0 {
+			size := int64(0x10000 + i*0x1000)
+			if err := f.Truncate(size); err != nil {
+				t.Fatal(err)
+			}
+			beside(work, func() { mapAll(t, c, f, mapping{0x100000, 0x1000, uint64(size) - 0x1000, rd}) })
+		}
+		beside(work, func() {
+			if _, err := c.Unmap(0, 1<<32); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if good.Load() == 0 {
+		t.Error("no read ever found a map")
+	}
+}
+
+// ramMemory serves DMA messages from a slice at iova 0.
+type ramMemory struct {
+	mu  sync.Mutex
+	b   []byte
+	max int
+}
+
+func (m *ramMemory) ReadDMA(iova uint64, p []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if iova+uint64(len(p)) > uint64(len(m.b)) {
+		return syscall.EFAULT
+	}
+	m.max = max(m.max, len(p))
+	copy(p, m.b[iova:])
+	return nil
+}
+
+func (m *ramMemory) WriteDMA(iova uint64, p []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if iova+uint64(len(p)) > uint64(len(m.b)) {
+		return syscall.EPERM
+	}
+	copy(m.b[iova:], p)
+	return nil
+}
+
+// TestMessageDMA reaches memory without a file.
+func TestMessageDMA(t *testing.T) {
+	m := &ramMemory{b: pattern(0x40000)}
+	cfg := vfiousertest.Config()
+	dev := vfiousertest.NewDevice(cfg)
+	srv, c := vfiousertest.Start(t, dev, cfg, vfiouser.ClientConfig{Memory: m, MaxTransfer: 0x3000})
+	d := srv.DMA()
+	f := filled(t, 0x1000)
+	if err := errors.Join(c.Map(0, 0x20000, 0, rd|wr, nil), c.Map(0x20000, 0x1000, 0, rd|wr, f), c.Map(0x21000, 0x30000, 0, rd, nil)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 0x22000-8)
+	if err := d.Read(8, b); err != nil {
+		t.Fatal(err)
+	}
+	w := pattern(0x40000)
+	if !bytes.Equal(b, slices.Concat(w[8:0x20000], w[:0x1000], w[0x21000:0x22000])) {
+		t.Error("read over messages and a file differs")
+	}
+	if m.max > 0x3000 {
+		t.Errorf("a message of %#x bytes", m.max)
+	}
+	if err := d.Write(0x1fffe, []byte("abcd")); err != nil || string(m.b[0x1fffe:0x20000]) != "ab" {
+		t.Errorf("write: %v", err)
+	}
+	errno(t, "write to read-only", d.Write(0x21000, []byte{1}), 0x21000, syscall.EACCES)
+	errno(t, "what the client refuses", d.Read(0x3fffc, make([]byte, 8)), 0x3fffc, syscall.EFAULT)
+	if d.Backed(0, 1, rd) {
+		t.Error("memory without a file is backed")
+	}
+	// From a device call it cannot work, and says so at once.
+	inside := make(chan error, 1)
+	dev.OnWrite = func(int, uint64, []byte) error { inside <- d.Read(0, b[:4]); return nil }
+	if err := c.WriteRegion(0, 0, []byte{1}); err != nil {
+		t.Error(err)
+	}
+	errno(t, "message from a device call", <-inside, 0, syscall.EDEADLK)
+	// Many at a time.
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			b := make([]byte, 100)
+			for k := range 50 {
+				a := uint64(i*1000 + k)
+				if err := d.Read(a, b); err != nil || !bytes.Equal(b, w[a:a+100]) {
+					t.Errorf("read at %#x: %v", a, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	c.Close()
+	<-dev.Gone
+	errno(t, "read without a client", d.Read(0, b[:1]), 0, syscall.EFAULT)
+}
+
+// TestMessageReplies has the client answer DMA messages in all the ways that
+// clients do, and some that none should.
+func TestMessageReplies(t *testing.T) {
+	cfg := vfiousertest.Config()
+	cfg.DMATimeout = 300 * time.Millisecond
+	srv, conn := vfiousertest.Serve(t, vfiousertest.NewDevice(cfg), cfg)
+	p := vfiousertest.NewPeer(t, conn)
+	p.Version()
+	m := dmaMap(1, 0, 0x1000, 0x1000)
+	expect(t, p.Do(m), 0)
+	const head = "0010000000000000"
+	for _, tt := range []struct {
+		name    string
+		cmd     uint16
+		replies []string // payload in hex; "errno N"; "none"
+		want    syscall.Errno
+	}{
+		{"read", 11, []string{head + "0400000000000000 61626364"}, 0},
+		{"read short, then the rest", 11, []string{head + "0100000000000000 61", "0110000000000000 0300000000000000 626364"}, 0},
+		{"read of nothing", 11, []string{head + "0000000000000000"}, syscall.EIO},
+		{"read with too little data", 11, []string{head + "0400000000000000 616263"}, syscall.EIO},
+		{"read with too high a count", 11, []string{head + "0500000000000000 6162636465"}, syscall.EIO},
+		{"read with half a payload", 11, []string{head}, syscall.EIO},
+		{"read with the header alone", 11, []string{""}, syscall.EIO},
+		{"read refused", 11, []string{"errno 13"}, syscall.EACCES},
+		{"read refused with 0", 11, []string{"errno 0"}, syscall.EIO},
+		{"read refused with nonsense", 11, []string{"errno 4096"}, syscall.EIO},
+		{"write", 12, []string{head + "0400000000000000"}, 0},
+		{"write, count of 4 bytes", 12, []string{head + "04000000"}, 0},
+		{"write, header alone", 12, []string{""}, 0},
+		{"write short, then the rest", 12, []string{head + "0300000000000000", "0310000000000000 0100000000000000"}, 0},
+		{"write with too high a count", 12, []string{head + "0500000000000000"}, syscall.EIO},
+		{"write with half a payload", 12, []string{head + "0400"}, syscall.EIO},
+		{"write refused", 12, []string{"errno 5"}, syscall.EIO},
+		{"no answer", 11, []string{"none"}, syscall.ETIMEDOUT},
+		{"no answer to a write", 12, []string{"none"}, syscall.ETIMEDOUT},
+	} {
+		b := []byte("abcd")
+		if tt.cmd == 11 {
+			b = make([]byte, 4)
+		}
+		done := make(chan error, 1)
+		go func() {
+			if tt.cmd == 11 {
+				done <- srv.DMA().Read(0x1000, b)
+			} else {
+				done <- srv.DMA().Write(0x1000, b)
+			}
+		}()
+		at := byte(0) // place in b, as the server asks for it
+		for i, reply := range tt.replies {
+			q := p.Recv()
+			want := append([]byte{at, 0x10, 0, 0, 0, 0, 0, 0, 4 - at, 0, 0, 0, 0, 0, 0, 0}, b[at:]...)
+			if tt.cmd == 11 {
+				want = want[:16]
+			}
+			if q.Command != tt.cmd || q.Flags != 0 || q.Errno != 0 || !bytes.Equal(q.Payload, want) {
+				t.Errorf("%s: request %d is %+v", tt.name, i, q)
+			}
+			r := vfiousertest.Message{ID: q.ID, Command: q.Command, Flags: vfiousertest.Reply}
+			var n uint32
+			if k, _ := fmt.Sscanf(reply, "errno %d", &n); k == 1 {
+				r.Flags |= vfiousertest.Failed
+				r.Errno = n
+			} else if reply != "none" {
+				r.Payload = unhex(t, reply)
+			}
+			if reply == "none" {
+				// Neither one that has the wrong command, nor a late one.
+				r.Command = 23 - r.Command
+				p.Send(r.Bytes())
+				errno(t, tt.name, <-done, 0x1000, tt.want)
+				r.Command = q.Command
+				done <- nil
+			}
+			p.Send(r.Bytes())
+			if len(r.Payload) > 8 {
+				at = r.Payload[8]
+			}
+		}
+		err := <-done
+		switch {
+		case tt.want == syscall.ETIMEDOUT:
+		case tt.want != 0:
+			errno(t, tt.name, err, 0x1000, tt.want)
+		case err != nil || string(b) != "abcd":
+			t.Errorf("%s: %q, %v", tt.name, b, err)
+		}
+	}
+	// The client goes while an access waits.
+	done := make(chan error, 1)
+	go func() { done <- srv.DMA().Read(0x1000, make([]byte, 4)) }()
+	p.Recv()
+	conn.Close()
+	errno(t, "client gone", <-done, 0x1000, syscall.EFAULT)
+}
