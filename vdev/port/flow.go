@@ -55,6 +55,8 @@ type flow struct {
 	room int          // of the send buffer, bytes
 	sent atomic.Int64 // payload from the host so far
 
+	ended atomic.Bool // the host's FIN was passed on
+
 	once sync.Once
 	dead chan struct{} // closed by reset and finish
 }
@@ -174,7 +176,7 @@ func (f *flow) toHost(fromHost <-chan struct{}) {
 	for {
 		select {
 		case <-ch:
-			if tcp.EndpointState(f.ep.State()) == tcp.StateError {
+			if f.failed() {
 				f.reset()
 				return
 			}
@@ -184,6 +186,19 @@ func (f *flow) toHost(fromHost <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// failed says whether the endpoint was reset after the adapter's FIN. Netstack
+// then takes it to the closed state, where it gets in an orderly way only after
+// a FIN of its own.
+func (f *flow) failed() bool {
+	switch tcp.EndpointState(f.ep.State()) {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose:
+		return !f.ended.Load()
+	}
+	return false
 }
 
 // drain writes everything that is readable to the host. end: the adapter's FIN
@@ -258,6 +273,7 @@ func (f *flow) fromHost() {
 		full, err := f.fill()
 		switch {
 		case err == io.EOF:
+			f.ended.Store(true)
 			f.ep.Shutdown(tcpip.ShutdownWrite)
 			return
 		case err != nil:
