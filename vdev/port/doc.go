@@ -6,7 +6,8 @@
 //	adapter                              this package
 //	engine ── Transmit ──────────────▶  NAT      a gateway in this process, no privilege needed
 //	       ◀─ receive ── queue ──────
-//	          any of them inside Capture: pcapng of both directions
+//	                                   Stream   length-prefixed frames on a socket: QEMU's -netdev stream, passt
+//	          any of them inside Capture (pcapng of both directions) or Impair (a bad wire, seeded)
 //
 // [NAT] is the default: a second TCP/IP stack that plays the gateway of a
 // small network with one adapter in it. It turns the adapter's connections
