@@ -24,7 +24,10 @@ func (a adapter) RunSub(name string, f func(conformance.TB)) bool {
 	return a.T.Run(name, func(t *testing.T) { f(adapter{t}) })
 }
 
-var seed = flag.Uint64("seed", 1, "seed of schedules and payload")
+var (
+	seed = flag.Uint64("seed", 1, "seed of schedules and payload")
+	all  = flag.Bool("all", false, "run the whole kit on QEMU, not only the subset")
+)
 
 // TestInproc runs the kit by function calls, under the race detector when
 // there is one.
@@ -56,7 +59,7 @@ func TestQTest(t *testing.T) {
 	qemu := toolchaintest.QEMU(t)
 	choose := regexp.MustCompile(subset)
 	for _, test := range conformance.Tests() {
-		if !test.On(rig.RungQTest) || !choose.MatchString(test.Name) {
+		if !test.On(rig.RungQTest) || !*all && !choose.MatchString(test.Name) {
 			continue
 		}
 		t.Run(test.Name, func(t *testing.T) {
