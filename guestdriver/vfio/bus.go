@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfio
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"toebox/guestdriver"
+)
+
+// errClosed is what calls after Close return.
+var errClosed = net.ErrClosed
+
+// numBARs is how many BARs a type 0 header has.
+const numBARs = 6
+
+// Bus is an adapter reached through VFIO. It implements [guestdriver.Bus].
+type Bus struct {
+	bdf                      string
+	container, group, device int
+	config                   regionInfo
+	bars                     [numBARs]bar
+
+	mu      sync.Mutex
+	closed  bool
+	iovas   *iovas
+	regions []*region
+	vectors []*os.File // eventfds, on the runtime's poller
+}
+
+var _ guestdriver.Bus = (*Bus)(nil)
+
+// bar is one BAR: mapped, or by pread and pwrite.
+type bar struct {
+	mem  []byte
+	info regionInfo
+}
+
+// Open opens a function that is bound to vfio-pci and whose group nobody else
+// has open.
+func Open(bdf string) (*Bus, error) {
+	group, err := realSysfs.group(bdf)
+	if err != nil {
+		return nil, err
+	}
+	b := &Bus{bdf: bdf, container: -1, group: -1, device: -1}
+	if err := b.open(group); err != nil {
+		b.Close()
+		return nil, fmt.Errorf("vfio: open %s: %w", bdf, err)
+	}
+	return b, nil
+}
+
+func (b *Bus) open(group string) error {
+	var err error
+	if b.container, err = unix.Open("/dev/vfio/vfio", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("/dev/vfio/vfio: %w", err)
+	}
+	if v, err := ioctl(b.container, ioctlGetAPIVersion, 0); err != nil || v != apiVersion {
+		return fmt.Errorf("VFIO interface version %d: %w", v, err)
+	}
+	if b.group, err = unix.Open("/dev/vfio/"+group, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("/dev/vfio/%s: %w", group, err)
+	}
+	status := u32s(nil, groupStatusSize, 0)
+	if err := ioctlBytes(b.group, ioctlGroupGetStatus, status); err != nil {
+		return fmt.Errorf("status of group %s: %w", group, err)
+	}
+	if binary.NativeEndian.Uint32(status[4:])&groupViable == 0 {
+		return fmt.Errorf("group %s is not viable: another function of it has a kernel driver", group)
+	}
+	if err := ioctlBytes(b.group, ioctlGroupSetContainer, u32s(nil, uint32(b.container))); err != nil {
+		return fmt.Errorf("join group %s: %w", group, err)
+	}
+	kind := uintptr(iommuType1v2)
+	if ok, err := ioctl(b.container, ioctlCheckExtension, kind); err != nil || ok != 1 {
+		kind = iommuType1
+	}
+	if _, err := ioctl(b.container, ioctlSetIOMMU, kind); err != nil {
+		return fmt.Errorf("set IOMMU type %d (no interrupt remapping needs vfio_iommu_type1.allow_unsafe_interrupts=1): %w", kind, err)
+	}
+	ranges, err := b.ranges()
+	if err != nil {
+		return err
+	}
+	b.iovas = newIOVAs(ranges)
+	if b.device, err = ioctlString(b.group, ioctlGroupGetDeviceFD, b.bdf); err != nil {
+		return fmt.Errorf("get the device of group %s: %w", group, err)
+	}
+	if b.config, err = b.region(regionConfig); err != nil {
+		return err
+	}
+	for i := range b.bars {
+		if err := b.mapBAR(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ranges asks for the IOVAs that the IOMMU translates.
+func (b *Bus) ranges() ([]iovaRange, error) {
+	info := u64s(u32s(nil, iommuInfoSize, 0), 0, 0)
+	if err := ioctlBytes(b.container, ioctlIOMMUGetInfo, info); err != nil {
+		return nil, fmt.Errorf("IOMMU info: %w", err)
+	}
+	size := binary.NativeEndian.Uint32(info)
+	if size > iommuInfoSize && size <= maxIOMMUInfo {
+		info = make([]byte, size)
+		binary.NativeEndian.PutUint32(info, size)
+		if err := ioctlBytes(b.container, ioctlIOMMUGetInfo, info); err != nil {
+			return nil, fmt.Errorf("IOMMU info: %w", err)
+		}
+	}
+	return parseIOVARanges(info)
+}
+
+func (b *Bus) region(index uint32) (regionInfo, error) {
+	r := regionInfoRequest(index)
+	if err := ioctlBytes(b.device, ioctlGetRegionInfo, r); err != nil {
+		return regionInfo{}, fmt.Errorf("info of region %d: %w", index, err)
+	}
+	return parseRegionInfo(r), nil
+}
+
+func (b *Bus) mapBAR(i int) error {
+	info, err := b.region(uint32(i))
+	if err != nil {
+		return err
+	}
+	b.bars[i].info = info
+	if info.size == 0 || info.flags&regionMmap == 0 || info.size > maxDMA {
+		return nil
+	}
+	mem, err := unix.Mmap(b.device, int64(info.offset), int(info.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err == nil {
+		b.bars[i].mem = mem
+	}
+	return nil // without a mapping: pread and pwrite
+}
+
+// Name implements guestdriver.Bus.
+func (b *Bus) Name() string { return "vfio " + b.bdf }
+
+// ReadConfig implements guestdriver.Bus.
+func (b *Bus) ReadConfig(offset, size int) (uint32, error) {
+	if err := b.checkConfig(offset, size); err != nil {
+		return 0, err
+	}
+	var buf [4]byte
+	if err := b.pread(buf[:size], int64(b.config.offset)+int64(offset)); err != nil {
+		return 0, fmt.Errorf("vfio: %s: read config space at %#x: %w", b.bdf, offset, err)
+	}
+	return binary.LittleEndian.Uint32(buf[:]), nil
+}
+
+// WriteConfig implements guestdriver.Bus.
+func (b *Bus) WriteConfig(offset, size int, v uint32) error {
+	if err := b.checkConfig(offset, size); err != nil {
+		return err
+	}
+	var buf [4]byte
+	binary.LittleEndian.PutUint32(buf[:], v)
+	if err := b.pwrite(buf[:size], int64(b.config.offset)+int64(offset)); err != nil {
+		return fmt.Errorf("vfio: %s: write config space at %#x: %w", b.bdf, offset, err)
+	}
+	return nil
+}
+
+// pread and pwrite reach regions through the device's descriptor, which they
+// keep from being closed, and its number from being used again, meanwhile.
+func (b *Bus) pread(p []byte, off int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	n, err := unix.Pread(b.device, p, off)
+	if err == nil && n != len(p) {
+		err = unix.EIO
+	}
+	return err
+}
+
+func (b *Bus) pwrite(p []byte, off int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	n, err := unix.Pwrite(b.device, p, off)
+	if err == nil && n != len(p) {
+		err = unix.EIO
+	}
+	return err
+}
+
+func (b *Bus) checkConfig(offset, size int) error {
+	if offset < 0 || size != 1 && size != 2 && size != 4 || offset%size != 0 || uint64(offset+size) > b.config.size {
+		return fmt.Errorf("vfio: %s: %d bytes of config space at %#x", b.bdf, size, offset)
+	}
+	return nil
+}
+
+// Read32 implements guestdriver.Bus.
+func (b *Bus) Read32(bar int, offset uint32) uint32 {
+	if bar < 0 || bar >= numBARs || offset%4 != 0 || uint64(offset)+4 > b.bars[bar].info.size {
+		return ^uint32(0)
+	}
+	if m := b.bars[bar].mem; m != nil {
+		return load(m, offset)
+	}
+	var buf [4]byte
+	if b.pread(buf[:], int64(b.bars[bar].info.offset)+int64(offset)) != nil {
+		return ^uint32(0)
+	}
+	return binary.LittleEndian.Uint32(buf[:])
+}
+
+// Write32 implements guestdriver.Bus.
+func (b *Bus) Write32(bar int, offset uint32, v uint32) {
+	if bar < 0 || bar >= numBARs || offset%4 != 0 || uint64(offset)+4 > b.bars[bar].info.size {
+		return
+	}
+	if m := b.bars[bar].mem; m != nil {
+		store(m, offset, v)
+		return
+	}
+	var buf [4]byte
+	binary.LittleEndian.PutUint32(buf[:], v)
+	b.pwrite(buf[:], int64(b.bars[bar].info.offset)+int64(offset)) // posted: nobody to tell
+}
+
+// EnableVectors implements guestdriver.Bus.
+func (b *Bus) EnableVectors(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	if b.vectors != nil {
+		return errors.New("vfio: vectors are enabled already")
+	}
+	info := irqInfoRequest(irqMSIX)
+	if err := ioctlBytes(b.device, ioctlGetIRQInfo, info); err != nil {
+		return fmt.Errorf("vfio: info of MSI-X: %w", err)
+	}
+	if have := irqCount(info); n < 1 || n > have {
+		return fmt.Errorf("vfio: %d MSI-X vectors: the function has %d", n, have)
+	}
+	var files []*os.File
+	var fds []int32
+	fail := func(err error) error {
+		for _, f := range files {
+			f.Close()
+		}
+		return fmt.Errorf("vfio: enable %d MSI-X vectors: %w", n, err)
+	}
+	for i := range n {
+		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		if err != nil {
+			return fail(err)
+		}
+		// Non-blocking: a Read waits on the runtime's poller, not in a thread.
+		files = append(files, os.NewFile(uintptr(fd), fmt.Sprintf("vector %d", i)))
+		fds = append(fds, int32(fd))
+	}
+	if err := ioctlBytes(b.device, ioctlSetIRQs, irqSetRequest(irqMSIX, fds)); err != nil {
+		return fail(err)
+	}
+	b.vectors = files
+	return nil
+}
+
+// Wait implements guestdriver.Bus.
+func (b *Bus) Wait(vector int) error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return errClosed
+	}
+	if vector < 0 || vector >= len(b.vectors) {
+		b.mu.Unlock()
+		return fmt.Errorf("vfio: wait for vector %d of %d", vector, len(b.vectors))
+	}
+	f := b.vectors[vector]
+	b.mu.Unlock()
+	var count [8]byte
+	_, err := f.Read(count[:])
+	if errors.Is(err, os.ErrClosed) {
+		return errClosed
+	}
+	return err
+}
+
+// Reset implements guestdriver.Bus.
+func (b *Bus) Reset() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	if _, err := ioctl(b.device, ioctlReset, 0); err != nil {
+		return fmt.Errorf("vfio: reset %s: %w", b.bdf, err)
+	}
+	return nil
+}
+
+// Close implements guestdriver.Bus.
+func (b *Bus) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	for _, f := range b.vectors {
+		f.Close()
+	}
+	// The device first: its end stops DMA; the container's unmaps it.
+	for _, fd := range []int{b.device, b.group, b.container} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	var errs []error
+	for i := range b.bars {
+		if m := b.bars[i].mem; m != nil {
+			errs = append(errs, blank(m))
+		}
+	}
+	for _, r := range b.regions {
+		errs = append(errs, blank(r.mem))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfio
+
+import (
+	"errors"
+	"slices"
+)
+
+// IOVAs are given from 4 GiB upwards, clear of the holes that machines have
+// below (the MSI area among them), and below the 39 bits that every IOMMU of
+// interest translates, unless the kernel names other ranges.
+const (
+	iovaBase = 1 << 32
+	iovaEnd  = 1<<39 - 1
+)
+
+var errNoIOVA = errors.New("vfio: no IOVAs left")
+
+// iovas hands out IOVAs. They are not taken back: memory stays mapped as long
+// as its bus.
+type iovas struct {
+	ranges []iovaRange // what is left, in the order of use
+}
+
+// newIOVAs returns an allocator over what the kernel allows; nil means that it
+// does not say.
+func newIOVAs(allowed []iovaRange) *iovas {
+	if len(allowed) == 0 {
+		return &iovas{[]iovaRange{{iovaBase, iovaEnd}}}
+	}
+	var high, low []iovaRange
+	for _, r := range allowed {
+		if r.end < r.start {
+			continue
+		}
+		if r.end >= iovaBase {
+			high = append(high, iovaRange{max(r.start, iovaBase), r.end})
+		}
+		if r.start < iovaBase {
+			// Not page 0: an address of 0 looks like none.
+			low = append(low, iovaRange{max(r.start, 1<<20), min(r.end, iovaBase-1)})
+		}
+	}
+	order := func(a, b iovaRange) int {
+		if a.start < b.start {
+			return -1
+		}
+		return 1
+	}
+	slices.SortFunc(high, order)
+	slices.SortFunc(low, order)
+	return &iovas{append(high, low...)}
+}
+
+// take returns size bytes of IOVAs at a multiple of align, a power of two.
+func (a *iovas) take(size, align uint64) (uint64, error) {
+	for i := range a.ranges {
+		r := &a.ranges[i]
+		start := (r.start + align - 1) &^ (align - 1)
+		if start < r.start || start > r.end || r.end-start < size-1 {
+			continue
+		}
+		if r.end-start == size-1 {
+			a.ranges = slices.Delete(a.ranges, i, i+1)
+		} else {
+			r.start = start + size
+		}
+		return start, nil
+	}
+	return 0, errNoIOVA
+}

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfio
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"toebox/guestdriver"
+)
+
+// fakeSysfs makes files (values) and links (values beginning with "->").
+func fakeSysfs(t *testing.T, files map[string]string) sysfs {
+	root := t.TempDir()
+	for name, v := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if target, ok := strings.CutPrefix(v, "->"); ok {
+			err = os.Symlink(target, path)
+		} else {
+			err = os.WriteFile(path, []byte(v), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return sysfs(root)
+}
+
+func machine() map[string]string {
+	const dev = "bus/pci/devices/"
+	return map[string]string{
+		dev + "0000:00:00.0/vendor":          "0x8086\n",
+		dev + "0000:00:00.0/device":          "0x29c0\n",
+		dev + "0000:00:05.0/vendor":          "0x1234\n",
+		dev + "0000:00:05.0/device":          "0x7422\n",
+		dev + "0000:00:05.0/iommu_group":     "->../../../kernel/iommu_groups/3",
+		dev + "0000:00:05.0/driver":          "->../../../bus/pci/drivers/vfio-pci",
+		dev + "0000:00:06.0/vendor":          "0x1234\n",
+		dev + "0000:00:06.0/device":          "0x7422\n",
+		dev + "0000:00:07.0/vendor":          "0x1234\n", // QEMU's edu device
+		dev + "0000:00:07.0/device":          "0x11e8\n",
+		"bus/pci/drivers/vfio-pci/new_id":    "",
+		"bus/pci/drivers_probe":              "",
+		dev + "0000:00:06.0/driver_override": "",
+	}
+}
+
+func TestList(t *testing.T) {
+	got, err := fakeSysfs(t, machine()).list()
+	want := []Function{{"0000:00:05.0", "vfio-pci", "3"}, {"0000:00:06.0", "", ""}}
+	if err != nil || len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+	if got, err := sysfs(t.TempDir()).list(); len(got) != 0 || err != nil {
+		t.Errorf("no PCI: %v, %v", got, err)
+	}
+}
+
+func TestGroup(t *testing.T) {
+	s := fakeSysfs(t, machine())
+	if g, err := s.group("0000:00:05.0"); g != "3" || err != nil {
+		t.Errorf("got %q, %v", g, err)
+	}
+	for bdf, want := range map[string]string{
+		"0000:00:06.0":    "no IOMMU group",
+		"0000:00:08.0":    "no such file",
+		"../../etc":       "not a PCI address",
+		"0000:00:05.0/..": "not a PCI address",
+		"00:05.0":         "not a PCI address",
+	} {
+		if _, err := s.group(bdf); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", bdf, err, want)
+		}
+	}
+}
+
+func TestBind(t *testing.T) {
+	files := machine()
+	s := fakeSysfs(t, files)
+	if err := s.bind("0000:00:05.0"); err != nil {
+		t.Errorf("bound already: %v", err)
+	}
+	if err := s.bind("0000:00:06.0"); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{
+		"bus/pci/devices/0000:00:06.0/driver_override": "vfio-pci",
+		"bus/pci/drivers_probe":                        "0000:00:06.0",
+	} {
+		if got, _ := os.ReadFile(filepath.Join(string(s), name)); string(got) != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if err := s.bind("0000:00:09.0"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no such function: %v", err)
+	}
+
+	files["bus/pci/devices/0000:00:06.0/driver"] = "->../../drivers/other"
+	files["bus/pci/drivers/other/unbind"] = ""
+	s = fakeSysfs(t, files)
+	if err := s.bind("0000:00:06.0"); err != nil {
+		t.Error(err)
+	}
+	if got, _ := os.ReadFile(filepath.Join(string(s), "bus/pci/drivers/other/unbind")); string(got) != "0000:00:06.0" {
+		t.Errorf("unbind: %q", got)
+	}
+
+	delete(files, "bus/pci/drivers/vfio-pci/new_id")
+	if err := fakeSysfs(t, files).bind("0000:00:06.0"); err == nil || !strings.Contains(err.Error(), "modprobe vfio-pci") {
+		t.Errorf("no driver: %v", err)
+	}
+}
+
+// TestLayout compares with the bytes that a C program sees on a little-endian
+// machine.
+func TestLayout(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		got, want []byte
+	}{
+		{"vfio_region_info", regionInfoRequest(7), []byte{
+			32, 0, 0, 0, // argsz
+			0, 0, 0, 0, // flags
+			7, 0, 0, 0, // index
+			0, 0, 0, 0, // cap_offset
+			0, 0, 0, 0, 0, 0, 0, 0, // size
+			0, 0, 0, 0, 0, 0, 0, 0, // offset
+		}},
+		{"vfio_irq_info", irqInfoRequest(2), []byte{16, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0}},
+		{"vfio_irq_set", irqSetRequest(2, []int32{9, 300}), []byte{
+			28, 0, 0, 0, // argsz
+			0x24, 0, 0, 0, // flags: DATA_EVENTFD | ACTION_TRIGGER
+			2, 0, 0, 0, // index
+			0, 0, 0, 0, // start
+			2, 0, 0, 0, // count
+			9, 0, 0, 0,
+			0x2c, 1, 0, 0,
+		}},
+		{"vfio_iommu_type1_dma_map", dmaMapRequest(0x7f0000001000, 0x100000000, 0x200000), []byte{
+			32, 0, 0, 0, // argsz
+			3, 0, 0, 0, // flags: READ | WRITE
+			0, 0x10, 0, 0, 0, 0x7f, 0, 0, // vaddr
+			0, 0, 0, 0, 1, 0, 0, 0, // iova
+			0, 0, 0x20, 0, 0, 0, 0, 0, // size
+		}},
+	} {
+		if !bytes.Equal(c.got, c.want) {
+			t.Errorf("%s:\n got %v\nwant %v", c.name, c.got, c.want)
+		}
+	}
+	r := parseRegionInfo([]byte{
+		32, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 1, 0, 0, 0, 0, 0, // size 64 KiB
+		0, 0, 0, 0, 0, 1, 0, 0, // offset 1 << 40
+	})
+	if r != (regionInfo{flags: 7, size: 65536, offset: 1 << 40}) {
+		t.Errorf("region info %+v", r)
+	}
+	if n := irqCount([]byte{16, 0, 0, 0, 9, 0, 0, 0, 2, 0, 0, 0, 33, 0, 0, 0}); n != 33 {
+		t.Errorf("irq count %d", n)
+	}
+}
+
+// iommuInfo is struct vfio_iommu_type1_info of an Intel IOMMU: a migration
+// capability, then the IOVA ranges around the MSI area.
+func iommuInfo() []byte {
+	return []byte{
+		88, 0, 0, 0, // argsz
+		3, 0, 0, 0, // flags: PGSIZES | CAPS
+		0, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, // iova_pgsizes
+		24, 0, 0, 0, // cap_offset
+		0, 0, 0, 0,
+		2, 0, 1, 0, 40, 0, 0, 0, // 24: id 2, version 1, next 40
+		0, 0, 0, 0, 0, 0, 0, 0,
+		1, 0, 1, 0, 0, 0, 0, 0, // 40: id 1, version 1, next 0
+		2, 0, 0, 0, 0, 0, 0, 0, // nr_iovas 2
+		0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xdf, 0xfe, 0, 0, 0, 0,
+		0, 0, 0xf0, 0xfe, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0,
+	}
+}
+
+func TestIOVARanges(t *testing.T) {
+	got, err := parseIOVARanges(iommuInfo())
+	want := []iovaRange{{0, 0xfedfffff}, {0xfef00000, 0x7fffffffff}}
+	if err != nil || len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+		t.Errorf("got %x, %v, want %x", got, err, want)
+	}
+	for name, change := range map[string]func([]byte) []byte{
+		"offset beyond": func(b []byte) []byte { b[16] = 200; return b },
+		"loop":          func(b []byte) []byte { b[28] = 24; return b },
+		"too many":      func(b []byte) []byte { b[48] = 3; return b },
+		"cut off":       func(b []byte) []byte { return b[:50] },
+	} {
+		if r, err := parseIOVARanges(change(iommuInfo())); err == nil {
+			t.Errorf("%s: got %x", name, r)
+		}
+	}
+	none := iommuInfo()
+	none[4] = 1
+	if r, err := parseIOVARanges(none); len(r) != 0 || err != nil {
+		t.Errorf("without capabilities: %x, %v", r, err)
+	}
+}
+
+func TestIOVAs(t *testing.T) {
+	a := newIOVAs([]iovaRange{{0, 0xfedfffff}, {0xfef00000, 0x1_003f_ffff}})
+	for i, c := range []struct{ size, align, want uint64 }{
+		{0x1000, 0x1000, 0x1_0000_0000},       // above 4 GiB first
+		{0x20_0000, 0x20_0000, 0x1_0020_0000}, // aligned; this fills the range
+		{0x1000, 0x1000, 0x10_0000},           // then low, not page 0
+		{0xff00_0000, 0x20_0000, 0},           // too large by the start
+		{0xee00_0000, 0x20_0000, 0x20_0000},   // exactly aligned
+	} {
+		got, err := a.take(c.size, c.align)
+		if got != c.want || (err != nil) != (c.want == 0) {
+			t.Errorf("%d: take(%#x, %#x) = %#x, %v, want %#x", i, c.size, c.align, got, err, c.want)
+		}
+	}
+	if got, err := newIOVAs(nil).take(0x1000, 0x1000); got != 0x1_0000_0000 || err != nil {
+		t.Errorf("without ranges: %#x, %v", got, err)
+	}
+	full := newIOVAs([]iovaRange{{1 << 63, ^uint64(0)}})
+	if _, err := full.take(1<<63, 1<<62); err != nil {
+		t.Errorf("the last byte of the space: %v", err)
+	}
+	if _, err := full.take(1, 1); !errors.Is(err, errNoIOVA) {
+		t.Errorf("when empty: %v", err)
+	}
+}
+
+// TestRegion carves and frees at random and compares with a map of pages.
+func TestRegion(t *testing.T) {
+	const size = 64
+	r := &region{mem: make([]byte, size*pageSize), free: []extent{{0, size * pageSize}}}
+	var used [size]bool
+	held := map[int]int{}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range 20_000 {
+		if rng.IntN(2) == 0 {
+			n := 1 + rng.IntN(8)
+			off, ok := r.carve(n * pageSize)
+			if !ok {
+				continue
+			}
+			for p := off / pageSize; p < off/pageSize+n; p++ {
+				if used[p] {
+					t.Fatalf("%d: page %d given twice", i, p)
+				}
+				used[p] = true
+			}
+			held[off] = n
+			continue
+		}
+		for off, n := range held {
+			if !r.put(off, n*pageSize) {
+				t.Fatalf("%d: put(%d, %d) refused", i, off, n)
+			}
+			if r.put(off, n*pageSize) {
+				t.Fatalf("%d: second put(%d, %d) accepted", i, off, n)
+			}
+			for p := off / pageSize; p < off/pageSize+n; p++ {
+				used[p] = false
+			}
+			delete(held, off)
+			break
+		}
+	}
+	for off, n := range held {
+		r.put(off, n*pageSize)
+	}
+	if len(r.free) != 1 || r.free[0] != (extent{0, size * pageSize}) {
+		t.Errorf("left %v", r.free)
+	}
+}
+
+func TestAllocDMA(t *testing.T) {
+	mem, err := mapPages(16 * pageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unmap(mem)
+	b := &Bus{container: -1, group: -1, device: -1, iovas: newIOVAs(nil),
+		regions: []*region{{mem: mem, iova: 0x2000_0000, free: []extent{{0, len(mem)}}}}}
+	d, err := b.AllocDMA(5000)
+	if err != nil || len(d.Bytes) != 5000 || cap(d.Bytes) != 5000 || d.IOVA != 0x2000_0000 {
+		t.Fatalf("got %d bytes at %#x, %v", len(d.Bytes), d.IOVA, err)
+	}
+	copy(d.Bytes, "old")
+	e, err := b.AllocDMA(pageSize)
+	if err != nil || e.IOVA != 0x2000_2000 {
+		t.Fatalf("got %#x, %v", e.IOVA, err)
+	}
+	if err := b.FreeDMA(d); err != nil {
+		t.Error(err)
+	}
+	if err := b.FreeDMA(d); err == nil {
+		t.Error("freed twice")
+	}
+	if d, _ = b.AllocDMA(pageSize); d.IOVA != 0x2000_0000 || d.Bytes[0] != 0 {
+		t.Errorf("again: %#x, first byte %d", d.IOVA, d.Bytes[0])
+	}
+	for _, bad := range []guestdriver.DMA{{Bytes: make([]byte, 1), IOVA: 1}, {Bytes: e.Bytes, IOVA: e.IOVA + 1},
+		{Bytes: make([]byte, 1<<20), IOVA: e.IOVA}, {IOVA: e.IOVA}} {
+		if err := b.FreeDMA(bad); err == nil {
+			t.Errorf("freed %d bytes at %#x", len(bad.Bytes), bad.IOVA)
+		}
+	}
+	for _, n := range []int{0, -1, maxDMA + 1} {
+		if _, err := b.AllocDMA(n); err == nil {
+			t.Errorf("allocated %d bytes", n)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	// Late accesses see zero pages and do not fault.
+	e.Bytes[0]++
+	if err := b.Close(); err != nil {
+		t.Errorf("second close: %v", err)
+	}
+	if _, err := b.AllocDMA(1); !errors.Is(err, errClosed) {
+		t.Errorf("alloc after close: %v", err)
+	}
+	if err := b.Wait(0); !errors.Is(err, errClosed) {
+		t.Errorf("wait after close: %v", err)
+	}
+}
+
+func TestMMIO(t *testing.T) {
+	mem, err := mapPages(pageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unmap(mem)
+	b := &Bus{container: -1, group: -1, device: -1}
+	b.bars[0] = bar{mem: mem, info: regionInfo{size: pageSize}}
+	b.Write32(0, 8, 0x11223344)
+	if v := b.Read32(0, 8); v != 0x11223344 || mem[7] != 0 || mem[12] != 0 {
+		t.Errorf("read %#x, around %x", v, mem[:16])
+	}
+	if n := testing.AllocsPerRun(10, func() { b.Write32(0, 16, b.Read32(0, 8)) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	for _, off := range []uint32{2, pageSize, pageSize - 2, ^uint32(0), ^uint32(3)} {
+		b.Write32(0, off, 1)
+		if v := b.Read32(0, off); v != ^uint32(0) {
+			t.Errorf("offset %#x: %#x", off, v)
+		}
+	}
+	for _, n := range []int{-1, 1, 6} {
+		b.Write32(n, 0, 1)
+		if v := b.Read32(n, 0); v != ^uint32(0) {
+			t.Errorf("BAR %d: %#x", n, v)
+		}
+	}
+	for _, c := range [][2]int{{-1, 1}, {0, 3}, {2, 4}, {4096, 1}} {
+		b.config.size = 4096
+		if _, err := b.ReadConfig(c[0], c[1]); err == nil {
+			t.Errorf("config %v read", c)
+		}
+		if err := b.WriteConfig(c[0], c[1], 0); err == nil {
+			t.Errorf("config %v written", c)
+		}
+	}
+}
