@@ -18,6 +18,9 @@ const (
 
 	KindPhase    = "guest.phase"    // guest to host: a Phase
 	KindPowerOff = "guest.poweroff" // host to guest
+
+	// NoAdapter on the kernel's command line means that there is none to bring up.
+	NoAdapter = "toebox.adapter=none"
 )
 
 // Phases, in their order.

@@ -87,11 +87,12 @@ func Start(ctx context.Context, c Config, handlers control.Mux) (*VM, error) {
 			v.notice(fmt.Errorf("%w: %s", ErrPanic, why))
 		}
 	})
+	gaveUp, once := make(chan struct{}), sync.Once{}
 	v.errs = newConsole(qemuLog, func(line string) {
 		if strings.HasPrefix(line, "KVM internal error") {
 			v.notice(fmt.Errorf("%w: %s", ErrKVM, line))
 			// QEMU stops the guest and waits for a debugger.
-			go v.proc.Stop(0)
+			once.Do(func() { close(gaveUp) })
 		}
 	})
 	cmd := c.QEMU.Command(c.QEMUArgs()...)
@@ -99,6 +100,13 @@ func Start(ctx context.Context, c Config, handlers control.Mux) (*VM, error) {
 	if v.proc, err = proc.Start(cmd); err != nil {
 		return nil, errors.Join(err, consoleLog.Close(), qemuLog.Close())
 	}
+	go func() {
+		select {
+		case <-gaveUp:
+			v.proc.Stop(0)
+		case <-v.proc.Done():
+		}
+	}()
 	go func() {
 		err := v.proc.Err()
 		v.settle(err)

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/term"
+
+	"toebox/images/guest"
+	"toebox/images/rig"
+	"toebox/images/vm"
+)
+
+// Machine are the flags of verbs that start one.
+type Machine struct {
+	Port   int    `env:"TOEBOX_PORT" default:"8080" help:"Port on the host's loopback that leads to the guest's port 80 (${default})."`
+	Net    string `env:"TOEBOX_NET" default:"nat" help:"What the adapter is plugged into: nat, or none for no adapter (${default})."`
+	Pcap   string `env:"TOEBOX_PCAP" placeholder:"FILE" help:"Capture the adapter's frames as pcapng."`
+	NVM    string `name:"nvm" env:"TOEBOX_NVM" placeholder:"FILE" help:"File with the adapter's non-volatile image."`
+	Seed   uint64 `env:"TOEBOX_SEED" help:"Seed of everything random in the adapter; 0 picks one."`
+	CPUs   int    `name:"cpus" env:"TOEBOX_CPUS" default:"2" help:"CPUs of the guest (${default})."`
+	Memory int    `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
+	GDB    bool   `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
+	V      bool   `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
+}
+
+func (m *Machine) apply(o *rig.Options) error {
+	switch {
+	case m.CPUs < 1 || m.CPUs > 64:
+		return &rig.UsageError{Text: fmt.Sprintf("--cpus %d: want 1 to 64", m.CPUs)}
+	case m.Memory < 512 || m.Memory > 1<<20:
+		return &rig.UsageError{Text: fmt.Sprintf("--memory %d: want 512 MiB at least", m.Memory)}
+	case m.Port < 1 || m.Port > 65535:
+		return &rig.UsageError{Text: fmt.Sprintf("--port %d: want 1 to 65535", m.Port)}
+	}
+	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
+	o.CPUs, o.MemoryMiB = m.CPUs, m.Memory
+	var err error
+	// The device runs elsewhere and gets whole paths.
+	for _, f := range []struct {
+		to   *string
+		path string
+	}{{&o.Pcap, m.Pcap}, {&o.NVM, m.NVM}} {
+		if f.path != "" {
+			if *f.to, err = filepath.Abs(f.path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// RunCmd starts a machine.
+type RunCmd struct {
+	Machine `embed:""`
+	DryRun  bool `env:"TOEBOX_DRY_RUN" help:"Print QEMU's command line, ready to paste, and start nothing."`
+}
+
+// Run is called by kong.
+func (c *RunCmd) Run(a *app) error {
+	o := a.options()
+	if err := c.apply(&o); err != nil {
+		return err
+	}
+	ctx, cancel := a.interruptible()
+	defer cancel()
+	if c.DryRun {
+		return dryRun(ctx, a, o)
+	}
+	i, err := rig.Up(ctx, o)
+	if err != nil {
+		var sig interrupted
+		if errors.As(context.Cause(ctx), &sig) {
+			return nil // told to end while starting: nothing is left, all is well
+		}
+		return err
+	}
+	defer i.Close()
+	if o.Net == "none" {
+		a.report.Step("guest: up, without an adapter")
+	} else {
+		a.report.Step(fmt.Sprintf("adapter: up; the guest answers at http://127.0.0.1:%d/ (logs in %s)", c.Port, i.Dir))
+	}
+	if a.interactive() {
+		a.report.Step("guest: a shell follows; toebox-guest is the adapter's tool; exit, poweroff or Ctrl-A X ends it all")
+		ended := make(chan error, 1)
+		go func() { ended <- a.shell(ctx, i.Control(), nil) }()
+		select {
+		case err = <-ended:
+		case <-i.VM.Done():
+		}
+		return c.end(a, i, err)
+	}
+	return c.attend(ctx, a, i)
+}
+
+// attend keeps the machine up until a signal or its own end.
+func (c *RunCmd) attend(ctx context.Context, a *app, i *rig.Instance) error {
+	for {
+		select {
+		case p := <-i.Phases():
+			if p.Name == guest.PhaseServed {
+				// The machine stays up to be looked at.
+				a.report.Step("guest: " + p.Error)
+			}
+		case <-ctx.Done():
+			a.report.Step("shutting down: " + context.Cause(ctx).Error())
+			i.Close()
+			return nil
+		case <-i.VM.Done():
+			return c.end(a, i, nil)
+		}
+	}
+}
+
+// end tells how the machine ended: a shell's own status is not the run's.
+func (c *RunCmd) end(a *app, i *rig.Instance, shell error) error {
+	var status *rig.StatusError
+	select {
+	case <-i.VM.Done():
+		if err := i.Wait(); err != nil {
+			if errors.Is(err, vm.ErrPanic) {
+				fmt.Fprintln(a.stderr, i.ConsoleTail(20))
+			}
+			return err
+		}
+		return nil
+	default:
+	}
+	i.Close()
+	if errors.As(shell, &status) || errors.Is(shell, errQuit) || errors.Is(shell, context.Canceled) {
+		return nil
+	}
+	var sig interrupted
+	if errors.As(shell, &sig) {
+		return nil
+	}
+	return shell
+}
+
+// dryRun prints the command line with the paths a run would use.
+func dryRun(ctx context.Context, a *app, o rig.Options) error {
+	parts, err := rig.Prepare(ctx, o)
+	if err != nil {
+		return err
+	}
+	m := o.MachineConfig(parts, a.paths.State, filepath.Join(a.paths.Runtime, "toebox-dry-run"))
+	fmt.Fprintln(a.stdout, m.CommandLine())
+	if m.Device != "" {
+		fmt.Fprintf(a.stderr, "toebox: first: mkdir -p %s && toebox serve --socket-path %s\n", filepath.Dir(m.Device), m.Device)
+	}
+	return nil
+}
+
+// interactive says whether a person sits at both ends.
+func (a *app) interactive() bool {
+	out, ok := a.stdout.(*os.File)
+	return ok && a.stdin != nil && term.IsTerminal(int(a.stdin.Fd())) && term.IsTerminal(int(out.Fd()))
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"toebox/images/control"
+	"toebox/images/initramfs"
+	"toebox/images/toolchain"
+)
+
+const modulePath = "toebox"
+
+// Options says what to bring up and where.
+type Options struct {
+	Paths
+	QEMU, Kernel, Modules, Mirror string // as toolchain.Config
+	Accel                         string // auto, kvm or tcg
+
+	Net     string // "nat" with options, another backend of the device, or "none" for no adapter
+	Port    int    // on the host's loopback, forwarded to the guest's port 80 by nat; 0 for none
+	Pcap    string // file to capture the adapter's frames in
+	NVM     string // file with the adapter's non-volatile image
+	Seed    uint64
+	Verbose bool // of the device
+	GDB     bool
+
+	CPUs, MemoryMiB int                // 0 for the defaults
+	Append          []string           // more of the kernel's command line
+	Args            []string           // more of QEMU's
+	Files           []initramfs.File   // more for the guest
+	Handlers        control.Mux        // serve what the guest asks of the host
+	Report          toolchain.Progress // may be nil
+}
+
+// Paths are the directories toebox works in.
+type Paths struct {
+	Cache   string // downloads and builds
+	State   string // run folders
+	Runtime string // for sockets; short
+	Source  string // root of the toebox module
+}
+
+// DefaultPaths follows the XDG base directory specification and looks for the source
+// upwards from here and from the program.
+func DefaultPaths() (Paths, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return Paths{}, fmt.Errorf("rig: %w: set HOME", err)
+	}
+	xdg := func(name, fallback string) string {
+		// The specification wants relative paths ignored.
+		if v := os.Getenv(name); filepath.IsAbs(v) {
+			return filepath.Join(v, "toebox")
+		}
+		return filepath.Join(home, fallback, "toebox")
+	}
+	p := Paths{Cache: xdg("XDG_CACHE_HOME", ".cache"), State: xdg("XDG_STATE_HOME", ".local/state")}
+	p.Runtime = os.TempDir()
+	if v := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(v) && writable(v) {
+		p.Runtime = v
+	}
+	p.Source, err = FindSource()
+	if errors.Is(err, errNoSource) {
+		err = nil // only builds need it
+	}
+	return p, err
+}
+
+// writable says whether files can be made in a directory: after su, the variable may
+// still name somebody else's.
+func writable(dir string) bool {
+	f, err := os.CreateTemp(dir, "toebox-")
+	if err != nil {
+		return false
+	}
+	f.Close()           //nolint:errcheck // empty
+	os.Remove(f.Name()) //nolint:errcheck // empty
+	return true
+}
+
+var errNoSource = errors.New("rig: the toebox source is neither here nor above the program: set TOEBOX_SOURCE to it")
+
+// FindSource returns the root of the toebox module.
+func FindSource() (string, error) {
+	if dir := os.Getenv("TOEBOX_SOURCE"); dir != "" {
+		if !isSource(dir) {
+			return "", fmt.Errorf("rig: TOEBOX_SOURCE: %s is not the root of the toebox module", dir)
+		}
+		return filepath.Abs(dir)
+	}
+	var from []string
+	if wd, err := os.Getwd(); err == nil {
+		from = append(from, wd)
+	}
+	if exe, err := os.Executable(); err == nil {
+		from = append(from, filepath.Dir(exe))
+	}
+	for _, dir := range from {
+		for {
+			if isSource(dir) {
+				return dir, nil
+			}
+			up := filepath.Dir(dir)
+			if up == dir {
+				break
+			}
+			dir = up
+		}
+	}
+	return "", errNoSource
+}
+
+func isSource(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, "go.mod"))
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // read only
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		if name, ok := strings.CutPrefix(sc.Text(), "module "); ok {
+			return strings.TrimSpace(name) == modulePath
+		}
+	}
+	return false
+}
+
+// Tools is the configuration of package toolchain that goes with o.
+func (o *Options) Tools() toolchain.Config {
+	return toolchain.Config{
+		CacheDir: o.Cache, QEMU: o.QEMU, Kernel: o.Kernel, Modules: o.Modules, Mirror: o.Mirror, Progress: o.Report,
+	}
+}
+
+func (o *Options) say(format string, args ...any) {
+	if o.Report != nil {
+		o.Report.Step(fmt.Sprintf(format, args...))
+	}
+}
+
+// adapter says whether there is one.
+func (o *Options) adapter() bool { return o.Net != "none" }

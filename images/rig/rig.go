@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"toebox/images/guest"
+	"toebox/images/initramfs"
+	"toebox/images/toolchain"
+	"toebox/images/vm"
+)
+
+// Limits of phases. Without KVM everything in the guest takes ten times as long.
+const (
+	buildPatience = 10 * time.Minute
+	bootPatience  = 60 * time.Second
+	readyPatience = 90 * time.Second
+	deviceGrace   = 3 * time.Second
+)
+
+// Packages that go into the guest, and the device's.
+const (
+	initPackage   = modulePath + "/images/guest/cmd/tbinit"
+	toolPackage   = modulePath + "/guestdriver/cmd/toebox-guest"
+	devicePackage = modulePath + "/vdev/cmd/" + deviceProgram
+)
+
+// Parts is what a machine is made of, ready to start.
+type Parts struct {
+	Tools     *toolchain.Tools
+	Accel     vm.Accel
+	Programs  string // directory with what was built
+	Initramfs string
+}
+
+// Prepare gets and builds all parts. The second time it needs no network.
+func Prepare(ctx context.Context, o Options) (*Parts, error) {
+	ctx, cancel := context.WithTimeout(ctx, buildPatience)
+	defer cancel()
+	if o.Source == "" {
+		return nil, errNoSource
+	}
+	ic := initramfs.Config{CacheDir: o.Cache, Source: o.Source, Progress: o.Report}
+	p := &Parts{}
+	var built error
+	var base string
+	var wg sync.WaitGroup
+	// Downloads wait for the network, builds for processors.
+	wg.Go(func() {
+		packages := []string{initPackage}
+		if o.adapter() {
+			packages = append(packages, toolPackage, devicePackage)
+		}
+		if p.Programs, built = initramfs.Programs(ctx, ic, packages...); built == nil {
+			base, built = initramfs.Base(ctx, ic)
+		}
+	})
+	tools, err := toolchain.Get(ctx, o.Tools())
+	if err == nil {
+		p.Tools = tools
+		p.Accel, err = vm.PickAccel(ctx, tools.QEMU, o.Accel, o.Cache)
+	}
+	wg.Wait()
+	if err := errors.Join(err, built); err != nil {
+		return nil, err
+	}
+	p.Initramfs, err = o.image(ic, p, base)
+	return p, err
+}
+
+// image assembles the guest's file system.
+func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, error) {
+	modules, err := p.Tools.Kernel.Modules("vfio-pci", "vfio_iommu_type1", "uio_pci_generic")
+	if err != nil {
+		return "", err
+	}
+	files := initramfs.Modules(modules)
+	programs := map[string]string{"init": "tbinit"}
+	if o.adapter() {
+		programs["bin/toebox-guest"] = "toebox-guest"
+	}
+	for to, from := range programs {
+		b, err := os.ReadFile(filepath.Join(p.Programs, from))
+		if err != nil {
+			return "", fmt.Errorf("rig: %w", err)
+		}
+		files = append(files, initramfs.File{Path: to, Mode: 0o755, Data: b})
+	}
+	files = append(files,
+		initramfs.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bbin/gosh\n")},
+		initramfs.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\n")},
+		initramfs.File{Path: "root", Mode: os.ModeDir | 0o700},
+		initramfs.File{Path: "bin/sh", Link: "/bbin/gosh"},
+	)
+	return initramfs.Image(c, base, append(files, o.Files...))
+}
+
+// An Instance is a running machine with its adapter.
+type Instance struct {
+	*vm.VM
+	Record
+	Dir   string // the run's folder
+	Accel vm.Accel
+
+	device *device
+	relay  *relay
+
+	once    sync.Once
+	mu      sync.Mutex
+	verdict error // the device's death
+	over    chan struct{}
+}
+
+// Up prepares all parts and starts a machine; it returns when the guest serves over
+// the adapter. If KVM gives up on the guest and was not asked for by name, it starts
+// again without.
+func Up(ctx context.Context, o Options) (*Instance, error) {
+	var forward *net.TCPListener
+	if o.Port != 0 && strings.HasPrefix(o.Net, "nat") {
+		var err error
+		if forward, err = Forward(o.Port); err != nil {
+			return nil, err
+		}
+		defer forward.Close() //nolint:errcheck // the instance has its own
+	}
+	parts, err := Prepare(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	i, err := start(ctx, o, parts, forward)
+	if errors.Is(err, vm.ErrKVM) && o.Accel != vm.AccelKVM {
+		o.say("kvm: %v: starting again without it", err)
+		vm.ForgetKVM(parts.Tools.QEMU, o.Cache, "KVM gave up on the guest before")
+		parts.Accel = vm.Accel{Name: vm.AccelTCG, Why: "KVM gave up on the guest"}
+		i, err = start(ctx, o, parts, forward)
+	}
+	return i, err
+}
+
+// MachineConfig is the machine that o and parts make.
+func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
+	c := vm.Config{
+		QEMU: p.Tools.QEMU, Kernel: p.Tools.Kernel, Initramfs: p.Initramfs, Accel: p.Accel.Name,
+		CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, HugePages: vm.DefaultHugePages,
+		Dir: dir, SocketDir: sockets, GDB: o.GDB, Append: o.Append, Args: o.Args,
+	}
+	if c.CPUs == 0 {
+		c.CPUs = vm.DefaultCPUs
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = vm.DefaultMemoryMiB
+	}
+	if o.adapter() {
+		c.Device = filepath.Join(sockets, vm.DeviceSocket)
+	} else {
+		c.Append = append(c.Append[:len(c.Append):len(c.Append)], guest.NoAdapter)
+	}
+	return c
+}
+
+// start brings one machine up; what it made is gone again when it fails.
+func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListener) (i *Instance, err error) {
+	dir, record, err := newRun(o.Paths, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	record.Port = o.Port
+	i = &Instance{Record: record, Dir: dir, Accel: parts.Accel, over: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = &RunError{Err: err, Dir: dir}
+			i.Close()
+			i = nil
+		}
+	}()
+	if parts.Accel.Name == vm.AccelTCG {
+		o.say("no KVM (%s): emulating with TCG, slower", parts.Accel.Why)
+	}
+	c := o.MachineConfig(parts, dir, record.Sockets)
+	if c.Device != "" {
+		socket, err := ListenSocket(c.Device)
+		if err != nil {
+			return i, err
+		}
+		socket.SetUnlinkOnClose(false) // the device listens on
+		i.device, err = o.startDevice(filepath.Join(parts.Programs, deviceProgram), record.Sockets, filepath.Join(dir, "device.log"), socket, forward)
+		socket.Close() //nolint:errcheck // the device has its own
+		if err != nil {
+			return i, err
+		}
+	}
+	begin := time.Now()
+	bootCtx, cancel := context.WithTimeoutCause(ctx, bootPatience, fmt.Errorf("nothing after %v: %w", bootPatience, context.DeadlineExceeded))
+	defer cancel()
+	if i.VM, err = vm.Start(bootCtx, c, o.Handlers); err != nil {
+		return i, i.blame(err)
+	}
+	go i.watch()
+	hello, err := i.Hello(bootCtx)
+	if err != nil {
+		return i, i.blame(err)
+	}
+	o.say("guest: Linux %s is up after %.1f s", hello.Info["kernel"], time.Since(begin).Seconds())
+	readyCtx, cancelReady := context.WithTimeoutCause(ctx, readyPatience, fmt.Errorf("nothing after %v: %w", readyPatience, context.DeadlineExceeded))
+	defer cancelReady()
+	if err = i.Ready(readyCtx, nil); err != nil {
+		return i, i.blame(err)
+	}
+	o.say("guest: ready after %.1f s", time.Since(begin).Seconds())
+	l, err := ListenSocket(record.Socket())
+	if err != nil {
+		return i, err
+	}
+	i.relay = newRelay(l, i.Control())
+	return i, record.write(dir)
+}
+
+// watch ends the machine when its device dies: QEMU never connects again.
+func (i *Instance) watch() {
+	var dead <-chan struct{}
+	if i.device != nil {
+		dead = i.device.proc.Done()
+	}
+	select {
+	case <-i.VM.Done():
+	case <-dead:
+		err := fmt.Errorf("%w (%v): %s", ErrDevice, i.device.proc.Err(), lastLine(filepath.Join(i.Dir, "device.log")))
+		select {
+		case <-i.VM.Done():
+		case <-i.over:
+		default:
+			i.mu.Lock()
+			i.verdict = err
+			i.mu.Unlock()
+			i.VM.Stop()
+		}
+	}
+}
+
+// blame prefers the device's death to what followed from it.
+func (i *Instance) blame(err error) error {
+	if i.device == nil {
+		return err
+	}
+	select {
+	case <-i.device.proc.Done():
+		return fmt.Errorf("%w (%v): %s", ErrDevice, i.device.proc.Err(), lastLine(filepath.Join(i.Dir, "device.log")))
+	default:
+		return err
+	}
+}
+
+// Wait waits for the end of the machine; nil is an orderly one.
+func (i *Instance) Wait() error {
+	err := i.VM.Wait()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.verdict != nil {
+		err = i.verdict
+	}
+	if err != nil {
+		return &RunError{Err: err, Dir: i.Dir}
+	}
+	return nil
+}
+
+// Close ends the machine and the device and removes the sockets. The run's folder
+// stays.
+func (i *Instance) Close() {
+	i.once.Do(func() {
+		close(i.over)
+		if i.relay != nil {
+			i.relay.close()
+		}
+		if i.VM != nil {
+			i.VM.Stop()
+		}
+		if i.device != nil {
+			i.device.close()
+		}
+		os.RemoveAll(i.Sockets)                       //nolint:errcheck // only wasted space if it stays
+		os.Remove(filepath.Join(i.Dir, instanceFile)) //nolint:errcheck // not written if it never was up
+	})
+}
+
+// A RunError is an error of a run that left files to look at.
+type RunError struct {
+	Err error
+	Dir string
+}
+
+func (e *RunError) Error() string { return e.Err.Error() }
+func (e *RunError) Unwrap() error { return e.Err }
