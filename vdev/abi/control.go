@@ -141,12 +141,14 @@ func putAddr(b []byte, a netip.Addr) uint8 {
 	return 0
 }
 
+// addrOf refuses IPv4 addresses in IPv6 clothes: each address has one form.
 func addrOf(family uint8, b []byte) (netip.Addr, bool) {
 	switch family {
 	case 4:
 		return netip.AddrFrom4([4]byte(b[:4])), true
 	case 6:
-		return netip.AddrFrom16([16]byte(b[:16])), true
+		a := netip.AddrFrom16([16]byte(b[:16]))
+		return a, !a.Is4In6()
 	}
 	return netip.Addr{}, false
 }
@@ -183,7 +185,8 @@ func AppendTarget(buf []byte, t Target) []byte {
 }
 
 // ParseTarget parses a TARGET. Status is BadLength, BadProtocol, BadAddress
-// (family), Reserved or BadValue (count 0, or ports beyond 65535).
+// (family, or an IPv4-mapped address), Reserved or BadValue (count 0, or ports
+// beyond 65535).
 func ParseTarget(b []byte) (t Target, s Status) {
 	if len(b) != TargetSize {
 		return Target{}, StatusBadLength
@@ -194,10 +197,10 @@ func ParseTarget(b []byte) (t Target, s Status) {
 		Cookie: binary.LittleEndian.Uint64(b[56:]),
 	}
 	local, ok := addrOf(b[1], b[8:24])
-	if !ok {
+	remote, ok2 := addrOf(b[1], b[24:40])
+	if !ok || !ok2 {
 		return Target{}, StatusBadAddress
 	}
-	remote, _ := addrOf(b[1], b[24:40])
 	lp, rp := binary.LittleEndian.Uint16(b[4:]), binary.LittleEndian.Uint16(b[6:])
 	t.Local, t.Remote = netip.AddrPortFrom(local, lp), netip.AddrPortFrom(remote, rp)
 	switch {
