@@ -125,7 +125,6 @@ func (q *queue) requestAttributes(f *abi.Fields) {
 	q.terminal(&abi.Fields{
 		Type: responseOf(f.Type), Aux: uint16(s), Tag: f.Tag, Conn: f.Conn, Length: done, Offset: failed,
 	})
-	q.recent[f.Tag%recentTags] = f.Tag
 }
 
 // tuple carries out one tuple and stores its result in the copy of the control

@@ -183,13 +183,15 @@ func (q *queue) answerJob(j *job, f abi.Fields) {
 }
 
 // targetStatus checks what the parser leaves open.
-func targetStatus(t *abi.Target, listen bool) abi.Status {
+func targetStatus(t *abi.Target, attrs *values, listen bool) abi.Status {
 	remote := t.Remote.Addr()
 	switch {
 	case t.Protocol != uint8(engine.TCP):
 		return abi.StatusNotSupported
 	case listen && (t.Remote.Port() != 0 || !remote.IsUnspecified()):
 		return abi.StatusReserved
+	case listen && attrs.of(abi.AttrSACK) == 0:
+		return abi.StatusNotSupported // the engine answers for all alike
 	case listen && t.Backlog > maxBacklog:
 		return abi.StatusBadValue
 	case !listen && t.Backlog != 0:
@@ -232,7 +234,7 @@ func (q *queue) startConnect(j *job, n uint16, ordinal uint32) {
 // openTarget makes the endpoint of a target. On an error what was made is for
 // dropTarget.
 func (q *queue) openTarget(j *job, t *abi.Target, ordinal uint32, p phase) (*conn, abi.Status) {
-	if s := targetStatus(t, p == listening); s != abi.StatusOK {
+	if s := targetStatus(t, j.attrs, p == listening); s != abi.StatusOK {
 		return nil, s
 	}
 	c := q.newConn(p, j.attrs)

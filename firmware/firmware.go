@@ -209,7 +209,9 @@ func (f *Firmware) QueueStatus(i int) QueueStatus {
 	}
 	s := QueueStatus{Last: abi.Status(f.last[i].Load())}
 	if q := f.queues[i].Load(); q != nil {
-		s.State = q.currentState()
+		if s.State = q.currentState(); s.State == abi.QueueDisabled {
+			return s
+		}
 		s.InIndex = abi.Index(q.shownIn.Load())
 		s.OutIndex = abi.Index(q.shownOut.Load())
 		s.Held = q.shownHeld.Load()
@@ -227,9 +229,11 @@ func (f *Firmware) DoorbellOut(i int, _ abi.Index) { f.doorbell(i, abi.CounterDo
 func (f *Firmware) doorbell(i int, c abi.Counter) {
 	f.counters.Add(c, 1)
 	if i >= 0 && i < abi.MaxQueues {
-		if q := f.queues[i].Load(); q != nil && q.currentState() != abi.QueueDisabled {
-			q.wake()
-			return
+		if q := f.queues[i].Load(); q != nil {
+			if s := q.currentState(); s >= abi.QueueRunning && s <= abi.QueueDraining {
+				q.wake()
+				return
+			}
 		}
 	}
 	f.counters.Add(abi.CounterDoorbellIgnored, 1)

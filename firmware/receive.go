@@ -13,7 +13,6 @@ import (
 // requestBuffer posts a receive buffer: a connection's own, or a bulk buffer
 // (SPEC.md §5.5).
 func (q *queue) requestBuffer(f *abi.Fields) {
-	q.count(abi.CounterBuffersPosted, 1)
 	if f.Conn == 0 {
 		if r := q.hold(f, nil); r != nil {
 			q.pool.push(r)
@@ -34,7 +33,6 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 	}
 	if s != abi.StatusOK {
 		q.refuse(f, s)
-		q.count(abi.CounterBuffersReturned, 1)
 		return
 	}
 	if r := q.hold(f, c); r != nil {
@@ -75,7 +73,9 @@ func (q *queue) turnReceive() {
 // buffers in order, else into bulk buffers.
 func (q *queue) receive(c *conn) {
 	if c.closing || c.deaf {
-		q.discard(c)
+		if q.discard(c) {
+			q.receiveSoon(c)
+		}
 		return
 	}
 	if c.eos {
@@ -98,7 +98,7 @@ func (q *queue) receive(c *conn) {
 		moved += n
 		switch {
 		case err == nil:
-		case errors.Is(err, engine.ErrWouldBlock):
+		case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
 			return
 		default:
 			q.endReceive(c, err)
@@ -118,7 +118,7 @@ func (q *queue) starve(c *conn) {
 			c.inWait = true
 			q.wait.push(c)
 		}
-	case !errors.Is(err, engine.ErrWouldBlock):
+	case !errors.Is(err, engine.ErrWouldBlock) || c.failed:
 		q.endReceive(c, err)
 	}
 }
@@ -267,19 +267,21 @@ func (q *queue) fault(c *conn, err error) {
 	q.die(c)
 }
 
-// discard drops what arrives on a connection whose host does not want it.
-func (q *queue) discard(c *conn) {
+// discard drops what arrives on a connection whose host does not want it. It
+// reports whether there may be more.
+func (q *queue) discard(c *conn) bool {
 	n, err := c.ep.Read(turnBytes, q.looks.drop)
 	q.count(abi.CounterBytesReceived, uint64(n))
 	q.count(abi.CounterOrphanBytes, uint64(n))
 	switch {
 	case err == nil && n > 0:
-		q.receiveSoon(c)
+		return true
 	case err == nil, errors.Is(err, engine.ErrWouldBlock), errors.Is(err, engine.ErrEndOfStream):
 		q.checkFailed(c)
 	default:
 		q.fault(c, err)
 	}
+	return false
 }
 
 func (q *queue) drop(p []byte) int { return len(p) }

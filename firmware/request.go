@@ -77,6 +77,12 @@ const unbuiltFlags = abi.FlagPeek | abi.FlagGroup | abi.FlagSkip | abi.FlagRedir
 // request acts on one request.
 func (q *queue) request(d abi.Descriptor) {
 	f := d.Decode()
+	switch f.Type {
+	case abi.TypeBufferSend:
+		q.count(abi.CounterSends, 1)
+	case abi.TypeBufferAvailable:
+		q.count(abi.CounterBuffersPosted, 1)
+	}
 	if s := q.checkCommon(&f); s != abi.StatusOK {
 		q.refuse(&f, s)
 		return
@@ -156,7 +162,8 @@ func (q *queue) refuse(f *abi.Fields, s abi.Status) {
 		Tag: f.Tag, Base: f.Base, Conn: f.Conn, Offset: f.Offset,
 	}
 	switch f.Type {
-	case abi.TypeBufferSend, abi.TypeBufferAvailable:
+	case abi.TypeBufferAvailable:
+		q.count(abi.CounterBuffersReturned, 1)
 	case abi.TypeConnect, abi.TypeListen, abi.TypeTermination, abi.TypeCancellation,
 		abi.TypeConnectionAttr, abi.TypeAdapterAttr:
 		r.Base, r.Offset = 0, abi.NoOrdinal
@@ -173,6 +180,7 @@ func (q *queue) terminal(r *abi.Fields) {
 	if r.Aux >= uint16(abi.StatusBadType) {
 		q.count(abi.CounterRequestsRejected, 1)
 	}
+	q.recent[r.Tag%recentTags] = r.Tag
 	q.respond(*r)
 }
 
@@ -207,7 +215,6 @@ func (q *queue) settle(r *request) {
 		return
 	}
 	delete(q.tags, r.tag)
-	q.recent[r.tag%recentTags] = r.tag
 	q.fw.memory.release(requestCharge)
 	*r = request{next: q.spare}
 	q.spare = r

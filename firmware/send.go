@@ -42,7 +42,6 @@ func (q *queue) requestSend(f *abi.Fields) {
 	case c.shut:
 		s = abi.StatusClosed
 	}
-	q.count(abi.CounterSends, 1)
 	if s != abi.StatusOK {
 		q.refuse(f, s)
 		return

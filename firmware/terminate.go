@@ -39,6 +39,10 @@ func (q *queue) requestTermination(f *abi.Fields) {
 	}
 }
 
+// maxDiscards bounds the turns in which a termination drops received bytes: a
+// window's worth, and not what comes meanwhile.
+const maxDiscards = 2 * maxWindow / turnBytes
+
 func (c *conn) checkMode(mode uint32) abi.Status {
 	switch {
 	case mode > abi.TerminateReceive:
@@ -84,9 +88,14 @@ func (q *queue) terminate(c *conn, t target) {
 				q.die(c)
 				return
 			}
-			q.receiveSoon(c) // drops what is there
+			// What is there is dropped before the end: it would make a reset
+			// of it.
+			for n := 0; n < maxDiscards && q.discard(c); n++ {
+			}
 		}
-		q.progressClose(c)
+		if c.phase == open {
+			q.progressClose(c)
+		}
 	}
 }
 
