@@ -43,6 +43,14 @@ type Env struct {
 	Scale float64
 }
 
+// Rungs of the ladder.
+const (
+	RungInproc = "inproc"
+	RungSocket = "socket"
+	RungQTest  = "qtest"
+	RungVM     = "vm"
+)
+
 // Needs are what a test needs beyond an adapter.
 type Needs uint8
 

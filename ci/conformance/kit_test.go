@@ -33,7 +33,7 @@ var (
 // there is one.
 func TestInproc(t *testing.T) {
 	for _, test := range conformance.Tests() {
-		if !test.On(rig.RungInproc) {
+		if !test.On(conformance.RungInproc) {
 			continue
 		}
 		t.Run(test.Name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestQTest(t *testing.T) {
 	qemu := toolchaintest.QEMU(t)
 	choose := regexp.MustCompile(subset)
 	for _, test := range conformance.Tests() {
-		if !test.On(rig.RungQTest) || !*all && !choose.MatchString(test.Name) {
+		if !test.On(conformance.RungQTest) || !*all && !choose.MatchString(test.Name) {
 			continue
 		}
 		t.Run(test.Name, func(t *testing.T) {

@@ -337,3 +337,9 @@ func (s *remoteSession) Close() error {
 	_, err := s.r.call(context.Background(), call{Method: "close", Session: s.id})
 	return err
 }
+
+// IsCall tells a client's calls from other lines of JSON on the same stream.
+func IsCall(line []byte) bool {
+	var c struct{ Method string }
+	return bytes.Contains(line, []byte(`"Method"`)) && json.Unmarshal(line, &c) == nil && c.Method != ""
+}

@@ -25,12 +25,6 @@ import (
 	"toebox/vdev/port"
 )
 
-// Rungs of the ladder that this package builds.
-const (
-	RungInproc = "inproc"
-	RungQTest  = "qtest"
-)
-
 // Config says how a rig is built.
 type Config struct {
 	// Seed makes payload, schedules and the adapter repeat.
@@ -114,7 +108,7 @@ func (r *Rig) forwards(n int) ([]peer.Forward, error) {
 // Inproc builds the lowest rung.
 func Inproc(cfg Config) (*Rig, error) {
 	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	r, err := newRig(RungInproc, cfg, device.Config{DMA: mem, IRQs: irqs})
+	r, err := newRig(conformance.RungInproc, cfg, device.Config{DMA: mem, IRQs: irqs})
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +123,7 @@ func QTest(ctx context.Context, cfg Config) (*Rig, error) {
 	if cfg.QEMU == nil {
 		return nil, errors.New("rig: qtest: no QEMU given")
 	}
-	r, err := newRig(RungQTest, cfg, device.Config{})
+	r, err := newRig(conformance.RungQTest, cfg, device.Config{})
 	if err != nil {
 		return nil, err
 	}
@@ -151,18 +145,7 @@ func (r *Rig) startQEMU(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	serving, stop := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- r.dev.Serve(serving, l) }()
-	// The server ends before the device that it serves.
-	r.ends = append(r.ends, func() error {
-		stop()
-		err := <-served
-		if errors.Is(err, context.Canceled) {
-			err = nil
-		}
-		return errors.Join(err, l.Close())
-	})
+	r.serve(l)
 	m, err := qtest.Start(ctx, qtest.Config{
 		Command: r.cfg.QEMU, Dir: dir, Memory: guestRAM,
 		Args: []string{"-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"5.0","socket":{"type":"unix","path":%q}}`, path)},
@@ -175,6 +158,22 @@ func (r *Rig) startQEMU(ctx context.Context) error {
 		return busqtest.New(m, qtest.NewBDF(0, 5, 0), guestRAM)
 	}
 	return nil
+}
+
+// serve offers the device to QEMU until Close.
+func (r *Rig) serve(l *net.UnixListener) {
+	serving, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- r.dev.Serve(serving, l) }()
+	// The server ends before the device that it serves.
+	r.ends = append(r.ends, func() error {
+		stop()
+		err := <-served
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
+		return errors.Join(err, l.Close())
+	})
 }
 
 // Env is the environment for the kit.

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"regexp"
+	"sync"
+	"syscall"
+
+	"toebox/ci/conformance"
+	"toebox/ci/peer"
+	"toebox/ci/runner"
+	"toebox/guestdriver"
+	"toebox/guestdriver/vfio"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// lines lets several writers share a stream, a line at a time.
+type lines struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("toebox-conformance", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	pattern := fs.String("run", "", "run the functions whose name matches")
+	list := fs.Bool("list", false, "list the functions and end")
+	seed := fs.Uint64("seed", 1, "seed of schedules and payload")
+	count := fs.Int("count", 1, "how often to run each")
+	shard := fs.Int("shard", 1, "which of -shards parts to run")
+	shards := fs.Int("shards", 1, "number of parts")
+	scale := fs.Float64("scale", 1, "factor for the bounds of waits")
+	bdf := fs.String("bdf", "", "the adapter; default: the only one")
+	with := fs.String("peer", "stdio", "stdio or none")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return runner.ExitOK
+		}
+		return runner.ExitUsage
+	}
+	re, err := regexp.Compile(*pattern)
+	if err != nil || fs.NArg() > 0 || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" {
+		fmt.Fprintf(stderr, "toebox-conformance: bad arguments (%v): see -help\n", err)
+		return runner.ExitUsage
+	}
+	o := runner.Options{
+		Run: re, Rung: conformance.RungVM, Package: conformance.RungVM, Seed: *seed, Count: *count, Shard: *shard, Shards: *shards,
+	}
+	if *list {
+		for _, t := range runner.Select(&o) {
+			fmt.Fprintln(stdout, t.Name)
+		}
+		return runner.ExitOK
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := prepare(bdf); err != nil {
+		fmt.Fprintf(stderr, "toebox-conformance: %v\n", err)
+		return runner.ExitNoRig
+	}
+	out := &lines{w: stdout}
+	env := conformance.Env{
+		Rung: conformance.RungVM, Scale: *scale,
+		Open: func(context.Context) (guestdriver.Bus, error) { return vfio.Open(*bdf) },
+	}
+	if *with == "stdio" {
+		p, err := peer.NewRemote(ctx, struct {
+			io.Reader
+			io.Writer
+		}{stdin, out})
+		if err != nil {
+			fmt.Fprintf(stderr, "toebox-conformance: nobody answers on standard input (-peer=none runs without): %v\n", err)
+			return runner.ExitNoRig
+		}
+		env.Peer = p
+	}
+	o.Sink = runner.JSON(out)
+	o.Env = func(_ context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
+		e := env
+		e.Seed = seed
+		return &e, func() error { return nil }, nil
+	}
+	return runner.Run(ctx, o).ExitCode()
+}
+
+// prepare finds the adapter and gives it to vfio-pci.
+func prepare(bdf *string) error {
+	if *bdf == "" {
+		all, err := vfio.List()
+		if err != nil {
+			return err
+		}
+		if len(all) != 1 {
+			return fmt.Errorf("found %d adapters, need one: name it with -bdf", len(all))
+		}
+		*bdf = all[0].BDF
+	}
+	return vfio.Bind(*bdf)
+}
