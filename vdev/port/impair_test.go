@@ -82,6 +82,8 @@ func TestSplit(t *testing.T) {
 func TestSplitNonsense(t *testing.T) {
 	for name, spoil := range map[string]func(*engine.Frame){
 		"no size":         func(f *engine.Frame) { f.GSOSize = 0 },
+		"tiny size":       func(f *engine.Frame) { f.GSOSize = 47 },
+		"too long":        func(f *engine.Frame) { f.Data = append(f.Data, make([]byte, 65536)) },
 		"short headers":   func(f *engine.Frame) { f.HeaderLen-- },
 		"long headers":    func(f *engine.Frame) { f.HeaderLen = 65535 },
 		"wrong protocol":  func(f *engine.Frame) { f.GSO = engine.GSOTCPv6 },
@@ -100,6 +102,37 @@ func TestSplitNonsense(t *testing.T) {
 			t.Errorf("%s: %d frames", name, len(out))
 		}
 	}
+}
+
+// FuzzSplit: whatever the metadata says, no byte behind the headers is lost.
+func FuzzSplit(f *testing.F) {
+	for _, ipv6 := range []bool{false, true} {
+		g := gsoFrame(f, ipv6)
+		f.Add(bytes.Join(g.Data, nil), uint8(g.GSO), g.GSOSize, g.HeaderLen, g.ChecksumStart, g.ChecksumOffset)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, gso uint8, size, head, start, off uint16) {
+		in := bytes.Clone(b)
+		out := split(&engine.Frame{
+			Data: [][]byte{b}, GSO: engine.GSOType(gso % 4), GSOSize: size, HeaderLen: head,
+			NeedsChecksum: gso&4 != 0, ChecksumStart: start, ChecksumOffset: off,
+		})
+		if !bytes.Equal(in, b) {
+			t.Fatal("the sender's bytes were changed")
+		}
+		if len(out) == 1 {
+			if len(out[0]) != len(b) {
+				t.Fatal("a whole frame changed its length")
+			}
+			return
+		}
+		var payload []byte
+		for _, o := range out {
+			payload = append(payload, o[head:]...)
+		}
+		if !bytes.Equal(payload, b[head:]) {
+			t.Fatal("payload differs")
+		}
+	})
 }
 
 // impaired sends numbered frames of 18 bytes over a bad wire to the adapter,

@@ -80,6 +80,65 @@ func TestManyConnects(t *testing.T) {
 	eventually(t, "all are gone", func() bool { return n.Stats().TCPOpen == 0 })
 }
 
+// TestManyInbound: host clients that come all at once, before the gateway knows
+// the adapter's MAC address, all get through; so do those after a second
+// adapter took the place of the first.
+func TestManyInbound(t *testing.T) {
+	const count = 500
+	checkLeaks(t)
+	n, err := NewNAT(NATConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	l := hostListen(t, "127.0.0.1:0")
+	if err := n.Forward(l, netip.AddrPortFrom(netip.Addr{}, 80)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		p := newPeer(t, n, n.Lease(), true)
+		gl := p.listen(t, netip.AddrPortFrom(n.adapter, 80))
+		go func() {
+			for {
+				c, err := gl.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					io.Copy(c, c)
+				}()
+			}
+		}()
+		var wg sync.WaitGroup
+		for range count {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				c, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(limit))
+				c.Write([]byte{42})
+				b := make([]byte, 1)
+				if _, err := io.ReadFull(c, b); err != nil || b[0] != 42 {
+					t.Errorf("echo: %v %v", b, err)
+				}
+			}()
+		}
+		wg.Wait()
+		eventually(t, "all are gone", func() bool { return n.Stats().TCPOpen == 0 })
+		gl.Close()
+		n.Attach(nil)
+	}
+	if s := n.Stats(); s.TCPInbound != 2*count || s.TCPTimedOut != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
 // TestConnectionLimit: connects over the limit get no answer until there is room.
 func TestConnectionLimit(t *testing.T) {
 	n, p := setup(t, NATConfig{Connections: 1})

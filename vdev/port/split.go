@@ -13,13 +13,17 @@ import (
 	"toebox/firmware/engine"
 )
 
+// minSegment is the smallest size that a frame is cut to, in bytes of payload, as
+// in Linux (TCP_MIN_SND_MSS): a size of 1 would make 65,000 frames of one.
+const minSegment = 48
+
 // split turns a frame into what a wire would carry: a frame that stands for
 // many becomes those, and every checksum is complete. The results are copies. A
 // frame whose metadata does not fit its bytes stays in one piece.
 func split(f *engine.Frame) [][]byte {
 	whole := bytes.Join(f.Data, nil)
 	ipv6 := f.GSO == engine.GSOTCPv6
-	if f.GSO == engine.GSONone || f.GSOSize == 0 || !segmentable(whole, int(f.HeaderLen), ipv6) {
+	if f.GSO == engine.GSONone || f.GSOSize < minSegment || len(whole) > streamFrame || !segmentable(whole, int(f.HeaderLen), ipv6) {
 		completeChecksum(whole, f)
 		return [][]byte{whole}
 	}
