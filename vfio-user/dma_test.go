@@ -498,12 +498,15 @@ func TestMessageDMA(t *testing.T) {
 	if !bytes.Equal(b, slices.Concat(w[8:0x20000], w[:0x1000], w[0x21000:0x22000])) {
 		t.Error("read over messages and a file differs")
 	}
+	err := d.Write(0x1fffe, []byte("abcd"))
+	m.mu.Lock()
+	if err != nil || string(m.b[0x1fffe:0x20000]) != "ab" {
+		t.Errorf("write: %v", err)
+	}
 	if m.max > 0x3000 {
 		t.Errorf("a message of %#x bytes", m.max)
 	}
-	if err := d.Write(0x1fffe, []byte("abcd")); err != nil || string(m.b[0x1fffe:0x20000]) != "ab" {
-		t.Errorf("write: %v", err)
-	}
+	m.mu.Unlock()
 	errno(t, "write to read-only", d.Write(0x21000, []byte{1}), 0x21000, syscall.EACCES)
 	errno(t, "what the client refuses", d.Read(0x3fffc, make([]byte, 8)), 0x3fffc, syscall.EFAULT)
 	if d.Backed(0, 1, rd) {
