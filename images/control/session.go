@@ -40,6 +40,7 @@ type Session struct {
 	cfg    Config
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	said   chan struct{} // closed when our hello is out: nothing goes before it
 	hello  chan struct{} // closed when the peer's hello is in
 	peer   Hello         // valid then
 	done   chan struct{} // closed when the reader has ended
@@ -59,7 +60,7 @@ type Session struct {
 func New(conn io.ReadWriteCloser, cfg Config) *Session {
 	s := &Session{
 		conn: conn, cfg: cfg,
-		hello: make(chan struct{}), done: make(chan struct{}),
+		said: make(chan struct{}), hello: make(chan struct{}), done: make(chan struct{}),
 		streams: map[uint32]*Stream{},
 		nextID:  2 - uint32(cfg.Role),
 	}
@@ -70,22 +71,26 @@ func New(conn io.ReadWriteCloser, cfg Config) *Session {
 		// A peer that does not read must not keep us from reading.
 		if err := s.sendJSON(frameHello, 0, Hello{Version: version, Info: cfg.Info}); err != nil {
 			s.fail(err)
+			return
 		}
+		close(s.said)
 	}()
 	go s.read()
 	return s
 }
 
-// Hello waits for the other side's hello.
+// Hello waits until both sides have said hello and returns the other side's.
 func (s *Session) Hello(ctx context.Context) (Hello, error) {
-	select {
-	case <-s.hello:
-		return s.peer, nil
-	case <-s.ctx.Done():
-		return Hello{}, s.Err()
-	case <-ctx.Done():
-		return Hello{}, context.Cause(ctx)
+	for _, c := range []chan struct{}{s.hello, s.said} {
+		select {
+		case <-c:
+		case <-s.ctx.Done():
+			return Hello{}, s.Err()
+		case <-ctx.Done():
+			return Hello{}, context.Cause(ctx)
+		}
 	}
+	return s.peer, nil
 }
 
 // Done is closed when the session has ended.

@@ -99,7 +99,7 @@ func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, erro
 		initramfs.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bbin/gosh\n")},
 		initramfs.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\n")},
 		initramfs.File{Path: "root", Mode: os.ModeDir | 0o700},
-		initramfs.File{Path: "bin/sh", Link: "/bbin/gosh"},
+		initramfs.File{Path: "bin/sh", Link: "/init"},
 	)
 	return initramfs.Image(c, base, append(files, o.Files...))
 }
