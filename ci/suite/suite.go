@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"toebox/ci/conformance"
+	"toebox/ci/rig"
+	"toebox/ci/runner"
+	images "toebox/images/rig"
+	"toebox/images/toolchain"
+)
+
+// Options of a run.
+type Options struct {
+	// Buses are rungs by name; none: all there are.
+	Buses []string
+	// Pattern chooses functions by name.
+	Pattern string
+	// List prints the chosen functions instead of running them.
+	List bool
+	// Seed of schedules and payload; 0: a random one, which is printed.
+	Seed  uint64
+	Count int
+	// Shard is "i/n": run the i-th of n parts.
+	Shard string
+	// Strict counts a skip as red.
+	Strict bool
+	// Verbose prints the output of functions that passed, too.
+	Verbose bool
+	// KTAP prints the kernel's test format instead of text.
+	KTAP bool
+	// JSON and JUnit name files to write.
+	JSON, JUnit string
+	// TimeoutScale multiplies the bounds of waits; 0 is 1.
+	TimeoutScale float64
+	// Images says where QEMU, kernel, caches and source are.
+	Images images.Options
+	// Out gets what people read.
+	Out    io.Writer
+	Logger *slog.Logger
+}
+
+// Buses returns the rungs in their order.
+func Buses() []string {
+	return []string{conformance.RungInproc, conformance.RungQTest, conformance.RungVM}
+}
+
+// patience is the factor for the bounds of waits of a rung: a shared machine
+// under the race detector, one more process, emulation.
+func patience(bus string) float64 {
+	switch bus {
+	case conformance.RungQTest:
+		return 3
+	case conformance.RungVM:
+		return 6
+	}
+	return 2
+}
+
+// part reads "i/n".
+func part(s string) (i, n int, err error) {
+	if s == "" {
+		return 1, 1, nil
+	}
+	if _, err := fmt.Sscanf(s, "%d/%d", &i, &n); err != nil || i < 1 || i > n || fmt.Sprintf("%d/%d", i, n) != s {
+		return 0, 0, fmt.Errorf("shard %q: want i/n with 1 <= i <= n", s)
+	}
+	return i, n, nil
+}
+
+type suite struct {
+	Options
+	re            *regexp.Regexp
+	shard, shards int
+	collector     runner.Collector
+	sink          runner.Sink
+	accel         string
+}
+
+// Run runs the kit and returns the exit code: 0 passed, 1 a test failed, 2
+// usage, 3 guest or firmware crashed, 4 all skipped, 124 timed out, 125 this
+// machine cannot run it.
+func Run(ctx context.Context, o Options) int {
+	s := &suite{Options: o}
+	if s.Out == nil {
+		s.Out = io.Discard
+	}
+	if len(s.Buses) == 0 {
+		s.Buses = Buses()
+	}
+	if err := s.check(); err != nil {
+		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
+		return runner.ExitUsage
+	}
+	if o.List {
+		s.list()
+		return runner.ExitOK
+	}
+	if s.Seed == 0 {
+		s.Seed = 1 + rand.Uint64N(1<<32)
+	}
+	events, err := s.openSinks()
+	if err != nil {
+		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
+		return runner.ExitNoRig
+	}
+	began := time.Now()
+	code := runner.ExitOK
+	for _, bus := range s.Buses {
+		if c := s.bus(ctx, bus); code == runner.ExitOK {
+			code = c
+		}
+	}
+	if err := s.finish(events); err != nil {
+		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
+		code = max(code, runner.ExitFailed)
+	}
+	sum := s.collector.Summary()
+	if !s.KTAP {
+		Matrix(s.Out, s.collector.Results, s.Buses)
+		fmt.Fprintf(s.Out, "seed %d, %.1f s\n%v\n", s.Seed, time.Since(began).Seconds(), sum)
+	}
+	if code != runner.ExitOK {
+		return code
+	}
+	if s.Strict && sum.Skipped > 0 {
+		return runner.ExitFailed
+	}
+	return sum.ExitCode()
+}
+
+func (s *suite) check() error {
+	for _, b := range s.Buses {
+		if !slices.Contains(Buses(), b) {
+			return fmt.Errorf("bus %q: want one of %s", b, strings.Join(Buses(), ", "))
+		}
+	}
+	var err error
+	if s.re, err = regexp.Compile(s.Pattern); err != nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	if s.shard, s.shards, err = part(s.Shard); err != nil {
+		return err
+	}
+	if s.TimeoutScale < 0 || s.Count < 0 {
+		return errors.New("count and timeout scale must not be negative")
+	}
+	if o := s.options(s.Buses[0]); len(runner.Select(&o)) == 0 && !s.List {
+		return fmt.Errorf("no function of shard %d/%d matches %q", s.shard, s.shards, s.Pattern)
+	}
+	return nil
+}
+
+func (s *suite) list() {
+	for _, b := range s.Buses {
+		o := s.options(b)
+		for _, t := range runner.Select(&o) {
+			fmt.Fprintf(s.Out, "%s %s %s\n", b, t.Name, strings.Join(t.IDs, ","))
+		}
+	}
+}
+
+func (s *suite) scale(bus string) float64 {
+	if s.TimeoutScale > 0 {
+		return patience(bus) * s.TimeoutScale
+	}
+	return patience(bus)
+}
+
+func (s *suite) options(bus string) runner.Options {
+	return runner.Options{
+		Run: s.re, Rung: bus, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
+		Count: s.Count, Seed: s.Seed, Sink: s.sink,
+	}
+}
+
+// openSinks starts the writers of results that go along with the tests.
+func (s *suite) openSinks() (*os.File, error) {
+	sinks := []runner.Sink{s.collector.Sink()}
+	if !s.KTAP {
+		sinks = append(sinks, runner.Text(s.Out, s.Verbose))
+	}
+	var f *os.File
+	if s.JSON != "" {
+		var err error
+		if f, err = os.Create(s.JSON); err != nil {
+			return nil, err
+		}
+		sinks = append(sinks, runner.JSON(f))
+	}
+	s.sink = runner.Tee(sinks...)
+	return f, nil
+}
+
+// finish writes the results that come at the end.
+func (s *suite) finish(events *os.File) error {
+	var errs []error
+	if events != nil {
+		errs = append(errs, events.Close())
+	}
+	if s.KTAP {
+		errs = append(errs, runner.KTAP(s.Out, s.collector.Results))
+	}
+	if s.JUnit != "" {
+		var b bytes.Buffer
+		errs = append(errs, runner.JUnit(&b, s.collector.Results,
+			runner.Property{Name: "seed", Value: fmt.Sprint(s.Seed)}, runner.Property{Name: "accel", Value: s.accel}))
+		errs = append(errs, os.WriteFile(s.JUnit, b.Bytes(), 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// bus runs one rung and returns its exit code, 0 also for failed tests, which
+// the summary has.
+func (s *suite) bus(ctx context.Context, bus string) int {
+	var err error
+	switch bus {
+	case conformance.RungVM:
+		err = s.guest(ctx)
+	default:
+		err = s.host(ctx, bus)
+	}
+	switch {
+	case err == nil:
+		return runner.ExitOK
+	case errors.Is(err, errCrashed):
+		fmt.Fprintf(s.Out, "%s: %v\n", bus, err)
+		return runner.ExitCrashed
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
+		fmt.Fprintf(s.Out, "%s: timed out: %v\n", bus, err)
+		return runner.ExitTimeout
+	}
+	fmt.Fprintf(s.Out, "%s: cannot run: %v\n", bus, err)
+	return runner.ExitNoRig
+}
+
+var errCrashed = errors.New("the guest crashed")
+
+// host runs a rung whose tests run in this process, each with a rig of its own.
+func (s *suite) host(ctx context.Context, bus string) error {
+	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger}
+	if bus == conformance.RungQTest {
+		q, err := toolchain.GetQEMU(ctx, s.Images.Tools())
+		if err != nil {
+			return err
+		}
+		cfg.QEMU = q.Command
+	}
+	o := s.options(bus)
+	o.Env = func(ctx context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
+		c := cfg
+		c.Seed = seed
+		var r *rig.Rig
+		var err error
+		if bus == conformance.RungQTest {
+			r, err = rig.QTest(ctx, c)
+		} else {
+			r, err = rig.Inproc(c)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		return r.Env(), r.Close, nil
+	}
+	runner.Run(ctx, o)
+	return nil
+}
+
+// guest boots a machine and runs the kit in it.
+func (s *suite) guest(ctx context.Context) error {
+	dir := filepath.Join(s.Images.State, "runs", "conformance-"+time.Now().UTC().Format("20060102T150405.000"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger}, s.Images, dir)
+	if err != nil {
+		return err
+	}
+	s.accel = v.Accel.Name
+	o := s.options(conformance.RungVM)
+	g := runner.Guest{
+		Exec: v.Exec, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
+		Scale: s.scale(conformance.RungVM), Stderr: s.Out,
+	}
+	limit := s.limit(o)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err = g.Run(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", errCrashed, err)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w (logs in %s)", err, dir)
+	}
+	return errors.Join(err, v.Close())
+}
+
+// limit bounds a run in a guest: it ends by itself unless the guest is stuck.
+func (s *suite) limit(o runner.Options) time.Duration {
+	env := &conformance.Env{Scale: s.scale(conformance.RungVM)}
+	total := time.Minute
+	for _, t := range runner.Select(&o) {
+		total += t.Bound(env) / 4 // all of them at their bounds is no machine to run on
+	}
+	return total * time.Duration(max(s.Count, 1))
+}
