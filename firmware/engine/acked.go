@@ -110,7 +110,14 @@ func (c *conn) observe(state *tcp.TCPEndpointState) {
 	p.cwnd = uint32(max(snd.SndCwnd, 0))
 	p.sendWindow = uint32(snd.SndWnd)
 	p.rtt, p.rttVar, p.rto = snd.RTTState.SRTT, snd.RTTState.RTTVar, snd.RTO
-	p.received = max(p.received, c.consumed.Load()+uint64(max(state.RcvBufState.RcvBufUsed, 0)))
+	if n := c.consumed.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0)); n > p.received {
+		p.received = n
+		ev |= EventReadable
+	}
+	if state.RcvBufState.RcvClosed && !c.peerClosed {
+		c.peerClosed = true
+		ev |= EventReadable
+	}
 	// Retransmitting a FIN in LAST-ACK takes the stack to FIN-WAIT-1, and the
 	// acknowledgement to FIN-WAIT-2, where it waits for the FIN that it has
 	// had. Both directions are done all the same.

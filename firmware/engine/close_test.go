@@ -189,7 +189,8 @@ func TestReset(t *testing.T) {
 	if err := client.ConnectResult(); err != nil {
 		t.Errorf("the handshake had gone well, now %v", err)
 	}
-	if r := b.Stats().ResetsReceived; r != 1 {
+	// A second one may answer an ACK that was under way.
+	if r := b.Stats().ResetsReceived; r < 1 || r > 2 {
 		t.Errorf("%d resets received", r)
 	}
 }

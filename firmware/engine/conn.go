@@ -42,10 +42,11 @@ type conn struct {
 	queued    atomic.Uint64 // bytes; changed under writeMu
 	finQueued atomic.Bool
 
-	ackMu    sync.Mutex // may be taken with the stack's lock held, and calls nothing
-	acks     ackCounter
-	progress progress
-	finished bool // both directions are done, though the stack waits
+	ackMu      sync.Mutex // may be taken with the stack's lock held, and calls nothing
+	acks       ackCounter
+	progress   progress
+	peerClosed bool // its FIN is here
+	finished   bool // both directions are done, though the stack waits
 
 	stateMu sync.Mutex
 	failure error // why it ended, once known
@@ -112,8 +113,16 @@ func (c *conn) NotifyEvent(mask waiter.EventMask) {
 		return // a Connect that did not start has said so
 	}
 	var ev Events
+	ended := mask&(waiter.EventHUp|waiter.EventErr) != 0
 	if mask&waiter.ReadableEvents != 0 {
-		ev |= EventReadable
+		if c.discard.Load() {
+			c.drain()
+		}
+		// Of arriving bytes the probe tells, once they are counted: an owner
+		// that waits for so many looks at the count.
+		if ended || c.phase.Load() == phaseListening {
+			ev |= EventReadable
+		}
 	}
 	if mask&waiter.WritableEvents != 0 {
 		ev |= EventWritable
@@ -126,13 +135,10 @@ func (c *conn) NotifyEvent(mask waiter.EventMask) {
 			ev |= EventConnected
 		}
 	}
-	if mask&(waiter.EventHUp|waiter.EventErr) != 0 {
+	if ended {
 		// The last acknowledgement, that of a FIN, ends a connection without
 		// another word from the probe.
 		ev |= EventClosed | EventAcked
-	}
-	if ev&EventReadable != 0 && c.discard.Load() {
-		c.drain()
 	}
 	c.notify(ev)
 }
@@ -169,6 +175,9 @@ func (c *conn) list() {
 		c.ackMu.Lock()
 		c.progress.received = max(c.progress.received, uint64(waiting))
 		c.ackMu.Unlock()
+	}
+	if isConnected(c.state()) {
+		c.notify(EventReadable)
 	}
 	if c.hasEnded() {
 		c.unlist()
@@ -425,13 +434,16 @@ func (c *conn) Writable() int {
 	return int(max(c.ep.SocketOptions().GetSendBufferSize()-used, 0))
 }
 
-// CloseWrite sends a FIN after what is queued.
+// CloseWrite sends a FIN after what is queued, once.
 func (c *conn) CloseWrite() error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if c.finQueued.Load() {
+		return c.Err()
+	}
 	if !isConnected(c.state()) {
 		return c.notConnected()
 	}
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
 	c.countFromHere()
 	c.finQueued.Store(true)
 	return fromStack(c.ep.Shutdown(tcpip.ShutdownWrite))

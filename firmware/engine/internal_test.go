@@ -6,6 +6,9 @@ import (
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // The stack's version in go.mod keeps SND.UNA where sendUnacked looks. When
@@ -106,5 +109,89 @@ func TestStackErrors(t *testing.T) {
 	}
 	if err := fromStack(&tcpip.ErrDuplicateAddress{}); err == nil || err.Error() != "engine: duplicate address" {
 		t.Errorf("an error without a sentinel becomes %v", err)
+	}
+}
+
+type countingSink int
+
+func (c *countingSink) Notify(Events) { *c++ }
+
+// An event that is under way when the owner ends the endpoint is not
+// reported, whatever brings it.
+func TestEndIsFinal(t *testing.T) {
+	var sink countingSink
+	e := endpoint{wq: new(waiter.Queue)}
+	e.report(&sink)
+	e.register(listener{&e})
+	e.notify(EventReadable)
+	e.notify(0)
+	e.wq.Notify(waiter.EventIn)
+	if sink != 2 {
+		t.Errorf("%d events", sink)
+	}
+	if !e.end() || e.end() || !e.hasEnded() {
+		t.Error("an endpoint ends once")
+	}
+	e.notify(EventReadable)
+	e.wq.Notify(waiter.EventIn)
+	if sink != 2 {
+		t.Errorf("%d events after the end", sink)
+	}
+}
+
+type listener struct{ e *endpoint }
+
+func (l listener) NotifyEvent(waiter.EventMask) { l.e.notify(EventReadable) }
+
+func TestUpdateChecksum(t *testing.T) {
+	for _, at := range []int{20, 21, 22, 27} {
+		seg := make(header.TCP, 28)
+		for i := range seg {
+			seg[i] = byte(i * 29)
+		}
+		seg[16], seg[17] = 0, 0
+		seg.SetChecksum(^onesSum(seg))
+		old := [2]byte{seg[at]}
+		to := [2]byte{1}
+		if at+1 < len(seg) {
+			old[1], to[1] = seg[at+1], 1
+			seg[at+1] = 1
+		}
+		seg[at] = 1
+		updateChecksum(seg, old, to, at%2 == 0)
+		if sum := onesSum(seg); sum != 0xffff {
+			t.Errorf("bytes at %d: sum %#x", at, sum)
+		}
+	}
+}
+
+// onesSum is the one's complement sum of RFC 1071.
+func onesSum(b []byte) uint16 {
+	sum := uint32(0)
+	for i := range b {
+		sum += uint32(b[i]) << (8 * (1 - i%2))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return uint16(sum)
+}
+
+// A connection that takes over another's addresses is not forgotten when that
+// one ends.
+func TestConnTable(t *testing.T) {
+	var table connTable
+	table.init()
+	id := stack.TransportEndpointID{LocalPort: 80, RemotePort: 1234}
+	first, second := new(conn), new(conn)
+	table.add(id, first)
+	table.add(id, second)
+	table.remove(id, first)
+	if got := table.shard(id).conns[id]; got != second {
+		t.Error("forgotten")
+	}
+	table.remove(id, second)
+	if len(table.shard(id).conns) != 0 {
+		t.Error("kept")
 	}
 }

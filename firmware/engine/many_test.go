@@ -113,15 +113,22 @@ func TestBacklog(t *testing.T) {
 	}
 	// Taking those that wait lets the others in. A caller whose last ACK of
 	// the handshake was dropped does not know; its bytes make up for it.
-	go func() {
-		for _, c := range calls {
-			c.ev.until(t, "a handshake", func() bool { return c.ev.seen(engine.EventConnected) })
-			send(t, c, []byte("x"))
-		}
-	}()
+	var senders sync.WaitGroup
+	for _, c := range calls {
+		senders.Go(func() {
+			limit := newLimit()
+			for !c.ev.seen(engine.EventConnected) && !limit() {
+				<-c.ev.wake
+			}
+			if n, err := c.Write(1, fillFrom([]byte("x"))); n != 1 || err != nil {
+				t.Errorf("write: %d, %v", n, err)
+			}
+		})
+	}
 	for range callers {
 		receive(t, accept(t, l), 1)
 	}
+	senders.Wait()
 }
 
 func TestBindAndListen(t *testing.T) {

@@ -136,8 +136,9 @@ func TestBulkBothWays(t *testing.T) {
 	exchange(t, client, server, n)
 	close(stop)
 	watchers.Wait()
-	if s := b.Stats(); s.Retransmits != 0 {
-		t.Errorf("%d retransmissions on a wire without loss", s.Retransmits)
+	// A busy machine may take longer than a retransmission timer, but rarely.
+	if s := b.Stats(); s.Retransmits > s.SegmentsSent/200 && !raceEnabled {
+		t.Errorf("%d retransmissions of %d segments on a wire without loss", s.Retransmits, s.SegmentsSent)
 	}
 }
 
