@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vfiouser_test
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/vfiousertest"
+)
+
+// templates are payloads that a server accepts, for the fuzzer to spoil.
+func templates() map[uint16][]byte {
+	return map[uint16][]byte{
+		1:  append([]byte{0, 0, 0, 0}, vfiousertest.QEMUVersion+"\x00"...),
+		2:  dmaMap(0, 0, 0x10000, 0x1000).Payload,
+		3:  append([]byte{24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0}, 0, 16, 0, 0, 0, 0, 0, 0),
+		4:  append([]byte{16}, make([]byte, 15)...),
+		5:  append([]byte{32}, make([]byte, 31)...),
+		6:  append([]byte{16}, make([]byte, 15)...),
+		7:  append([]byte{16}, make([]byte, 15)...),
+		8:  irqs(0, 0x24, 2, 0, 1).Payload,
+		9:  region(0, 9, 0, 0, 4).Payload,
+		10: region(0, 10, 0, 0, 4, 1, 2, 3, 4).Payload,
+		11: make([]byte, 16),
+		12: make([]byte, 20),
+		13: nil,
+		15: append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, append(region(0, 10, 0, 0, 4).Payload, make([]byte, 8)...)...),
+		16: {12, 0, 0, 0, 1, 0, 7, 0},
+	}
+}
+
+// script turns fuzz input into the bytes of a session. Each message takes a
+// command, flags, a number of file descriptors and of spoilt bytes, then the
+// spoilt bytes as place and value. It returns the headers of the commands that
+// have to be answered.
+func script(in []byte, forms map[uint16][]byte, fds []int) (msgs []scripted) {
+	next := func() byte {
+		if len(in) == 0 {
+			return 0
+		}
+		b := in[0]
+		in = in[1:]
+		return b
+	}
+	for id := uint16(1); len(in) > 0 && id < 100; id++ {
+		m := vfiousertest.Message{ID: id, Command: uint16(next()) % 22}
+		f, n := next(), next()
+		m.Flags = uint32(f & 0x3f)
+		if f&0x80 != 0 {
+			m.Flags = 0 // most are plain commands
+		}
+		m.Payload = append([]byte(nil), forms[m.Command]...)
+		for range n & 7 {
+			at, v := next(), next()
+			switch {
+			case at == 255:
+				m.Payload = m.Payload[:min(len(m.Payload), int(v))]
+			case at == 254:
+				m.Payload = append(m.Payload, make([]byte, v)...)
+			case int(at) < len(m.Payload):
+				m.Payload[at] = v
+			}
+		}
+		msgs = append(msgs, scripted{m, fds[:min(int(n>>3), len(fds))], int(n>>6) * 5})
+	}
+	return msgs
+}
+
+type scripted struct {
+	m   vfiousertest.Message
+	fds []int
+	cut int // send so many bytes first, if not 0
+}
+
+func openFDs(t testing.TB) int {
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}
+
+// FuzzSession speaks to a server in well-framed messages with spoilt contents.
+// Each command must get its one reply in order, whatever it held, and nothing
+// may be left open afterwards.
+func FuzzSession(f *testing.F) {
+	f.Add([]byte{1, 0x80, 0, 2, 0x80, 8, 9, 0x80, 0, 3, 0x80, 0, 8, 0x80, 8, 13, 0x80, 0})
+	f.Add([]byte{1, 0x80, 0, 10, 0x10, 0, 10, 0x90, 1, 12, 255, 15, 0x90, 0, 9, 1, 0, 9, 2, 0, 99, 0, 0})
+	f.Add([]byte{1, 0x80, 0, 2, 0x80, 0, 2, 0x80, 0x52, 8, 7, 16, 255, 3, 0x80, 1, 4, 2, 3, 0x80, 3, 4, 2, 9, 0, 17, 0})
+	f.Add([]byte{9, 0x80, 0, 1, 0x80, 1, 255, 9, 1, 0x80, 0, 8, 0x80, 0xfe, 8, 1, 16, 4, 8, 0x80, 2, 4, 33, 16, 0})
+	ram := vfiousertest.Memory(f, 1<<16)
+	ev := vfiousertest.NewEventFD(f)
+	fds := []int{int(ram.Fd()), ev.FD(), ev.FD(), int(ram.Fd())}
+	forms := templates()
+	cfg := vfiousertest.Config()
+	cfg.WriteMultiple = true
+	cfg.Spin = -1
+	f.Fuzz(func(t *testing.T, in []byte) {
+		before := openFDs(t)
+		dev := vfiousertest.NewDevice(cfg)
+		srv, err := vfiouser.NewServer(dev, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := vfiousertest.Pair(t)
+		done := make(chan error, 1)
+		go func() { done <- srv.ServeConn(context.Background(), b) }()
+		p := vfiousertest.NewPeer(t, a)
+		msgs := script(in, forms, fds)
+		msgs = append(msgs, scripted{m: vfiousertest.Message{ID: 0xffff, Command: 99}})
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			for _, s := range msgs {
+				raw := s.m.Bytes()
+				cut := min(s.cut, len(raw))
+				if cut > 0 {
+					sendRaw(a, raw[:cut], nil)
+				}
+				sendRaw(a, raw[cut:], s.fds)
+			}
+		}()
+		for _, s := range msgs {
+			if s.m.Flags&0xf == 1 || s.m.Flags&vfiousertest.NoReply != 0 {
+				continue
+			}
+			r := p.Recv()
+			if r.ID != s.m.ID || r.Command != s.m.Command || r.Flags&^vfiousertest.Failed != vfiousertest.Reply {
+				t.Fatalf("reply %+v to %+v", r, s.m)
+			}
+			if failed := r.Flags&vfiousertest.Failed != 0; failed != (r.Errno != 0) || failed && r.Size != 16 {
+				t.Fatalf("reply %+v to %+v", r, s.m)
+			}
+		}
+		<-sent
+		a.Close()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatalf("serve: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the server does not end")
+		}
+		if st := srv.Stats(); st.DMAMapped != 0 || len(dev.Gone) != 1 {
+			t.Fatalf("after the end: %+v", st)
+		}
+		if after := openFDs(t); after > before {
+			t.Fatalf("%d file descriptors before, %d after", before, after)
+		}
+		if maps, _ := os.ReadFile("/proc/self/maps"); strings.Contains(string(maps), "memfd:vfiousertest") {
+			t.Fatal("guest memory stays mapped")
+		}
+	})
+}
+
+// sendRaw sends b with fds. The test fails by the replies that are missing.
+func sendRaw(c *net.UnixConn, b []byte, fds []int) {
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	for len(b) > 0 {
+		n, _, err := c.WriteMsgUnix(b, oob, nil)
+		if err != nil {
+			return
+		}
+		b, oob = b[n:], nil
+	}
+}
+
+// FuzzBytes sends bytes as they are, framing included, cut where the first
+// byte says. A server ends such a connection or goes on, but it neither
+// panics nor hangs, and says each thing once.
+func FuzzBytes(f *testing.F) {
+	var session []byte
+	for cmd := uint16(1); cmd < 20; cmd++ {
+		session = append(session, vfiousertest.Message{ID: cmd, Command: cmd, Payload: templates()[cmd]}.Bytes()...)
+	}
+	f.Add(append([]byte{200}, session...))
+	f.Add(append([]byte{7}, session[:300]...))
+	long := vfiousertest.Message{ID: 1, Command: 10}.Bytes()
+	binary.LittleEndian.PutUint32(long[4:], 1<<31)
+	f.Add(append([]byte{3}, long...))
+	binary.LittleEndian.PutUint32(long[4:], 15)
+	f.Add(append([]byte{16}, long...))
+	cfg := vfiousertest.Config()
+	cfg.Spin = -1
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) == 0 {
+			return
+		}
+		cut := int(in[0]) + 1
+		in = in[1:]
+		dev := vfiousertest.NewDevice(cfg)
+		srv, err := vfiouser.NewServer(dev, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := vfiousertest.Pair(t)
+		done := make(chan error, 1)
+		go func() { done <- srv.ServeConn(context.Background(), b) }()
+		go func() {
+			for len(in) > 0 {
+				n := min(cut, len(in))
+				sendRaw(a, in[:n], nil)
+				in = in[n:]
+			}
+			a.CloseWrite()
+		}()
+		a.SetReadDeadline(time.Now().Add(10 * time.Second))
+		var head [16]byte
+		for {
+			if n, err := readFull(a, head[:]); err != nil {
+				if os.IsTimeout(err) || n != 0 {
+					t.Fatalf("%d bytes of a reply, %v", n, err)
+				}
+				break
+			}
+			size := binary.LittleEndian.Uint32(head[4:])
+			if size < 16 || size > 1<<20+32 {
+				t.Fatalf("reply of %d bytes", size)
+			}
+			if n, err := readFull(a, make([]byte, size-16)); err != nil && size > 16 {
+				t.Fatalf("%d bytes of a payload of %d, %v", n, size-16, err)
+			}
+		}
+		<-done
+	})
+}
+
+func readFull(c *net.UnixConn, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var k int
+		k, err = c.Read(b[n:])
+		n += k
+	}
+	return n, err
+}
