@@ -185,3 +185,37 @@ func (r *rig) wantCounter(c abi.Counter, want uint64) {
 		r.t.Errorf("%v is %d, want %d", c, got, want)
 	}
 }
+
+// attributes posts tuples and returns the response and the control buffer as
+// the adapter left it.
+func (r *rig) attributes(conn uint64, n int, tuples []byte) (abi.Fields, []byte) {
+	r.t.Helper()
+	typ := abi.TypeAdapterAttr
+	if conn != 0 {
+		typ = abi.TypeConnectionAttr
+	}
+	f := r.control(typ, n, tuples)
+	f.Conn = conn
+	return r.attributeRequest(f)
+}
+
+func (r *rig) attributeRequest(f abi.Fields) (abi.Fields, []byte) {
+	r.t.Helper()
+	r.post(f)
+	got := r.next()
+	if got.Tag != f.Tag {
+		r.t.Fatalf("unexpected response %+v", got)
+	}
+	return got, r.Chip.Bytes(f.Base, int(f.Length))
+}
+
+// attribute gets one attribute, of the adapter if conn is 0.
+func (r *rig) attribute(conn uint64, a abi.Attribute, room int) []byte {
+	r.t.Helper()
+	f, buf := r.attributes(conn, 1, abi.AppendGet(nil, a, room))
+	s, n := abi.TupleResult(buf)
+	if f.Aux != 0 || s != 0 || f.Length != 1 || f.Offset != abi.NoOrdinal {
+		r.t.Fatalf("get %#x: %v, response %+v", a, s, f)
+	}
+	return buf[8 : 8+n]
+}

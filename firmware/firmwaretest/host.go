@@ -97,7 +97,7 @@ func (h *Host) Ring(old abi.Index) {
 // Post publishes requests, waiting for room, and rings as asked.
 func (h *Host) Post(fs ...abi.Fields) error {
 	for _, f := range fs {
-		err := h.wait("room in the input table", func() bool {
+		err := h.Wait("room in the input table", func() bool {
 			h.Poll()
 			return h.Room()
 		})
@@ -136,7 +136,7 @@ func (h *Host) consume() bool {
 
 // Next returns the next response.
 func (h *Host) Next() (abi.Fields, error) {
-	err := h.wait("a response", func() bool {
+	err := h.Wait("a response", func() bool {
 		if len(h.received) == 0 {
 			h.Poll()
 		}
@@ -160,12 +160,12 @@ func (h *Host) Pending() []abi.Fields {
 
 // State waits until the queue is in a state.
 func (h *Host) State(s abi.QueueState) error {
-	return h.wait("a queue state", func() bool { return h.Firmware.QueueStatus(h.Queue).State == s })
+	return h.Wait("a queue state", func() bool { return h.Firmware.QueueStatus(h.Queue).State == s })
 }
 
-// wait looks at ready after each interrupt, and now and then without, since a
+// Wait looks at ready after each interrupt, and now and then without, since a
 // state changes without one.
-func (h *Host) wait(what string, ready func() bool) error {
+func (h *Host) Wait(what string, ready func() bool) error {
 	limit := time.NewTimer(Patience)
 	defer limit.Stop()
 	look := time.NewTicker(time.Millisecond)
