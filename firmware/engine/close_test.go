@@ -370,7 +370,7 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// A port unreachable message ends a handshake (RFC 1122 section 4.2.3.9).
+// A port unreachable message is told by the next read (RFC 1122 section 4.1.3.3).
 func TestICMPRefusal(t *testing.T) {
 	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
 	c := open(t, b, engine.UDP, false)
