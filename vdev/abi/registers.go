@@ -100,7 +100,7 @@ const (
 
 // Reset values and bits (SPEC.md §3).
 const (
-	IDValue      = 0x424f4554 // "TOEB"
+	IDValue      = 0x424f4554 // "TEOB" in memory order
 	VersionValue = 0x00010000
 
 	FeatureTCP  = 1 << 0

@@ -145,6 +145,7 @@ func (d *Device) connect() error {
 		}
 		forwards = forwards[1:]
 		if err := d.nat.Forward(f.Listener, f.Guest); err != nil {
+			f.Listener.Close()
 			return err
 		}
 	}

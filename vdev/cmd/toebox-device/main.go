@@ -214,6 +214,10 @@ func listenUnix(path string) (*net.UnixListener, error) {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return l, err
 	}
+	// Connecting to a file that is no socket is refused just the same.
+	if fi, serr := os.Lstat(path); serr != nil || fi.Mode().Type() != os.ModeSocket {
+		return nil, err
+	}
 	if c, derr := net.DialUnix("unix", nil, address); !errors.Is(derr, syscall.ECONNREFUSED) {
 		if derr == nil {
 			c.Close()

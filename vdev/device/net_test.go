@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inherited returns the number of a duplicate of l's file descriptor, as a
+// parent would pass it.
+func inherited(t *testing.T, l interface{ File() (*os.File, error) }) int {
+	t.Helper()
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+func TestParseNet(t *testing.T) {
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	unixSocket, err := net.ListenUnix("unix", &net.UnixAddr{Name: t.TempDir() + "/s", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unixSocket.Close()
+	good := fmt.Sprintf("fwd-fd=%d-:80", inherited(t, tcp.(*net.TCPListener)))
+
+	for _, c := range []struct {
+		in, mode string
+		guests   []string
+		err      string
+	}{
+		{in: "none"},
+		{in: "nat", mode: "nat"},
+		{in: "nat:", mode: "nat"},
+		{in: "nat:" + good, mode: "nat", guests: []string{"invalid AddrPort"}},
+		{in: "nat:fwd=tcp:127.0.0.1:0-10.0.2.15:81,fwd=tcp:[::1]:0-[fd00:2::15]:82", mode: "nat", guests: []string{"10.0.2.15:81", "[fd00:2::15]:82"}},
+
+		{in: "", err: "neither none nor nat"},
+		{in: "NAT", err: "neither none nor nat"},
+		{in: "none:fwd=tcp:127.0.0.1:0-:80", err: "no options"},
+		{in: "nat:,", err: "is no forward"},
+		{in: "nat:bogus=1-:80", err: "is no forward"},
+		{in: "nat:fwd", err: "is no forward"},
+		{in: "nat:fwd=tcp:127.0.0.1:0", err: "is no forward"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-", err: "guest address"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-80", err: "guest address"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-:0", err: "not between 1 and 65535"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-:65536", err: "not between 1 and 65535"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-:-1", err: "not between 1 and 65535"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-host:80", err: "guest address"},
+		{in: "nat:fwd=udp:127.0.0.1:0-:80", err: "does not begin with tcp:"},
+		{in: "nat:fwd=tcp:localhost:0-:80", err: "host address"},
+		{in: "nat:fwd=tcp:127.0.0.1:0-:80,fwd=tcp:" + tcp.Addr().String() + "-:80", err: "address already in use"},
+		{in: "nat:fwd-fd=2-:80", err: "no number"},
+		{in: "nat:fwd-fd=-3-:80", err: "guest address"},
+		{in: "nat:fwd-fd=x-:80", err: "no number"},
+		{in: "nat:fwd-fd=65535-:80", err: "bad file descriptor"},
+		{in: "nat:fwd-fd=99999999999999999999-:80", err: "no number"},
+		{in: fmt.Sprintf("nat:fwd-fd=%d-:80", inherited(t, unixSocket)), err: "no TCP socket"},
+	} {
+		n, err := ParseNet(c.in)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) || len(n.Forwards) != 0 {
+				t.Errorf("%s: %v, want %q", c.in, err, c.err)
+			}
+			continue
+		}
+		if err != nil || n.Mode != c.mode || len(n.Forwards) != len(c.guests) {
+			t.Errorf("%s: %+v, %v", c.in, n, err)
+		}
+		for i, f := range n.Forwards {
+			if got := f.Guest.String(); got != c.guests[i] && f.Guest.Addr().IsValid() || f.Guest.Port() < 80 {
+				t.Errorf("%s: guest %s, want %s", c.in, got, c.guests[i])
+			}
+			f.Listener.Close()
+		}
+	}
+}
