@@ -25,6 +25,9 @@ import (
 const (
 	uroot    = "github.com/u-root/u-root"
 	baseFile = "base.cpio"
+	// The line editor of u-root's shell that asks the terminal nothing: the other one
+	// waits for answers that a script at the other end never gives.
+	shellTag = "goshliner"
 )
 
 // commands are u-root's that a guest gets, below cmds/core.
@@ -56,7 +59,7 @@ func Base(ctx context.Context, c Config) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	list := sha256.Sum256([]byte(strings.Join(commands(), " ")))
+	list := sha256.Sum256([]byte(strings.Join(append(commands(), shellTag), " ")))
 	key := strings.Join([]string{"u-root", sum, runtime.Version(), hex.EncodeToString(list[:8])}, " ")
 	dir := filepath.Join(c.CacheDir, "u-root")
 	_, err = toolchain.Ensure(ctx, dir, key, c.Progress, func(ctx context.Context, tmp string) (toolchain.Manifest, error) {
@@ -108,7 +111,7 @@ func buildBase(ctx context.Context, c Config, tmp string) error {
 		return fmt.Errorf("initramfs: %w", err)
 	}
 	opts, err := uimage.OptionsFor(
-		uimage.WithEnv(golang.WithGOOS("linux"), golang.WithGOARCH("amd64"), golang.DisableCGO(), golang.WithWorkingDir(module.Dir)),
+		uimage.WithEnv(golang.WithGOOS("linux"), golang.WithGOARCH("amd64"), golang.DisableCGO(), golang.WithBuildTag(shellTag), golang.WithWorkingDir(module.Dir)),
 		uimage.WithBusyboxCommands(pkgs...),
 		uimage.WithSkipLDD(),
 		uimage.WithTempDir(work),

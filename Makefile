@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Thin aliases of the toebox command, so that `make run` and `toebox run` are the same.
+# ARGS are passed on: make run ARGS='--port 9090'.
+
+TOEBOX = bin/toebox
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run shell exec test conformance doctor stats clean lint fmt toebox
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+toebox: ## build bin/toebox
+	@go build -o $(TOEBOX) ./images/cmd/toebox
+
+run: toebox ## boot a VM with the adapter; a shell in it on a terminal
+	@$(TOEBOX) run $(ARGS)
+
+shell: toebox ## a shell in the running VM
+	@$(TOEBOX) shell $(ARGS)
+
+exec: toebox ## run a command in the running VM: make exec ARGS='-- uname -a'
+	@$(TOEBOX) exec $(ARGS)
+
+stats: toebox ## the running adapter's counters
+	@$(TOEBOX) stats $(ARGS)
+
+test: toebox ## what a developer runs before each commit
+	@$(TOEBOX) test $(ARGS)
+
+conformance: toebox ## all conformance functions on inproc, qtest and vm
+	@$(TOEBOX) test -bus inproc,qtest,vm $(ARGS)
+
+doctor: toebox ## try what toebox needs, and name the cures
+	@$(TOEBOX) doctor $(ARGS)
+
+clean: toebox ## remove caches, run folders and binaries
+	@$(TOEBOX) clean $(ARGS) && rm -rf bin
+
+lint: ## formatting and vet
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./...
+
+fmt: ## format the sources
+	@gofmt -w .
