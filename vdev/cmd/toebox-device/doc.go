@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Toebox-device is one adapter as a process: a vfio-user server for QEMU's
-// vfio-user-pci.
+// Command toebox-device is one adapter as a process: a vfio-user server for
+// QEMU's vfio-user-pci.
 //
 //	toebox-device --socket-path=S --net=nat:fwd=tcp:127.0.0.1:8080-:80
 //	qemu-system-x86_64 ... -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"S"}}'
