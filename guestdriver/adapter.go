@@ -91,6 +91,7 @@ type Adapter struct {
 	dialing   int // connections asked for and not there yet
 	listeners map[uint64]*Listener
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
+	up        chan struct{}          // closed while the adapter is not being restarted
 	closing   bool
 	idle      chan struct{} // closed when closing and no connection is left
 	local4    netip.Addr
@@ -111,7 +112,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 	}
 	half := opts.Memory / 2
 	a := &Adapter{
-		bus: bus, opts: opts, stop: make(chan struct{}), idle: make(chan struct{}),
+		bus: bus, opts: opts, up: make(chan struct{}), stop: make(chan struct{}), idle: make(chan struct{}),
 		rx:    newArena(bus, half, half/4),
 		tx:    newArena(bus, half, half/4),
 		ctl:   newArena(bus, controlMemory, 0),
@@ -199,6 +200,7 @@ func (a *Adapter) startLocked(ctx context.Context) error {
 		gen := a.read(abi.RegGeneration)
 		if err = a.bringUp(ctx); err == nil && a.read(abi.RegGeneration) == gen {
 			a.generation = gen
+			a.setUp(true)
 			return nil
 		}
 		if ctx.Err() != nil || a.stopped.Load() {
@@ -206,7 +208,7 @@ func (a *Adapter) startLocked(ctx context.Context) error {
 		}
 		a.endAll(ErrReset)
 		if err == nil {
-			err = ErrReset
+			err = fmt.Errorf("firmware changes while it is started: %w", ErrReset)
 		}
 	}
 	return err
@@ -358,6 +360,8 @@ func (a *Adapter) checkQueues() {
 // brings the adapter up again with the listeners that were open.
 func (a *Adapter) restartLocked() {
 	a.host.resets.Add(1)
+	a.setUp(false)
+	defer a.setUp(true)
 	cause := ErrReset
 	if a.read(abi.RegID) != abi.IDValue {
 		cause = ErrGone
@@ -381,6 +385,37 @@ func (a *Adapter) restartLocked() {
 	for _, l := range again {
 		// In goroutines of their own: the answers may need this one.
 		a.workers.Go(l.again)
+	}
+}
+
+// setUp says whether calls that find no queue may go on, or wait for one.
+func (a *Adapter) setUp(up bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-a.up:
+		if !up {
+			a.up = make(chan struct{})
+		}
+	default:
+		if up {
+			close(a.up)
+		}
+	}
+}
+
+// awaitUp waits for the end of a restart.
+func (a *Adapter) awaitUp(ctx context.Context) error {
+	a.mu.RLock()
+	up := a.up
+	a.mu.RUnlock()
+	select {
+	case <-up:
+		return nil
+	case <-a.stop:
+		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -346,7 +346,12 @@ func (ln *lane) control(ctx context.Context, r request, f abi.Fields) (result, e
 		if tag, err = ln.start(r, f, false); err == nil {
 			break
 		}
-		if err == errNoRoom {
+		switch err {
+		case ErrReset: // not posted: it may wait for the restart
+			if err = ln.a.awaitUp(ctx); err == nil {
+				continue
+			}
+		case errNoRoom:
 			if ln.awaitRoom(r.call) {
 				runtime.Gosched()
 			} else {

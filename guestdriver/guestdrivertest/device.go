@@ -97,6 +97,7 @@ func (f *Fake) commandLocked(q int, c abi.QueueCommand) {
 	case abi.QueuePause, abi.QueueResume:
 		if f.queues[q] != nil {
 			f.queues[q].paused = c == abi.QueuePause
+			f.kickLocked()
 		}
 	default:
 		status = abi.StatusBadCommand

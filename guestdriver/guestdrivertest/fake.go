@@ -140,6 +140,10 @@ func (f *Fake) Memory(iova uint64, n int) []byte {
 	return append([]byte(nil), f.bytesLocked(iova, n)...)
 }
 
+// Poke writes DMA memory. It may be called by what Intercept calls, and only
+// by that.
+func (f *Fake) Poke(iova uint64, p []byte) { copy(f.bytesLocked(iova, len(p)), p) }
+
 func (f *Fake) bytesLocked(iova uint64, n int) []byte {
 	for _, r := range f.mem {
 		if off := iova - r.iova; iova >= r.iova && off <= uint64(len(r.b)) && uint64(n) <= uint64(len(r.b))-off {
@@ -204,7 +208,11 @@ func (f *Fake) Read32(bar int, offset uint32) uint32 {
 		return ^uint32(0)
 	}
 	if q, r, ok := queueReg(offset); ok && r == abi.QRegState && f.queues[q] != nil {
-		return uint32(abi.QueueRunning) | f.regs[offset]&0xffff0000
+		state := abi.QueueRunning
+		if f.queues[q].paused {
+			state = abi.QueuePaused
+		}
+		return uint32(state) | f.regs[offset]&0xffff0000
 	}
 	return f.regs[offset]
 }
@@ -335,4 +343,18 @@ func (f *Fake) run() {
 		}
 		f.mu.Unlock()
 	}
+}
+
+// SetConfig changes a byte of configuration space.
+func (f *Fake) SetConfig(offset int, v byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.config[offset] = v
+}
+
+// SetRegister changes a register of BAR0 until the next reset.
+func (f *Fake) SetRegister(offset, v uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.regs[offset] = v
 }

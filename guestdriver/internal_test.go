@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net"
+	"testing"
+	"time"
+
+	"toebox/vdev/abi"
+)
+
+// stillBus is a bus with nobody behind it: tests play the adapter by hand.
+type stillBus struct {
+	regs map[uint32]uint32
+	next uint64
+	fail bool
+}
+
+func (b *stillBus) Name() string                        { return "still" }
+func (b *stillBus) ReadConfig(int, int) (uint32, error) { return 0x74221234, nil }
+func (b *stillBus) WriteConfig(int, int, uint32) error  { return nil }
+func (b *stillBus) Read32(_ int, off uint32) uint32     { return b.regs[off] }
+func (b *stillBus) Write32(_ int, off uint32, v uint32) {}
+func (b *stillBus) FreeDMA(DMA) error                   { return nil }
+func (b *stillBus) EnableVectors(int) error             { return nil }
+func (b *stillBus) Wait(int) error                      { return net.ErrClosed }
+func (b *stillBus) Reset() error                        { return nil }
+func (b *stillBus) Close() error                        { return nil }
+func (b *stillBus) AllocDMA(n int) (DMA, error) {
+	if b.fail {
+		return DMA{}, errors.New("none")
+	}
+	b.next += 1 << 24
+	return DMA{make([]byte, n), b.next}, nil
+}
+
+// still returns an adapter with one lane whose queue nobody serves.
+func still(t *testing.T) (*Adapter, *lane) {
+	bus := &stillBus{regs: map[uint32]uint32{0x1004: 1}}
+	opts := Options{}
+	opts.setDefaults()
+	a := &Adapter{bus: bus, opts: opts, rx: newArena(bus, 4<<20, 1<<20), tx: newArena(bus, 4<<20, 1<<20),
+		ctl: newArena(bus, 1<<20, 0), conns: map[uint64]*Conn{}}
+	ln := &lane{a: a, vector: 1}
+	a.lanes = []*lane{ln}
+	q, err := NewQueue(bus, 0, QueueConfig{InLog2: 4, OutLog2: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.install(q)
+	return a, ln
+}
+
+// take plays the adapter: it takes every request and returns the last.
+func take(q *Queue, next *abi.Index) (last abi.Fields) {
+	for {
+		slot := slotOf(q.in.table, *next, q.in.log2)
+		w := abi.LoadWord(slot)
+		if w&abi.WordOwner == 0 {
+			return last
+		}
+		last = slot.Decode()
+		abi.StoreWord(slot, w&^abi.WordOwner)
+		*next = next.Add(1)
+	}
+}
+
+// answer plays the adapter: it publishes a response.
+func answer(q *Queue, next *abi.Index, f abi.Fields) {
+	slot := slotOf(q.out.table, *next, q.out.log2)
+	slot.EncodeBody(&f)
+	abi.StoreWord(slot, f.Word(false))
+	*next = next.Add(1)
+}
+
+// TestNoAllocations: post, consume, write and read allocate nothing.
+func TestNoAllocations(t *testing.T) {
+	a, ln := still(t)
+	q := ln.queue
+	var in, out abi.Index
+	var dst [4]abi.Fields
+	if n := testing.AllocsPerRun(1000, func() {
+		q.TryPost(abi.Fields{Type: 2, Tag: 1}, abi.Fields{Type: 2, Tag: 2})
+		f := take(q, &in)
+		answer(q, &out, f)
+		if q.Poll(dst[:]) != 1 || dst[0].Tag != 2 {
+			t.Fatal("lost")
+		}
+	}); n != 0 {
+		t.Errorf("queue: %v allocations", n)
+	}
+	c := newConn(ln, 7, "tcp", nil, nil)
+	a.enter(c)
+	c.begin()
+	rx := take(q, &in)
+	at, size := uint32(0), rx.Length
+	var rxNext abi.Fields
+	p := make([]byte, 1024)
+	if n := testing.AllocsPerRun(1000, func() {
+		if n, err := c.Write(p); n != len(p) || err != nil {
+			t.Fatal(n, err)
+		}
+		f := take(q, &in)
+		answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
+		r := abi.Fields{Type: 16, Tag: rx.Tag, Conn: 7, Length: 512, Offset: at}
+		if at += 512; at == size {
+			r.Flags = abi.FlagFinal
+		}
+		answer(q, &out, r)
+		ln.pass()
+		if n, err := c.Read(p); n != 512 || err != nil {
+			t.Fatal(n, err)
+		}
+		// The next buffer is posted while this one has room still.
+		if f := take(q, &in); f.Type == abi.TypeBufferAvailable {
+			rxNext = f
+		}
+		if at == size {
+			rx, at, size = rxNext, 0, rxNext.Length
+		}
+	}); n != 0 {
+		t.Errorf("connection: %v allocations", n)
+	}
+}
+
+func TestRequests(t *testing.T) {
+	var r requests
+	a := r.add(request{kind: kindSend})
+	b := r.add(request{kind: kindReceive})
+	if a == 0 || b == 0 || a == b || r.find(a).kind != kindSend || r.find(b).kind != kindReceive {
+		t.Fatalf("tags %#x, %#x", a, b)
+	}
+	r.remove(a)
+	c := r.add(request{kind: kindConnect})
+	if r.find(a) != nil || r.find(c).kind != kindConnect || c == a {
+		t.Errorf("a used tag %#x names the request of %#x", a, c)
+	}
+	for _, tag := range []uint32{0, 0xffff, 0xffffffff, 1 << 16, c + 1<<16} {
+		if r.find(tag) != nil {
+			t.Errorf("tag %#x names a request", tag)
+		}
+	}
+	if all := r.takeAll(); len(all) != 2 || r.used != 0 || r.find(b) != nil || r.find(c) != nil {
+		t.Errorf("takeAll: %d, %d left", len(all), r.used)
+	}
+	for range maxRequests {
+		if r.add(request{kind: kindSend}) == 0 {
+			t.Fatal("full too early")
+		}
+	}
+	if r.add(request{kind: kindSend}) != 0 {
+		t.Error("more requests than tags")
+	}
+}
+
+// TestArena allocates and frees at random: no two pieces overlap, the reserve
+// is kept, everything comes back.
+func TestArena(t *testing.T) {
+	bus := &stillBus{}
+	a := newArena(bus, 8*blockSize, 2*blockSize)
+	rng := rand.New(rand.NewPCG(3, 4))
+	owner := map[uint64]*buffer{} // by KiB of IOVA
+	var held []*buffer
+	for range 50_000 {
+		if rng.IntN(2) == 0 {
+			buf := a.alloc(rng.IntN(numClasses), false)
+			if buf == nil {
+				continue
+			}
+			for at := buf.iova; at < buf.iova+uint64(len(buf.data)); at += minPiece {
+				if owner[at] != nil {
+					t.Fatalf("%#x given twice", at)
+				}
+				owner[at] = buf
+			}
+			held = append(held, buf)
+		} else if len(held) > 0 {
+			i := rng.IntN(len(held))
+			buf := held[i]
+			held[i] = held[len(held)-1]
+			held = held[:len(held)-1]
+			for at := buf.iova; at < buf.iova+uint64(len(buf.data)); at += minPiece {
+				delete(owner, at)
+			}
+			a.release(buf)
+		}
+	}
+	for _, buf := range held {
+		a.release(buf)
+	}
+	if a.inUse() != 0 || len(a.empty) != a.blocks || a.blocks > 8 {
+		t.Errorf("%d bytes in use, %d of %d blocks empty", a.inUse(), len(a.empty), a.blocks)
+	}
+	n := 0
+	for a.alloc(4, false) != nil {
+		n++
+	}
+	if n != 6 || a.alloc(0, false) != nil {
+		t.Errorf("%d large pieces without the reserve, want 6", n)
+	}
+	n = 0
+	for a.alloc(0, true) != nil {
+		n++
+	}
+	if n != 512 {
+		t.Errorf("%d pieces in the reserve, want 512", n)
+	}
+	bus.fail = true
+	if newArena(bus, 1<<20, 0).alloc(0, true) != nil {
+		t.Error("memory from nowhere")
+	}
+}
+
+// TestSendFew: with the arena exhausted by others a writer gets the reserve.
+func TestSendFew(t *testing.T) {
+	a, ln := still(t)
+	for a.tx.alloc(numClasses-1, false) != nil {
+	}
+	c := newConn(ln, 7, "tcp", nil, nil)
+	buf, err := c.sendBuffer(100_000)
+	if err != nil || len(buf.data) != minPiece {
+		t.Fatalf("%v, %v", buf, err)
+	}
+	if err := c.send(buf, 10); err != nil {
+		t.Fatal(err)
+	}
+	c.SetWriteDeadline(time.Now().Add(time.Millisecond))
+	if _, err := c.sendBuffer(1); err == nil {
+		t.Error("a second piece while the first is outstanding")
+	}
+}
