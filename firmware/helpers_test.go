@@ -219,3 +219,14 @@ func (r *rig) attribute(conn uint64, a abi.Attribute, room int) []byte {
 	}
 	return buf[8 : 8+n]
 }
+
+// second creates another queue of the same adapter.
+func (r *rig) second(q int) *rig {
+	r.t.Helper()
+	s := *r
+	s.Host = firmwaretest.NewHost(r.fw, r.Chip, q, 4)
+	if st := s.Create(); st != abi.StatusOK {
+		r.t.Fatalf("create queue %d: %v", q, st)
+	}
+	return &s
+}
