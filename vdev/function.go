@@ -112,6 +112,7 @@ type Function struct {
 	loaded      *nvmImage // the image that identity came from
 	nvm         nvm
 	test        testDMA
+	failed      bool   // firmware could not be started at the last reset
 	checkerBase uint64 // checker violations at the last reset
 }
 
@@ -349,9 +350,11 @@ func (f *Function) restartLocked() {
 	if err := old.firmware.Close(); err != nil {
 		f.log.Error("firmware did not close", "err", err)
 	}
-	if err := f.startLocked(old.generation + 1); err != nil {
-		// The old firmware stays: it is closed and answers as one that
-		// has stopped.
+	err := f.startLocked(old.generation + 1)
+	f.failed = err != nil
+	if err != nil {
+		// The old firmware stays: it is closed and starts nothing any more.
+		// The next reset tries again.
 		f.log.Error("firmware did not start after a reset", "err", err)
 	}
 }

@@ -59,9 +59,6 @@ func TestMSIXTableElsewhere(t *testing.T) {
 	r.setConfig(0x8a, 2, 0)
 	r.setConfig(0x8a, 2, 0x8000)
 	r.wantIRQs("[]")
-	if n := testing.AllocsPerRun(100, func() { r.f.irq.signal(5); r.irqs.seen = r.irqs.seen[:0] }); n > 2 { // the fake formats
-		t.Errorf("%v allocations per signal", n)
-	}
 }
 
 // TestMSIXTableHere: once the table is programmed here, its masks count.

@@ -193,6 +193,30 @@ func TestNVMUnusable(t *testing.T) {
 	}
 }
 
+// TestRestartFails: STATUS.FAILED stands until a reset brings firmware that
+// starts.
+func TestRestartFails(t *testing.T) {
+	starts := 0
+	r := enabled(t, func(c *Config) {
+		start := c.Start
+		c.Start = func(chip firmware.Chip, id Identity, generation uint32) (Firmware, Counters, error) {
+			if starts++; starts == 2 {
+				return nil, nil, errors.New("no engine")
+			}
+			return start(chip, id, generation)
+		}
+	})
+	r.nvmDo(16, 0x03020102, 2)
+	r.nvmDo(0, 0, 3)
+	r.set(0x10, 1<<31)
+	r.want(0x14, 0x49)
+	r.want(0x18, 7)
+	r.set(0x10, 1<<31)
+	r.want(0x14, 0x41)
+	r.want(0x18, 8)
+	r.want(0x30, 0x03020102)
+}
+
 // FuzzNVM decodes arbitrary images and encodes what they said.
 func FuzzNVM(f *testing.F) {
 	f.Add(testImage())

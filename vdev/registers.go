@@ -298,6 +298,7 @@ func (f *Function) readStatus(int) uint32 {
 	}{
 		{c.firmware.Running(), abi.StatusRunning},
 		{c.firmware.Stopped(), abi.StatusStopped},
+		{f.failed, abi.StatusFailed},
 		{f.link.Load(), abi.StatusLink},
 		{f.config.word(cfgMSIXControl)&msixEnable != 0, abi.StatusMSIX},
 		{f.master.Load(), abi.StatusDMA},
