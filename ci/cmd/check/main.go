@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"toebox/ci/conformance"
+	"toebox/ci/runner"
+	"toebox/ci/suite"
+	images "toebox/images/rig"
+	"toebox/images/toolchain"
+)
+
+// inGuest is the part of the kit that one boot of a guest runs.
+const inGuest = `RIG02|IF01_Create|IF02|IF11|CE01_Connect|CE02_Listen|MM01_Buffered|IF15_(Echo|HTTP)`
+
+func main() {
+	vm := flag.Bool("vm", true, "boot a guest")
+	race := flag.Bool("race", true, "use the race detector")
+	limit := flag.Duration("timeout", 30*time.Minute, "give up after so long")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("not done after %v", *limit))
+	defer cancel()
+	c := &check{out: os.Stdout}
+	paths, err := images.DefaultPaths()
+	if err == nil {
+		err = os.Chdir(paths.Source)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "check: %v\n", err)
+		os.Exit(runner.ExitNoRig)
+	}
+	c.step(ctx, "gofmt", gofmt)
+	c.step(ctx, "vet", func(ctx context.Context) error { return command(ctx, "go", "vet", "./...") })
+	c.step(ctx, "staticcheck", func(ctx context.Context) error {
+		return command(ctx, "go", "tool", "-modfile="+filepath.Join("ci", "tools", "go.mod"), "staticcheck", "./...")
+	})
+	rig := c.step(ctx, "QEMU and kernel", func(ctx context.Context) error {
+		o := images.Options{Paths: paths, Report: progress{c.out}}
+		_, err := toolchain.Get(ctx, o.Tools())
+		return err
+	})
+	c.tests(ctx, *race, rig)
+	if *vm && rig {
+		c.guest(ctx, paths)
+	}
+	fmt.Fprintln(c.out, c.sum)
+	os.Exit(c.sum.ExitCode())
+}
+
+type check struct {
+	out io.Writer
+	sum runner.Summary
+}
+
+type progress struct{ w io.Writer }
+
+func (p progress) Step(line string) { fmt.Fprintln(p.w, line) }
+
+// step runs one check that passes or fails as a whole.
+func (c *check) step(ctx context.Context, name string, f func(context.Context) error) bool {
+	began := time.Now()
+	if err := f(ctx); err != nil {
+		c.sum.Failed++
+		fmt.Fprintf(c.out, "FAIL %s (%.1fs)\n%v\n", name, time.Since(began).Seconds(), err)
+		return false
+	}
+	c.sum.Passed++
+	fmt.Fprintf(c.out, "ok   %s (%.1fs)\n", name, time.Since(began).Seconds())
+	return true
+}
+
+// command runs a program; what it printed is the error.
+func command(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w\n%s", errors.Join(err, context.Cause(ctx)), bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+func gofmt(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "gofmt", "-l", ".").CombinedOutput()
+	if err != nil || len(bytes.TrimSpace(out)) > 0 {
+		return fmt.Errorf("gofmt -l . lists files (%v):\n%s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// tests runs all tests of the module and counts them, each function of the kit
+// as one.
+func (c *check) tests(ctx context.Context, race, rig bool) {
+	began := time.Now()
+	args := []string{"test", "-json", "-timeout=15m"}
+	if race {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	cmd.Env = os.Environ()
+	if rig {
+		cmd.Env = append(cmd.Env, "CI_REQUIRE=qemu")
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		c.sum.Failed++
+		fmt.Fprintf(c.out, "FAIL go test: %v\n", err)
+		return
+	}
+	var col runner.Collector
+	s := scan{collect: col.Sink(), output: map[string]*strings.Builder{}, bad: map[string]bool{}}
+	s.read(out)
+	err = cmd.Wait()
+	sum, red := s.count(col.Results)
+	c.sum.Add(sum)
+	for _, text := range red {
+		fmt.Fprint(c.out, text)
+	}
+	switch {
+	case ctx.Err() != nil:
+		c.sum.Failed++
+		fmt.Fprintf(c.out, "go test: %v\n", context.Cause(ctx))
+	case err != nil && sum.Failed == 0:
+		c.sum.Failed++
+		fmt.Fprintf(c.out, "go test: %v\n%s", err, stderr.String())
+	}
+	fmt.Fprintf(c.out, "%s go test: %v (%.1fs)\n", word(err), sum, time.Since(began).Seconds())
+}
+
+func word(err error) string {
+	if err != nil {
+		return "FAIL"
+	}
+	return "ok  "
+}
+
+// guest boots a machine and runs a part of the kit in it.
+func (c *check) guest(ctx context.Context, paths images.Paths) {
+	var counted counter
+	code := suite.Run(ctx, suite.Options{
+		Buses: []string{conformance.RungVM}, Pattern: inGuest, Seed: 1, Images: images.Options{Paths: paths},
+		Out: io.MultiWriter(c.out, &counted),
+	})
+	c.sum.Add(counted.sum)
+	if code != runner.ExitOK && counted.sum.Failed == 0 {
+		c.sum.Failed++ // the machine itself
+	}
+}
