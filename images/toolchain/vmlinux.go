@@ -26,6 +26,7 @@ const (
 
 	sector         = 512
 	versionPayload = 0x208
+	lengthWord     = 4 // bytes after the payload's stream
 )
 
 // Xen's ELF note that gives the 32-bit physical entry point of a PVH guest.
@@ -82,6 +83,10 @@ func decompress(b []byte, limit int64) ([]byte, error) {
 		defer d.Close()
 		r = d
 	case bytes.HasPrefix(b, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		// A stream ends in YZ (xz-file-format 2.1.2.4); the decoder refuses what follows.
+		if n := len(b) - lengthWord; n > 2 && string(b[n-2:n]) == "YZ" && string(b[len(b)-2:]) != "YZ" {
+			b = b[:n]
+		}
 		d, err := xz.ReaderConfig{SingleStream: true}.NewReader(bytes.NewReader(b))
 		if err != nil {
 			return nil, err
