@@ -70,7 +70,8 @@ type check struct {
 
 type progress struct{ w io.Writer }
 
-func (p progress) Step(line string) { fmt.Fprintln(p.w, line) }
+func (p progress) Step(line string)            { fmt.Fprintln(p.w, line) }
+func (p progress) Amount(string, int64, int64) {}
 
 // step runs one check that passes or fails as a whole.
 func (c *check) step(ctx context.Context, name string, f func(context.Context) error) bool {
