@@ -8,8 +8,11 @@ import (
 	"errors"
 	"hash/crc32"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	vfiouser "toebox/vfio-user"
 )
 
 // pattern is the test pattern of SPEC.md §12.
@@ -159,14 +162,8 @@ func TestResetAbandonsMessages(t *testing.T) {
 		t.Errorf("mmio_bad_value is %d", got)
 	}
 	result := make(chan error)
-	go func() {
-		p := []byte{1, 2, 3, 4}
-		err := r.f.Read(0x12_0000, p)
-		if !bytes.Equal(p, []byte{1, 2, 3, 4}) {
-			err = errors.New("an abandoned read changed the caller's memory")
-		}
-		result <- err
-	}()
+	p := []byte{1, 2, 3, 4}
+	go func() { result <- r.f.Read(0x12_0000, p) }()
 	<-r.dma.entered
 	r.set(0x10, 1<<31)
 	if err := <-result; !errors.Is(err, unix.ECANCELED) {
@@ -175,6 +172,14 @@ func TestResetAbandonsMessages(t *testing.T) {
 	r.want(0xa4, 0)
 	close(r.dma.hold)
 	r.f.work.Wait()
+	for end := time.Now().Add(10 * time.Second); r.f.messages.running.Load() != 0; {
+		if time.Now().After(end) {
+			t.Fatal("abandoned accesses do not end")
+		}
+	}
+	if !bytes.Equal(p, []byte{1, 2, 3, 4}) {
+		t.Error("an abandoned read changed the caller's memory")
+	}
 	r.want(0xa4, 0)
 	if s := r.transferTest(0x10_0000, 4, 1); s != 2 {
 		t.Errorf("after the reset: status %d", s)
@@ -185,6 +190,43 @@ func TestResetAbandonsMessages(t *testing.T) {
 		if v != 0 {
 			t.Fatalf("byte %#x was written after the reset", 0x12_1000+i)
 		}
+	}
+}
+
+// TestTestDMARunOver: a worker whose run a reset ended moves nothing more, and
+// as long as it has not ended there is no second one.
+func TestTestDMARunOver(t *testing.T) {
+	r := enabled(t, nil)
+	r.f.mu.Lock()
+	run := r.f.test.next()
+	r.f.test.running = true
+	r.f.mu.Unlock()
+	if err := r.f.testAccess(run, true, 0x10_0000, []byte{1}); err != nil || r.dma.mem[0] != 1 {
+		t.Errorf("during the run: %v", err)
+	}
+	r.set(0x10, 1<<31)
+	if err := r.f.testAccess(run, true, 0x10_0000, []byte{2}); !errors.Is(err, unix.ECANCELED) || r.dma.mem[0] != 1 {
+		t.Errorf("after the reset: %v", err)
+	}
+	if s := r.transferTest(0x10_0000, 4, 1); s != 4 || r.dma.mem[0] != 1 {
+		t.Errorf("a second worker: status %d", s)
+	}
+}
+
+// everywhere is memory at each address.
+type everywhere struct{ fakeDMA }
+
+func (*everywhere) Write(uint64, []byte) error                { return nil }
+func (*everywhere) Backed(uint64, uint64, vfiouser.Prot) bool { return true }
+
+// TestTestDMAWrap: a transfer does not go on at address 0.
+func TestTestDMAWrap(t *testing.T) {
+	r := enabled(t, func(c *Config) { c.DMA = &everywhere{} })
+	if s := r.transferTest(1<<64-4096, 4096, 1); s != 2 {
+		t.Errorf("up to the last byte: status %d", s)
+	}
+	if s := r.transferTest(1<<64-4096, 8192, 1); s != 4 {
+		t.Errorf("across it: status %d", s)
 	}
 }
 
