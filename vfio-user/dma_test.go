@@ -514,7 +514,7 @@ func TestMessageDMA(t *testing.T) {
 	}
 	// From a device call it cannot work, and says so at once.
 	inside := make(chan error, 1)
-	dev.OnWrite = func(int, uint64, []byte) error { inside <- d.Read(0, b[:4]); return nil }
+	dev.SetHooks(vfiousertest.Hooks{Write: func(int, uint64, []byte) error { inside <- d.Read(0, make([]byte, 4)); return nil }})
 	if err := c.WriteRegion(0, 0, []byte{1}); err != nil {
 		t.Error(err)
 	}
@@ -590,7 +590,7 @@ func TestMessageReplies(t *testing.T) {
 		at := byte(0) // place in b, as the server asks for it
 		for i, reply := range tt.replies {
 			q := p.Recv()
-			want := append([]byte{at, 0x10, 0, 0, 0, 0, 0, 0, 4 - at, 0, 0, 0, 0, 0, 0, 0}, b[at:]...)
+			want := append([]byte{at, 0x10, 0, 0, 0, 0, 0, 0, 4 - at, 0, 0, 0, 0, 0, 0, 0}, "abcd"[at:]...)
 			if tt.cmd == 11 {
 				want = want[:16]
 			}

@@ -133,7 +133,6 @@ func (q *irqs) fire(index int, v *vector) {
 		}
 	}
 	q.stats.triggers.Add(1)
-	v.pending = false
 	v.masked = q.info[index].Flags&IRQAutoMasked != 0
 }
 

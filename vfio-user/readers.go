@@ -14,10 +14,11 @@ const readerShards = 8
 // readers counts the accesses that are running, so that whoever takes a map
 // away can wait for those that may still use it, and for no others.
 //
-// A reader counts itself under the phase it finds and is in once it has seen
-// the phase unchanged after that; only then does it load the map. wait changes
-// the phase after the new map is published: readers counted under the new
-// phase have the new map, those counted under the old one are waited for.
+// A reader counts itself and then loads the map, so that whoever has the old map
+// was counted before the new one was published: once a counter has been zero
+// after that, none of those it counts has the old map. As one counter might
+// never be zero under load, there are two, and readers to come are sent to the
+// one that is not being waited for.
 type readers struct {
 	phase   atomic.Uint64
 	waiting atomic.Bool
@@ -34,15 +35,9 @@ type readerShard struct {
 func (r *readers) enter() *atomic.Int64 {
 	// Any shard will do; the generator is the scheduler's own for each thread.
 	s := &r.shards[rand.Uint32()%readerShards]
-	for {
-		p := r.phase.Load()
-		c := &s.running[p&1]
-		c.Add(1)
-		if r.phase.Load() == p {
-			return c
-		}
-		r.leave(c)
-	}
+	c := &s.running[r.phase.Load()&1]
+	c.Add(1)
+	return c
 }
 
 // leave ends an access.
@@ -63,8 +58,8 @@ func (r *readers) wait(timeout time.Duration) bool {
 		defer r.waiting.Store(false)
 		timer := time.NewTimer(timeout)
 		defer timer.Stop()
-		// The other parity first: a wait that timed out may have left readers
-		// there, and they would hide among those of the phase to come.
+		// First the parity that no reader is sent to now: a wait that timed out
+		// may have left some there, as may one who read the phase long ago.
 		p := r.phase.Load()
 		if !r.drain((p+1)&1, timer) {
 			return false
@@ -87,8 +82,7 @@ func (r *readers) drain(parity uint64, timer *time.Timer) bool {
 	return true
 }
 
-// idle reports whether each shard was seen without a reader of the parity. A
-// reader that begins afterwards finds the published map.
+// idle reports whether each shard was seen without a reader of the parity.
 func (r *readers) idle(parity uint64) bool {
 	for i := range r.shards {
 		if r.shards[i].running[parity].Load() != 0 {

@@ -3,13 +3,19 @@
 package vfiouser_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/vfiousertest"
@@ -164,5 +170,111 @@ func TestConfig(t *testing.T) {
 		if _, err := vfiouser.NewServer(nil, cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// TestLog checks what is logged: refused requests, but not each of them for
+// ever, and with VFIOUSERDEBUG=1 every message.
+func TestLog(t *testing.T) {
+	for _, debug := range []string{"", "1"} {
+		t.Setenv("VFIOUSERDEBUG", debug)
+		var b bytes.Buffer
+		cfg := vfiousertest.Config()
+		cfg.Logger = slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		dev := vfiousertest.NewDevice(cfg)
+		_, conn := vfiousertest.Serve(t, dev, cfg)
+		p := vfiousertest.NewPeer(t, conn)
+		p.Version()
+		for range 1000 {
+			p.Do(vfiousertest.Message{ID: 5, Command: 14})
+		}
+		conn.Close()
+		<-dev.Gone
+		refused, traced := strings.Count(b.String(), "request refused"), strings.Count(b.String(), "msg=\"vfiouser: message\"")
+		// The first 8, then the 16th, 32nd, ... 512th.
+		if refused != 14 {
+			t.Errorf("%d lines for 1000 refused requests", refused)
+		}
+		if want := map[string]int{"": 0, "1": 1001}[debug]; traced != want {
+			t.Errorf("VFIOUSERDEBUG=%s: %d lines for 1001 messages", debug, traced)
+		}
+	}
+}
+
+// TestServeClosedListener ends with an error when the listener does.
+func TestServeClosedListener(t *testing.T) {
+	srv, err := vfiouser.NewServer(quiet{}, vfiousertest.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := srv.Serve(context.Background(), l); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+// lines passes on what is logged, as far as there is room.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
+// TestServeWithoutDescriptors waits until a client can be accepted again, and
+// ends while it waits.
+func TestServeWithoutDescriptors(t *testing.T) {
+	failed := make(lines, 1)
+	cfg := vfiousertest.Config()
+	cfg.Logger = slog.New(slog.NewTextHandler(failed, nil))
+	srv, err := vfiouser.NewServer(quiet{}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, end := listen(t, srv)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := os.NewFile(uintptr(fd), "client")
+	defer client.Close()
+	var old unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old); err != nil {
+		t.Fatal(err)
+	}
+	next, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(next)
+	low := unix.Rlimit{Cur: uint64(next), Max: old.Max}
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &low, nil); err != nil {
+		t.Fatal(err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	line := ""
+	if err == nil {
+		select {
+		case line = <-failed:
+		case <-time.After(10 * time.Second):
+		}
+	}
+	served := srv.Stats().Connections
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &old, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || served != 0 || !strings.Contains(line, "too many open files") {
+		t.Fatalf("connect: %v; %d connections without descriptors; logged %q", err, served, line)
+	}
+	waitFor(t, "the client to be served", func() bool { return srv.Stats().Connections == 1 })
+	if err := end(); err != nil {
+		t.Error(err)
 	}
 }

@@ -104,7 +104,7 @@ func TestGlued(t *testing.T) {
 	gate := make(chan struct{})
 	cfg := vfiousertest.Config()
 	dev := vfiousertest.NewDevice(cfg)
-	dev.OnReset = func() error { <-gate; return nil }
+	dev.SetHooks(vfiousertest.Hooks{Reset: func() error { <-gate; return nil }})
 	srv, conn := vfiousertest.Serve(t, dev, cfg)
 	p := vfiousertest.NewPeer(t, conn)
 	p.Version()
@@ -205,26 +205,31 @@ func TestTruncatedRights(t *testing.T) {
 	p := vfiousertest.NewPeer(t, conn)
 	p.Version()
 	e := vfiousertest.NewEventFD(t)
+	ram := vfiousertest.Memory(t, 4096)
 	var old unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old); err != nil {
 		t.Fatal(err)
 	}
-	// One number is left: the next two free ones are next and next+1 or more.
+	// No number is left: all below next are taken.
 	next, err := unix.FcntlInt(uintptr(e.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	unix.Close(next)
-	low := unix.Rlimit{Cur: uint64(next) + 1, Max: old.Max}
+	low := unix.Rlimit{Cur: uint64(next), Max: old.Max}
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &low, nil); err != nil {
 		t.Fatal(err)
 	}
-	r := p.Do(irqs(1, 0x24, 2, 0, 3), e.FD(), e.FD(), e.FD())
+	// Taken as they arrive these would be a map without a file and a vector
+	// without an eventfd, both in order.
+	noFile := p.Do(dmaMap(1, 0, 0, 4096), int(ram.Fd()))
+	noEventFD := p.Do(irqs(2, 0x24, 2, 0, 1), e.FD())
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &old, nil); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, r, 22)
-	expect(t, p.Do(irqs(2, 0x24, 2, 0, 3), e.FD(), e.FD(), e.FD()), 0)
+	expect(t, noFile, 22)
+	expect(t, noEventFD, 22)
+	expect(t, p.Do(dmaMap(3, 0, 0, 4096), int(ram.Fd())), 0)
 }
 
 // TestLongMessages passes data up to the limit and beyond; what is beyond is
@@ -462,9 +467,8 @@ func TestRegions(t *testing.T) {
 		err  error
 		want uint32
 	}{{unix.EPERM, EPERM}, {fmt.Errorf("device: %w", unix.EINVAL), EINVAL}, {fmt.Errorf("no errno"), EIO}, {unix.Errno(0), EIO}} {
-		dev.OnRead = func(int, uint64, []byte) error { return tt.err }
-		dev.OnWrite = func(int, uint64, []byte) error { return tt.err }
-		dev.OnReset = func() error { return tt.err }
+		access := func(int, uint64, []byte) error { return tt.err }
+		dev.SetHooks(vfiousertest.Hooks{Read: access, Write: access, Reset: func() error { return tt.err }})
 		expect(t, p.Do(region(3, 9, 0, 0, 4)), tt.want)
 		expect(t, p.Do(region(4, 10, 0, 0, 1, 0)), tt.want)
 		expect(t, p.Do(vfiousertest.Message{ID: 5, Command: 13}), tt.want)

@@ -15,17 +15,19 @@ import (
 	vfiouser "toebox/vfio-user"
 )
 
-// Device is a device whose regions are plain memory. The hooks, where set, run
-// instead of the access.
-type Device struct {
-	OnRead  func(region int, offset uint64, p []byte) error
-	OnWrite func(region int, offset uint64, p []byte) error
-	OnReset func() error
+// Hooks run instead of an access, where set, without any lock held.
+type Hooks struct {
+	Read, Write func(region int, offset uint64, p []byte) error
+	Reset       func() error
+}
 
+// Device is a device whose regions are plain memory.
+type Device struct {
 	// Gone receives a value for each client that went; it holds 16.
 	Gone chan struct{}
 
 	mu    sync.Mutex
+	hooks Hooks
 	mem   [vfiouser.NumRegions][]byte
 	calls []string
 }
@@ -55,10 +57,23 @@ func Config() vfiouser.Config {
 
 func (d *Device) note(format string, a ...any) { d.calls = append(d.calls, fmt.Sprintf(format, a...)) }
 
+// SetHooks has hooks run from the next access on.
+func (d *Device) SetHooks(h Hooks) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hooks = h
+}
+
+func (d *Device) hook() Hooks {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hooks
+}
+
 // ReadRegion implements vfiouser.Device.
 func (d *Device) ReadRegion(region int, offset uint64, p []byte) error {
-	if d.OnRead != nil {
-		return d.OnRead(region, offset, p)
+	if f := d.hook().Read; f != nil {
+		return f(region, offset, p)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,8 +84,8 @@ func (d *Device) ReadRegion(region int, offset uint64, p []byte) error {
 
 // WriteRegion implements vfiouser.Device.
 func (d *Device) WriteRegion(region int, offset uint64, p []byte) error {
-	if d.OnWrite != nil {
-		return d.OnWrite(region, offset, p)
+	if f := d.hook().Write; f != nil {
+		return f(region, offset, p)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -81,8 +96,8 @@ func (d *Device) WriteRegion(region int, offset uint64, p []byte) error {
 
 // Reset implements vfiouser.Device.
 func (d *Device) Reset() error {
-	if d.OnReset != nil {
-		return d.OnReset()
+	if f := d.hook().Reset; f != nil {
+		return f()
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
