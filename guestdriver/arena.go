@@ -37,6 +37,7 @@ type buffer struct {
 
 	filled   uint32 // bytes the adapter reported, from the start
 	consumed uint32 // of these, bytes that the reader has taken
+	parts    uint32 // responses that reported them
 	final    bool   // the adapter will not write any more
 }
 
@@ -97,7 +98,7 @@ func (a *arena) alloc(class int, reserved bool) *buffer {
 		a.removeLocked(b)
 	}
 	a.used += len(p.data)
-	p.filled, p.consumed, p.final = 0, 0, false
+	p.filled, p.consumed, p.parts, p.final = 0, 0, 0, false
 	return p
 }
 

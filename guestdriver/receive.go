@@ -14,6 +14,7 @@ import (
 const (
 	firstClass   = 1 // a connection begins with a buffer of 4 KiB
 	receiveClass = 3 // and goes up to 64 KiB, when buffers come back full
+	bulkParts    = 4 // after at most so many responses
 	maxReceive   = 4 // buffers held by a connection
 )
 
@@ -83,6 +84,7 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 		return false
 	}
 	buf.filled += f.Length
+	buf.parts++
 	c.room -= int(f.Length)
 	if f.Length > 0 && !c.closed && !c.rdShut {
 		if n := len(c.segs); n > 0 && c.segs[n-1].buf == buf && c.segs[n-1].off+c.segs[n-1].n == f.Offset {
@@ -95,8 +97,9 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 		buf.consumed += f.Length
 	}
 	if final {
+		grow := buf.parts <= bulkParts // judged before the buffer is another's
 		c.finalLocked(buf)
-		if full && c.class < receiveClass {
+		if full && grow && c.class < receiveClass {
 			c.class++
 		}
 		c.statusLocked(abi.Status(f.Aux))

@@ -140,6 +140,9 @@ func (f *Fake) Memory(iova uint64, n int) []byte {
 	return append([]byte(nil), f.bytesLocked(iova, n)...)
 }
 
+// Peek reads DMA memory, under the rule of Poke.
+func (f *Fake) Peek(iova uint64, p []byte) { copy(p, f.bytesLocked(iova, len(p))) }
+
 // Poke writes DMA memory. It may be called by what Intercept calls, and only
 // by that.
 func (f *Fake) Poke(iova uint64, p []byte) { copy(f.bytesLocked(iova, len(p)), p) }

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"context"
+	"time"
+
+	"toebox/vdev/abi"
+)
+
+// events waits for the adapter's own vector.
+func (a *Adapter) events() {
+	for a.bus.Wait(0) == nil && !a.stopped.Load() {
+		a.host.events.Add(1)
+		e := a.read(abi.RegEvents)
+		if e == ^uint32(0) {
+			a.check()
+			continue
+		}
+		a.write(abi.RegEvents, e)
+		if e&(abi.EventFirmware|abi.EventStopped) != 0 {
+			a.check()
+		}
+		if e&abi.EventQueueError != 0 {
+			a.checkQueues()
+		}
+	}
+}
+
+// watch looks after the adapter when no event says anything.
+func (a *Adapter) watch() {
+	t := time.NewTicker(a.opts.Watch)
+	defer t.Stop()
+	last := make([]uint64, len(a.lanes))
+	for {
+		select {
+		case <-a.stop:
+			return
+		case <-t.C:
+		}
+		a.check()
+		for i, ln := range a.lanes {
+			passes := ln.passes.Load()
+			if q := ln.current(); q != nil && passes == last[i] && q.Pending() {
+				a.host.missed.Add(1)
+				ln.pass()
+			}
+			ln.room()
+			last[i] = passes
+		}
+	}
+}
+
+// check looks whether the adapter is the one that was started, and starts
+// over if not.
+func (a *Adapter) check() {
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.stopped.Load() {
+		return
+	}
+	gen, status := a.read(abi.RegGeneration), a.read(abi.RegStatus)
+	if gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
+		return
+	}
+	a.restartLocked()
+}
+
+// checkQueues starts over when a queue is in error: nothing of it can be
+// relied on.
+func (a *Adapter) checkQueues() {
+	a.life.Lock()
+	defer a.life.Unlock()
+	for _, ln := range a.lanes {
+		if state, _ := ln.current().State(); state == abi.QueueError && !a.stopped.Load() {
+			a.write(abi.RegControl, abi.ControlReset)
+			a.restartLocked()
+			return
+		}
+	}
+}
+
+// restartLocked ends everything that was outstanding with ErrReset, once, and
+// brings the adapter up again with the listeners that were open.
+func (a *Adapter) restartLocked() {
+	a.host.resets.Add(1)
+	a.setUp(false)
+	defer a.setUp(true)
+	cause := ErrReset
+	if a.read(abi.RegID) != abi.IDValue {
+		cause = ErrGone
+	}
+	a.endAll(cause)
+	if cause == ErrGone {
+		a.endListeners(cause)
+		return
+	}
+	if err := a.startLocked(context.Background()); err != nil {
+		a.endAll(err)
+		a.endListeners(err)
+		return
+	}
+	a.mu.RLock()
+	again := make([]*Listener, 0, len(a.bound))
+	for l := range a.bound {
+		again = append(again, l)
+	}
+	a.mu.RUnlock()
+	for _, l := range again {
+		// In goroutines of their own: the answers may need this one.
+		a.workers.Go(l.again)
+	}
+}
+
+// setUp says whether calls that find no queue may go on, or wait for one.
+func (a *Adapter) setUp(up bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-a.up:
+		if !up {
+			a.up = make(chan struct{})
+		}
+	default:
+		if up {
+			close(a.up)
+		}
+	}
+}
+
+// awaitUp waits for the end of a restart.
+func (a *Adapter) awaitUp(ctx context.Context) error {
+	a.mu.RLock()
+	up := a.up
+	a.mu.RUnlock()
+	select {
+	case <-up:
+		return nil
+	case <-a.stop:
+		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// endAll takes the queues away and ends what is outstanding on them.
+func (a *Adapter) endAll(err error) {
+	for _, ln := range a.lanes {
+		ln.disp.Lock()
+	}
+	var all []request
+	for _, ln := range a.lanes {
+		all = append(all, ln.replace(err)...)
+	}
+	for _, r := range all {
+		a.endRequest(r, err)
+	}
+	a.mu.Lock()
+	conns := a.conns
+	a.conns, a.listeners = map[uint64]*Conn{}, map[uint64]*Listener{}
+	a.signalIdleLocked()
+	a.mu.Unlock()
+	for _, c := range conns {
+		c.fail(err)
+		c.gone()
+	}
+	for _, ln := range a.lanes {
+		ln.disp.Unlock()
+	}
+}
+
+// endRequest completes a request that will have no response.
+func (a *Adapter) endRequest(r request, err error) {
+	switch {
+	case r.kind == kindSend:
+		r.conn.sendLost(r.buf, err)
+	case r.kind == kindReceive:
+		r.conn.bufferLost(r.buf)
+	case r.call != nil:
+		a.finish(r, result{err: err})
+	}
+}
+
+// finish ends a call and frees its control buffer unless the result is for
+// somebody who looks into it.
+func (a *Adapter) finish(r request, res result) {
+	if !r.call.deliver(res) || res.err != nil {
+		a.ctl.release(r.buf)
+	}
+}
+
+func (a *Adapter) endListeners(err error) {
+	a.mu.Lock()
+	all := a.bound
+	a.bound = map[*Listener]struct{}{}
+	a.mu.Unlock()
+	for l := range all {
+		l.fail(err)
+	}
+}
