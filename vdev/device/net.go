@@ -116,7 +116,7 @@ func parseGuest(s string) (netip.AddrPort, error) {
 func listenTCP(s string) (net.Listener, error) {
 	address, ok := strings.CutPrefix(s, "tcp:")
 	if !ok {
-		return nil, fmt.Errorf("%q does not begin with tcp:", s)
+		return nil, fmt.Errorf("%q has no prefix \"tcp:\"", s)
 	}
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {

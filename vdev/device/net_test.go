@@ -65,7 +65,7 @@ func TestParseNet(t *testing.T) {
 		{in: "nat:fwd=tcp:127.0.0.1:0-:65536", err: "not between 1 and 65535"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-:-1", err: "not between 1 and 65535"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-host:80", err: "guest address"},
-		{in: "nat:fwd=udp:127.0.0.1:0-:80", err: "does not begin with tcp:"},
+		{in: "nat:fwd=udp:127.0.0.1:0-:80", err: "has no prefix"},
 		{in: "nat:fwd=tcp:localhost:0-:80", err: "host address"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-:80,fwd=tcp:" + tcp.Addr().String() + "-:80", err: "address already in use"},
 		{in: "nat:fwd-fd=2-:80", err: "no number"},
