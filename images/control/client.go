@@ -119,12 +119,15 @@ func (m Mux) Serve(ctx context.Context, st *Stream) Result {
 	return Result{Status: StatusNotFound, Error: fmt.Sprintf("%q is not known here", kind)}
 }
 
+// statusGone is toebox's exit code for a guest that crashed.
+const statusGone = 3
+
 // Relay serves st by opening the same stream on another session: messages and all
 // channels pass, each at the pace of its reader.
 func Relay(ctx context.Context, st *Stream, to *Session) Result {
 	far, err := to.Open(ctx, st.Request())
 	if err != nil {
-		return Result{Status: 125, Error: err.Error()}
+		return Result{Status: statusGone, Error: err.Error()}
 	}
 	defer far.Close(Result{Status: 1, Error: "caller is gone"})
 	uncut := context.AfterFunc(ctx, func() { far.Close(Result{Status: 1, Error: "caller is gone"}) })
@@ -156,7 +159,7 @@ func Relay(ctx context.Context, st *Stream, to *Session) Result {
 	r, err := far.Result(context.WithoutCancel(ctx))
 	back.Wait()
 	if err != nil {
-		return Result{Status: 125, Error: err.Error()}
+		return Result{Status: statusGone, Error: "the machine has ended: " + err.Error()}
 	}
 	return r
 }

@@ -111,6 +111,7 @@ type Instance struct {
 	Dir   string // the run's folder
 	Accel vm.Accel
 
+	run    *folder
 	device *device
 	relay  *relay
 
@@ -169,12 +170,12 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 
 // start brings one machine up; what it made is gone again when it fails.
 func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListener) (i *Instance, err error) {
-	dir, record, err := newRun(o.Paths, time.Now())
+	run, err := newRun(o.Paths, time.Now(), o.Port)
 	if err != nil {
 		return nil, err
 	}
-	record.Port = o.Port
-	i = &Instance{Record: record, Dir: dir, Accel: parts.Accel, over: make(chan struct{})}
+	dir, record := run.dir, run.Record
+	i = &Instance{Record: record, Dir: dir, Accel: parts.Accel, run: run, over: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = &RunError{Err: err, Dir: dir}
@@ -221,7 +222,7 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 		return i, err
 	}
 	i.relay = newRelay(l, i.Control())
-	return i, record.write(dir)
+	return i, nil
 }
 
 // watch ends the machine when its device dies: QEMU never connects again.
@@ -273,6 +274,23 @@ func (i *Instance) Wait() error {
 	return nil
 }
 
+// Ended says whether the machine ends within grace.
+func (i *Instance) Ended(grace time.Duration) bool {
+	select {
+	case <-i.VM.Done():
+		return true
+	default:
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-i.VM.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
 // Close ends the machine and the device and removes the sockets. The run's folder
 // stays.
 func (i *Instance) Close() {
@@ -287,8 +305,7 @@ func (i *Instance) Close() {
 		if i.device != nil {
 			i.device.close()
 		}
-		os.RemoveAll(i.Sockets)                       //nolint:errcheck // only wasted space if it stays
-		os.Remove(filepath.Join(i.Dir, instanceFile)) //nolint:errcheck // not written if it never was up
+		i.run.close()
 	})
 }
 

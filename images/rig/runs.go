@@ -13,7 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"toebox/images/control"
 )
@@ -23,6 +26,7 @@ const (
 	instanceFile = "instance.json"
 	latest       = "latest"
 	clientSocket = "toebox" // for other toebox processes
+	socketPrefix = "toebox-"
 	dialPatience = 5 * time.Second
 )
 
@@ -40,38 +44,92 @@ func (r Record) Socket() string { return filepath.Join(r.Sockets, clientSocket) 
 // StatsSocket returns the path of the device's HTTP interface.
 func (r Record) StatsSocket() string { return filepath.Join(r.Sockets, statsSocket) }
 
-// newRun makes the folder of a run and its directory for sockets.
-func newRun(p Paths, now time.Time) (dir string, r Record, err error) {
-	var salt [3]byte
-	rand.Read(salt[:]) //nolint:errcheck // never fails
-	r = Record{ID: now.UTC().Format("20060102-150405-") + hex.EncodeToString(salt[:]), PID: os.Getpid()}
-	runs := filepath.Join(p.State, "runs")
-	dir = filepath.Join(runs, r.ID)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", r, fmt.Errorf("rig: %w", err)
-	}
-	if r.Sockets, err = os.MkdirTemp(p.Runtime, "toebox-"); err != nil {
-		return "", r, fmt.Errorf("rig: %w", err)
-	}
-	// A link is replaced by renaming, so that there always is one.
-	tmp := filepath.Join(runs, "."+r.ID)
-	if os.Symlink(r.ID, tmp) == nil && os.Rename(tmp, filepath.Join(runs, latest)) != nil {
-		os.Remove(tmp) //nolint:errcheck // a nicety
-	}
-	pruneRuns(runs)
-	return dir, r, nil
+// A folder is a run's folder while the run lasts. Its process holds a lock on the
+// record, which the kernel drops when the process dies: that is how others know.
+type folder struct {
+	Record
+	dir  string
+	lock *os.File
 }
 
-// pruneRuns removes the oldest folders of runs that are over.
-func pruneRuns(runs string) {
-	ids := runIDs(runs)
-	for _, id := range ids[min(len(ids), keepRuns):] {
+// newRun makes the folder of a run and its directory for sockets, and cleans up after
+// runs that were killed.
+func newRun(p Paths, now time.Time, port int) (f *folder, err error) {
+	var salt [3]byte
+	rand.Read(salt[:]) //nolint:errcheck // never fails
+	f = &folder{Record: Record{ID: now.UTC().Format("20060102-150405-") + hex.EncodeToString(salt[:]), PID: os.Getpid(), Port: port}}
+	runs := filepath.Join(p.State, "runs")
+	f.dir = filepath.Join(runs, f.ID)
+	if err := os.MkdirAll(f.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("rig: %w", err)
+	}
+	if f.Sockets, err = os.MkdirTemp(p.Runtime, socketPrefix); err != nil {
+		return nil, fmt.Errorf("rig: %w", err)
+	}
+	if err := f.record(); err != nil {
+		os.RemoveAll(f.Sockets) //nolint:errcheck // the other error is the one to tell
+		return nil, fmt.Errorf("rig: %w", err)
+	}
+	// A link is replaced by renaming, so that there always is one.
+	tmp := filepath.Join(runs, "."+f.ID)
+	if os.Symlink(f.ID, tmp) == nil && os.Rename(tmp, filepath.Join(runs, latest)) != nil {
+		os.Remove(tmp) //nolint:errcheck // a nicety
+	}
+	tidy(runs)
+	return f, nil
+}
+
+// record writes and locks the record.
+func (f *folder) record() error {
+	b, err := json.Marshal(f.Record)
+	if err != nil {
+		return err
+	}
+	if f.lock, err = os.OpenFile(filepath.Join(f.dir, instanceFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	_, err = f.lock.Write(b)
+	return err
+}
+
+// close ends the run; its logs stay.
+func (f *folder) close() {
+	os.RemoveAll(f.Sockets)                       //nolint:errcheck // only wasted space if it stays
+	os.Remove(filepath.Join(f.dir, instanceFile)) //nolint:errcheck // as above
+	f.lock.Close()                                //nolint:errcheck // drops the lock
+}
+
+// tidy removes what killed runs left, and the oldest folders.
+func tidy(runs string) {
+	for n, id := range runIDs(runs) {
 		dir := filepath.Join(runs, id)
-		if r, err := readRecord(dir); err == nil && reachable(r) {
+		if alive(dir) {
 			continue
 		}
-		os.RemoveAll(dir) //nolint:errcheck // only wasted space if it stays
+		if r, err := readRecord(dir); err == nil {
+			// The record is a file anybody may have edited: remove only what looks like ours.
+			if filepath.IsAbs(r.Sockets) && strings.HasPrefix(filepath.Base(r.Sockets), socketPrefix) {
+				os.RemoveAll(r.Sockets) //nolint:errcheck // only wasted space if it stays
+			}
+			os.Remove(filepath.Join(dir, instanceFile)) //nolint:errcheck // as above
+		}
+		if n >= keepRuns {
+			os.RemoveAll(dir) //nolint:errcheck // as above
+		}
 	}
+}
+
+// alive says whether the process of a run lives.
+func alive(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, instanceFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // drops the lock, too
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
 // runIDs lists runs, the newest first.
@@ -88,17 +146,6 @@ func runIDs(runs string) []string {
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(ids)))
 	return ids
-}
-
-func (r Record) write(dir string) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("rig: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, instanceFile), b, 0o644); err != nil {
-		return fmt.Errorf("rig: %w", err)
-	}
-	return nil
 }
 
 func readRecord(dir string) (Record, error) {
@@ -126,6 +173,9 @@ var ErrNotRunning = errors.New("no toebox is running: start one with `make run` 
 func Running(p Paths) (Record, error) {
 	runs := filepath.Join(p.State, "runs")
 	for _, id := range runIDs(runs) {
+		if !alive(filepath.Join(runs, id)) {
+			continue
+		}
 		if r, err := readRecord(filepath.Join(runs, id)); err == nil && reachable(r) {
 			return r, nil
 		}

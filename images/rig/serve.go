@@ -22,7 +22,7 @@ type Served struct {
 	Socket string // where QEMU finds it
 	Dir    string // the run's folder, with device.log
 	device *device
-	socks  string
+	run    *folder
 	once   sync.Once
 }
 
@@ -42,23 +42,26 @@ func Serve(ctx context.Context, o Options, socket string) (s *Served, err error)
 	if err != nil {
 		return nil, err
 	}
-	dir, record, err := newRun(o.Paths, time.Now())
+	run, err := newRun(o.Paths, time.Now(), o.Port)
 	if err != nil {
 		return nil, err
 	}
 	if socket == "" {
-		socket = filepath.Join(record.Sockets, vm.DeviceSocket)
+		socket = filepath.Join(run.Sockets, vm.DeviceSocket)
 	}
-	s = &Served{Socket: socket, Dir: dir, socks: record.Sockets}
+	s = &Served{Socket: socket, Dir: run.dir, run: run}
 	l, err := ListenSocket(socket)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(s.socks))
+		run.close()
+		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // the device listens on
-	s.device, err = o.startDevice(filepath.Join(programs, deviceProgram), record.Sockets, filepath.Join(dir, "device.log"), l, forward)
+	s.device, err = o.startDevice(filepath.Join(programs, deviceProgram), run.Sockets, filepath.Join(run.dir, "device.log"), l, forward)
 	l.Close() //nolint:errcheck // the device has its own
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(socket), os.RemoveAll(s.socks))
+		err = errors.Join(err, os.Remove(socket))
+		run.close()
+		return nil, err
 	}
 	return s, nil
 }
@@ -78,7 +81,7 @@ func (s *Served) Err() error {
 func (s *Served) Close() {
 	s.once.Do(func() {
 		s.device.close()
-		os.Remove(s.Socket)   //nolint:errcheck // gone is what we want
-		os.RemoveAll(s.socks) //nolint:errcheck // only wasted space if it stays
+		os.Remove(s.Socket) //nolint:errcheck // gone is what we want
+		s.run.close()
 	})
 }

@@ -95,7 +95,7 @@ func (c *Config) QEMUArgs() []string {
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=3.0", "-chardev", socket("control", controlSocket),
 		"-device", "virtserialport,chardev=control,name="+guest.Port,
-		"-chardev", socket("qmp", qmpSocket), "-mon", "chardev=qmp,mode=control",
+		"-qmp", "unix:"+quoteComma(filepath.Join(c.SocketDir, qmpSocket))+",server=on,wait=off",
 	)
 	if c.Device != "" {
 		args = append(args, "-device", DeviceArg(c.Device))

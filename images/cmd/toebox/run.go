@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/term"
 
@@ -15,6 +16,8 @@ import (
 	"toebox/images/rig"
 	"toebox/images/vm"
 )
+
+const endGrace = 5 * time.Second
 
 // Machine are the flags of verbs that start one.
 type Machine struct {
@@ -121,23 +124,20 @@ func (c *RunCmd) attend(ctx context.Context, a *app, i *rig.Instance) error {
 // end tells how the machine ended: a shell's own status is not the run's.
 func (c *RunCmd) end(a *app, i *rig.Instance, shell error) error {
 	var status *rig.StatusError
-	select {
-	case <-i.VM.Done():
-		if err := i.Wait(); err != nil {
-			if errors.Is(err, vm.ErrPanic) {
-				fmt.Fprintln(a.stderr, i.ConsoleTail(20))
-			}
-			return err
+	var sig interrupted
+	grace := time.Duration(0)
+	if shell != nil && !errors.As(shell, &status) && !errors.Is(shell, errQuit) && !errors.As(shell, &sig) {
+		grace = endGrace // the channel breaks a little before QEMU is gone
+	}
+	if i.Ended(grace) {
+		err := i.Wait()
+		if errors.Is(err, vm.ErrPanic) {
+			fmt.Fprintln(a.stderr, i.ConsoleTail(20))
 		}
-		return nil
-	default:
+		return err
 	}
 	i.Close()
-	if errors.As(shell, &status) || errors.Is(shell, errQuit) || errors.Is(shell, context.Canceled) {
-		return nil
-	}
-	var sig interrupted
-	if errors.As(shell, &sig) {
+	if grace == 0 {
 		return nil
 	}
 	return shell
