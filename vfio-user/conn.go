@@ -46,11 +46,11 @@ type conn struct {
 // the first two cases. One connection at a time: EBUSY otherwise.
 func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	defer c.Close()
-	if !s.busy.CompareAndSwap(false, true) {
+	if !s.enter(ctx) {
 		s.stats.refused.Add(1)
 		return fmt.Errorf("vfiouser: serve: a client is connected: %w", syscall.EBUSY)
 	}
-	defer s.busy.Store(false)
+	defer s.leave()
 	s.stats.connections.Add(1)
 
 	st, err := newStream(c, headerSize+regionAccessSize+max(s.cfg.MaxTransfer, leastMessage), s.cfg.MaxFDs, s.cfg.Spin, s.cfg.SendTimeout)
@@ -67,6 +67,7 @@ func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 
 	// First whoever waits for this client, so that nothing below waits for
 	// them; then what the client gave us; the device last.
+	s.ending.Store(true)
 	stop()
 	st.close()
 	st.discard()

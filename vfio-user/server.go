@@ -70,8 +70,8 @@ type Config struct {
 	Resettable bool // the device serves Reset
 
 	// Spin is how long the connection polls for the next message before it
-	// sleeps: waking a processor costs more than most messages. Default 50 us,
-	// negative for not at all.
+	// sleeps: waking a processor costs more than most messages. While that is
+	// in vain it polls now and then only. Default 50 us, negative for never.
 	Spin time.Duration
 	// Logger gets what went wrong and, with VFIOUSERDEBUG=1, every message.
 	Logger *slog.Logger
@@ -139,7 +139,8 @@ type Server struct {
 	irqs  *irqs
 	stats *counters
 
-	busy atomic.Bool // a connection is being served
+	slot   chan struct{} // holds a value while a connection is served
+	ending atomic.Bool   // that connection is being taken down
 }
 
 // NewServer returns a server for dev. The server starts no goroutine before it
@@ -158,6 +159,7 @@ func NewServer(dev Device, cfg Config) (*Server, error) {
 	default:
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.slot = make(chan struct{}, 1)
 	s.dma = newDMA(s.stats)
 	s.irqs = newIRQs(cfg.IRQs, s.stats)
 	return s, nil
@@ -172,6 +174,34 @@ func (s *Server) own() limits {
 		maxFDs: s.cfg.MaxFDs, maxTransfer: s.cfg.MaxTransfer, maxDMAMaps: s.cfg.MaxDMAMaps,
 		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple,
 	}
+}
+
+// enter takes the slot. If the client before has gone but its connection is
+// still being taken down, it waits for that.
+func (s *Server) enter(ctx context.Context) bool {
+	select {
+	case s.slot <- struct{}{}:
+		return true
+	default:
+	}
+	if !s.ending.Load() {
+		return false
+	}
+	timer := time.NewTimer(handOver)
+	defer timer.Stop()
+	select {
+	case s.slot <- struct{}{}:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// leave gives the slot back.
+func (s *Server) leave() {
+	s.ending.Store(false)
+	<-s.slot
 }
 
 // session is a connection that Serve has started.

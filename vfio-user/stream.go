@@ -21,6 +21,10 @@ const (
 	inputBuffer = 64 << 10
 	// minRead is the least room a recvmsg gets before input is moved down.
 	minRead = 4 << 10
+	// After spinMisses vain polls in a row, one fill in spinProbe still polls: on
+	// a processor that the peer needs to run, polling can only delay it.
+	spinMisses = 4
+	spinProbe  = 16
 )
 
 // message is one message as it came in.
@@ -60,7 +64,7 @@ type attached struct {
 type stream struct {
 	uc      *net.UnixConn
 	rc      syscall.RawConn
-	spin    time.Duration // how long fill polls before it sleeps
+	spin    time.Duration // how long fill polls before it sleeps, if that has paid lately
 	timeout time.Duration // of a send that cannot proceed
 	maxSize int           // of a message
 	maxFDs  int           // of a message
@@ -74,6 +78,8 @@ type stream struct {
 	in   *socketIO  // for fill
 	recv func(fd uintptr) bool
 	got  received // result of recv
+
+	misses uint // polls in vain since the last that was not
 
 	sendMu  sync.Mutex
 	out     *socketIO // for send, under sendMu
@@ -194,6 +200,9 @@ func (s *stream) tryRecv(fd uintptr) bool {
 				// Before anything else: these are ours to close now.
 				s.attach(n, oob, cut)
 			}
+			if !until.IsZero() {
+				s.misses = 0
+			}
 			s.w += n
 			s.got.n = n
 			return true
@@ -204,9 +213,15 @@ func (s *stream) tryRecv(fd uintptr) bool {
 				return false
 			}
 			now := time.Now()
-			if until.IsZero() {
+			switch {
+			case until.IsZero() && s.misses >= spinMisses && s.misses%spinProbe != 0:
+				s.misses++
+				s.got.slept = true
+				return false
+			case until.IsZero():
 				until = now.Add(s.spin)
-			} else if now.After(until) {
+			case now.After(until):
+				s.misses++
 				s.got.slept = true
 				return false
 			}
