@@ -33,6 +33,7 @@ type Chip struct {
 
 	mu    sync.RWMutex // held for reading while memory is accessed
 	holes [][2]uint64  // [from, to)
+	fixed [][2]uint64  // read-only, for Write
 	next  uint64       // of Alloc
 }
 
@@ -69,6 +70,13 @@ func (c *Chip) Unmap(iova, n uint64) {
 	c.mu.Unlock()
 }
 
+// ReadOnly makes Write to [iova, iova+n) fail.
+func (c *Chip) ReadOnly(iova, n uint64) {
+	c.mu.Lock()
+	c.fixed = append(c.fixed, [2]uint64{iova, iova + n})
+	c.mu.Unlock()
+}
+
 // MapAll undoes all Unmaps.
 func (c *Chip) MapAll() {
 	c.mu.Lock()
@@ -80,12 +88,16 @@ func (c *Chip) mappedLocked(iova, n uint64) bool {
 	if iova < Base || n > uint64(len(c.mem)) || iova-Base > uint64(len(c.mem))-n {
 		return false
 	}
-	for _, h := range c.holes {
-		if iova < h[1] && h[0] < iova+n {
-			return false
+	return !overlaps(c.holes, iova, n)
+}
+
+func overlaps(areas [][2]uint64, iova, n uint64) bool {
+	for _, a := range areas {
+		if iova < a[1] && a[0] < iova+n {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // Read implements firmware.Chip.
@@ -105,7 +117,7 @@ func (c *Chip) Write(iova uint64, p []byte) error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	c.writes.Add(1)
-	if !c.mappedLocked(iova, uint64(len(p))) {
+	if !c.mappedLocked(iova, uint64(len(p))) || overlaps(c.fixed, iova, uint64(len(p))) {
 		return ErrFault
 	}
 	copy(c.Bytes(iova, len(p)), p)

@@ -180,3 +180,30 @@ func (h *Host) Wait(what string, ready func() bool) error {
 	}
 	return nil
 }
+
+// Take takes one response, if there is one, and rings as asked.
+func (h *Host) Take() (abi.Fields, bool) {
+	if len(h.received) == 0 {
+		old := h.out
+		if !h.consume() {
+			return abi.Fields{}, false
+		}
+		if h.Event(abi.EventOutFreed).Wants(old, h.out) {
+			h.Firmware.DoorbellOut(h.Queue, h.out)
+		}
+	}
+	f := h.received[0]
+	h.received = h.received[1:]
+	return f, true
+}
+
+// Untaken are the requests that the adapter has not taken.
+func (h *Host) Untaken() []abi.Fields {
+	var list []abi.Fields
+	for i := h.Firmware.QueueStatus(h.Queue).InIndex; i != h.in; i = i.Add(1) {
+		slot := i.Slot(uint(h.Config.InLog2))
+		b := h.Chip.Bytes(h.Config.In+uint64(slot)*abi.DescriptorSize, abi.DescriptorSize)
+		list = append(list, abi.Descriptor(b).Decode())
+	}
+	return list
+}
