@@ -541,13 +541,17 @@ func TestMessageDMA(t *testing.T) {
 // TestMessageReplies has the client answer DMA messages in all the ways that
 // clients do, and some that none should.
 func TestMessageReplies(t *testing.T) {
-	cfg := vfiousertest.Config()
-	cfg.DMATimeout = 300 * time.Millisecond
-	srv, conn := vfiousertest.Serve(t, vfiousertest.NewDevice(cfg), cfg)
-	p := vfiousertest.NewPeer(t, conn)
-	p.Version()
-	m := dmaMap(1, 0, 0x1000, 0x1000)
-	expect(t, p.Do(m), 0)
+	serve := func(timeout time.Duration) (*vfiouser.Server, *vfiousertest.Peer) {
+		cfg := vfiousertest.Config()
+		cfg.DMATimeout = timeout
+		srv, conn := vfiousertest.Serve(t, vfiousertest.NewDevice(cfg), cfg)
+		p := vfiousertest.NewPeer(t, conn)
+		p.Version()
+		expect(t, p.Do(dmaMap(1, 0, 0x1000, 0x1000)), 0)
+		return srv, p
+	}
+	patientServer, patientPeer := serve(10 * time.Second)
+	hastyServer, hastyPeer := serve(50 * time.Millisecond)
 	const head = "0010000000000000"
 	for _, tt := range []struct {
 		name    string
@@ -578,6 +582,10 @@ func TestMessageReplies(t *testing.T) {
 		b := []byte("abcd")
 		if tt.cmd == 11 {
 			b = make([]byte, 4)
+		}
+		srv, p := patientServer, patientPeer
+		if tt.want == syscall.ETIMEDOUT {
+			srv, p = hastyServer, hastyPeer
 		}
 		done := make(chan error, 1)
 		go func() {
@@ -629,8 +637,8 @@ func TestMessageReplies(t *testing.T) {
 	}
 	// The client goes while an access waits.
 	done := make(chan error, 1)
-	go func() { done <- srv.DMA().Read(0x1000, make([]byte, 4)) }()
-	p.Recv()
-	conn.Close()
+	go func() { done <- patientServer.DMA().Read(0x1000, make([]byte, 4)) }()
+	patientPeer.Recv()
+	patientPeer.Conn().Close()
 	errno(t, "client gone", <-done, 0x1000, syscall.EFAULT)
 }
