@@ -388,6 +388,9 @@ func constant(v *ast.ValueSpec, d *ast.GenDecl) bool {
 		}
 	}
 	for _, x := range v.Values {
+		if sel, ok := x.(*ast.SelectorExpr); ok && strings.HasPrefix(sel.Sel.Name, "Err") {
+			continue // another name of another package's error
+		}
 		call, ok := x.(*ast.CallExpr)
 		if !ok {
 			return false
