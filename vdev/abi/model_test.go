@@ -384,7 +384,11 @@ func models() []model {
 func TestHandOver(t *testing.T) {
 	total := 0
 	for _, m := range models() {
+		own := m.published
 		for _, published := range []uint8{0, 1} { // output table, input table
+			if m.slots == 4 && published != own {
+				continue // the large walks take one of them each
+			}
 			m.published = published
 			n, err := m.walk()
 			if err != nil {
