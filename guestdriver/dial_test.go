@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,20 +144,28 @@ func TestDialer(t *testing.T) {
 // reset, and nothing stays behind.
 func TestDialLate(t *testing.T) {
 	a, f := open(t, guestdriver.Options{})
-	for range 30 {
+	var aborted atomic.Int32
+	for i := range 30 {
 		ctx, cancel := context.WithCancel(context.Background())
-		f.Intercept(func(_ int, r abi.Fields) bool {
-			if r.Type == abi.TypeConnect {
+		defer cancel()
+		f.Intercept(func(q int, r abi.Fields) bool {
+			switch r.Type {
+			case abi.TypeConnect:
 				go cancel()
+				return true
+			case abi.TypeCancellation:
+				go f.Inject(q, abi.Fields{Type: 19, Flags: 1, Tag: r.Offset, Conn: uint64(i + 1), Length: 5})
+			case abi.TypeTermination:
+				if r.Conn == uint64(i+1) && r.Length == 1 {
+					aborted.Add(1)
+				}
 			}
 			return false
 		})
-		if c, err := a.DialContext(ctx, "tcp", "10.0.2.2:7"); err == nil {
-			c.Close()
-		} else if !errors.Is(err, context.Canceled) {
+		if _, err := a.DialContext(ctx, "tcp", "10.0.2.2:7"); !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
-		cancel()
+		waitFor(t, "the reset of the connection", func() bool { return aborted.Load() == int32(i+1) })
 	}
 	waitFor(t, "all to end", func() bool {
 		s := a.Stats()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -230,5 +231,43 @@ func TestSendFew(t *testing.T) {
 	c.SetWriteDeadline(time.Now().Add(time.Millisecond))
 	if _, err := c.sendBuffer(1); err == nil {
 		t.Error("a second piece while the first is outstanding")
+	}
+}
+
+// TestSendLimit: a connection never holds more than its limit.
+func TestSendLimit(t *testing.T) {
+	a, ln := still(t)
+	a.opts.SendLimit = 128 << 10
+	c := newConn(ln, 7, "tcp", nil, nil)
+	c.SetWriteDeadline(time.Now().Add(5 * time.Millisecond))
+	if n, err := c.Write(make([]byte, 1<<20)); n != 128<<10 || err == nil {
+		t.Errorf("wrote %d bytes, %v", n, err)
+	}
+}
+
+// TestReceiveLimit: a connection that is not read gets maxReceive buffers, the
+// later ones larger, and one more for each that was read.
+func TestReceiveLimit(t *testing.T) {
+	a, ln := still(t)
+	var in, out abi.Index
+	c := newConn(ln, 7, "tcp", nil, nil)
+	a.enter(c)
+	c.begin()
+	var sizes []uint32
+	total := 0
+	for f := take(ln.queue, &in); f.Length != 0; f = take(ln.queue, &in) {
+		sizes = append(sizes, f.Length)
+		total += int(f.Length)
+		answer(ln.queue, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
+		ln.pass()
+	}
+	if want := []uint32{4 << 10, 16 << 10, 64 << 10, 64 << 10}; !slices.Equal(sizes, want) {
+		t.Errorf("buffers of %v, want %v", sizes, want)
+	}
+	if n, err := c.Read(make([]byte, 1<<20)); n != total || err != nil {
+		t.Errorf("read %d of %d, %v", n, total, err)
+	}
+	if f := take(ln.queue, &in); f.Length != 64<<10 {
+		t.Errorf("after the read: a buffer of %d", f.Length)
 	}
 }
