@@ -5,6 +5,7 @@ package firmware_test
 import (
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -86,9 +87,13 @@ func (d *driver) endpoint() interface {
 
 // send posts a request if the table has room.
 func (d *driver) send(f abi.Fields) {
-	if !d.Room() {
-		d.poll(d.u16() % 8)
-		return
+	// The worker gets some time, but may be paused.
+	for n := 0; !d.Room(); n++ {
+		if n == 200 {
+			return
+		}
+		d.poll(0)
+		runtime.Gosched()
 	}
 	if f.Tag != 0 {
 		d.requests[f.Tag]++

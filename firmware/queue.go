@@ -92,9 +92,9 @@ type queue struct {
 // pieces are the callbacks of [Chip.View]. Made once, they cost no allocation
 // per use.
 type pieces struct {
-	take, put, scan, load, copyOut, copyIn func([]byte) error
-	fill                                   func([]byte) error
-	deliver, probe, drop                   func([]byte) int
+	take, put, scan, load, store func([]byte) error
+	copyOut, copyIn, fill        func([]byte) error
+	deliver, probe, drop         func([]byte) int
 }
 
 func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
@@ -108,7 +108,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 		conns: make(map[uint64]*conn),
 	}
 	q.looks = pieces{
-		take: q.takePiece, put: q.putPiece, scan: q.scanPiece, load: q.loadPiece,
+		take: q.takePiece, put: q.putPiece, scan: q.scanPiece, load: q.loadPiece, store: q.storePiece,
 		copyOut: q.copyOut, copyIn: q.copyIn, fill: q.fill,
 		deliver: q.deliver, probe: q.probe, drop: q.drop,
 	}
@@ -476,13 +476,16 @@ func (q *queue) loadEvent(off uint64) (abi.EventWord, error) {
 }
 
 func (q *queue) storeEvent(off uint64, w abi.EventWord) error {
-	return q.fw.chip.View(q.config.Event+off, 4, true, func(p []byte) error {
-		if !wordAligned(p) {
-			return errPiece
-		}
-		abi.StoreWord(p, uint32(w))
-		return nil
-	})
+	q.word = uint32(w)
+	return q.fw.chip.View(q.config.Event+off, 4, true, q.looks.store)
+}
+
+func (q *queue) storePiece(p []byte) error {
+	if !wordAligned(p) {
+		return errPiece
+	}
+	abi.StoreWord(p, q.word)
+	return nil
 }
 
 // signal raises the queue's vector.

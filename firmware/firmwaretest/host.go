@@ -23,6 +23,7 @@ type Host struct {
 
 	in, out  abi.Index
 	received []abi.Fields
+	space    []abi.Fields // the memory that received starts in when it was empty
 	lastTag  uint32
 }
 
@@ -47,7 +48,7 @@ func (h *Host) Clear() {
 	}
 	clear(h.Chip.Bytes(h.Config.Event, abi.EventBlockSize))
 	h.SetEvent(abi.EventOutPublished, abi.EventAlways)
-	h.in, h.out, h.received = 0, 0, nil
+	h.in, h.out, h.received, h.space = 0, 0, nil, nil
 }
 
 // Create creates the queue.
@@ -86,6 +87,9 @@ func (h *Host) Publish(f abi.Fields) {
 	abi.StoreWord(d, f.Word(true))
 	h.in = h.in.Add(1)
 }
+
+// Index is the producer index of the input table.
+func (h *Host) Index() abi.Index { return h.in }
 
 // Ring rings IN_DOORBELL if the event word asks for it since index old.
 func (h *Host) Ring(old abi.Index) {
@@ -128,7 +132,15 @@ func (h *Host) consume() bool {
 	if w&abi.WordOwner != 0 {
 		return false
 	}
-	h.received = append(h.received, abi.Descriptor(append([]byte(nil), b...)).Decode())
+	var c [abi.DescriptorSize]byte
+	copy(c[:], b)
+	if len(h.received) == 0 {
+		h.received = h.space[:0]
+	}
+	h.received = append(h.received, abi.Descriptor(c[:]).Decode())
+	if cap(h.received) > cap(h.space) {
+		h.space = h.received
+	}
 	abi.StoreWord(b, w|abi.WordOwner)
 	h.out = h.out.Add(1)
 	return true
@@ -154,7 +166,7 @@ func (h *Host) Next() (abi.Fields, error) {
 func (h *Host) Pending() []abi.Fields {
 	h.Poll()
 	all := h.received
-	h.received = nil
+	h.received, h.space = nil, nil
 	return all
 }
 
