@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -352,6 +353,34 @@ func TestStuckReader(t *testing.T) {
 	must(d.clear())
 	if len(d.files.files) != 0 || len(d.files.idle) != 0 || len(d.files.old) != 0 {
 		t.Errorf("left over: %+v", d.files)
+	}
+}
+
+// TestReadersOverlap has readers overlap so that there is always one: a wait
+// ends with those that it found, whoever came after.
+func TestReadersOverlap(t *testing.T) {
+	var r readers
+	r.wake = make(chan struct{}, 1)
+	before := r.enter()
+	phase := r.phase.Load()
+	done := make(chan bool)
+	go func() { done <- r.wait(10 * time.Second) }()
+	for deadline := time.Now().Add(5 * time.Second); r.phase.Load() == phase && time.Now().Before(deadline); {
+		runtime.Gosched()
+	}
+	after := r.enter()
+	select {
+	case <-done:
+		t.Error("the wait ended with a reader from before")
+	default:
+	}
+	r.leave(before)
+	if !<-done {
+		t.Error("the wait took a reader that came after for one from before")
+	}
+	r.leave(after)
+	if !r.wait(0) {
+		t.Error("a wait for nobody ran out")
 	}
 }
 

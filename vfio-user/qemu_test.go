@@ -152,7 +152,6 @@ func TestDisagreements(t *testing.T) {
 	const (
 		EINVAL, EEXIST, ENOTTY, ENOTSUP = 22, 17, 25, 95
 	)
-	// map_ and unmap give fields as 64-bit little-endian words.
 	for _, tt := range []struct {
 		name    string
 		cmd     uint16

@@ -135,6 +135,40 @@ func TestServeConnTwice(t *testing.T) {
 	}
 }
 
+// lingering is a device that takes its time when a client goes.
+type lingering struct {
+	quiet
+	gone, leave chan struct{}
+}
+
+func (l *lingering) Disconnected() {
+	l.gone <- struct{}{}
+	<-l.leave
+}
+
+// TestReconnect has a client come while the connection before it is being
+// taken down: it is served, but not before that is done.
+func TestReconnect(t *testing.T) {
+	l := &lingering{gone: make(chan struct{}), leave: make(chan struct{}, 2)}
+	srv, first := vfiousertest.Serve(t, l, vfiousertest.Config())
+	vfiousertest.NewPeer(t, first).Version()
+	first.Close()
+	<-l.gone
+	second := vfiousertest.NewPeer(t, reconnect(t, srv))
+	second.Send(vfiousertest.Message{ID: 1, Command: 1, Payload: []byte{0, 0, 0, 0}}.Bytes())
+	if n := srv.Stats().Messages; n != 1 {
+		t.Errorf("%d messages served with the device busy", n)
+	}
+	l.leave <- struct{}{}
+	expect(t, second.Recv(), 0)
+	if st := srv.Stats(); st.Refused != 0 || st.Connections != 2 {
+		t.Errorf("stats %+v", st)
+	}
+	l.leave <- struct{}{}
+	second.Conn().Close()
+	<-l.gone
+}
+
 // TestSilentClient gives up on a client that does not read.
 func TestSilentClient(t *testing.T) {
 	cfg := vfiousertest.Config()

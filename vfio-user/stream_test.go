@@ -504,7 +504,7 @@ func TestWriteMulti(t *testing.T) {
 		{"too much data", "0100000000000000" + big, EINVAL, "", ""},
 		{"fewer than said", "0200000000000000" + a, EINVAL, "", ""},
 		{"more than said", "0100000000000000" + a + b, EINVAL, "", ""},
-		{"count overflows", "abaaaaaaaaaaaa0a" + a, EINVAL, "", ""}, // times 24 is 8 modulo 2^64
+		{"count overflows", "0100000000000020" + a, EINVAL, "", ""}, // times 24 is 24 modulo 2^64
 		{"no count", "01000000", EINVAL, "", ""},
 	} {
 		r := p.Do(vfiousertest.Message{ID: 1, Command: 15, Payload: unhex(t, tt.payload)})

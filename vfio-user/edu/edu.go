@@ -244,10 +244,7 @@ func (d *Device) compute(n uint32) {
 
 // run makes a transfer. Whatever becomes of it, it ends.
 func (d *Device) run(t transfer, master bool) {
-	err := errors.New("edu: not a bus master")
-	if master {
-		err = d.move(t)
-	}
+	err := d.move(t, master)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
@@ -260,7 +257,7 @@ func (d *Device) run(t transfer, master bool) {
 }
 
 // move copies between the device's buffer and guest memory.
-func (d *Device) move(t transfer) error {
+func (d *Device) move(t transfer, master bool) error {
 	inside, outside := t.dest, t.source
 	if t.command&dmaToRAM != 0 {
 		inside, outside = t.source, t.dest
@@ -270,10 +267,15 @@ func (d *Device) move(t transfer) error {
 		return fmt.Errorf("edu: transfer of %#x bytes at %#x leaves the buffer", t.count, inside)
 	}
 	b := d.buffer[at:][:t.count]
-	if t.command&dmaToRAM != 0 {
+	if t.command&dmaToRAM == 0 {
+		clear(b) // memory that does not answer reads as zeros
+	}
+	switch {
+	case !master:
+		return errors.New("edu: not a bus master")
+	case t.command&dmaToRAM != 0:
 		return d.srv.DMA().Write(outside&d.mask, b)
 	}
-	clear(b) // memory that does not answer reads as zeros
 	return d.srv.DMA().Read(outside&d.mask, b)
 }
 
