@@ -29,7 +29,8 @@ import (
 const (
 	align = 512 // archives start at multiples of it
 	keep  = 4   // images left in the cache
-
+	// buildNotice is after how long a build is worth a line.
+	buildNotice = 2 * time.Second
 )
 
 // A File goes into the archive.
@@ -186,9 +187,16 @@ func Programs(ctx context.Context, c Config, packages ...string) (string, error)
 	cmd.Dir = c.Source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOAMD64=v1", "GOOS=linux", "GOARCH=amd64")
 	cmd.WaitDelay = time.Second
+	slow := time.AfterFunc(buildNotice, func() {
+		say(c.Progress, "go: building device and guest programs (the first time takes minutes)")
+	})
+	defer slow.Stop()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
 			return "", errors.New("initramfs: build: go is not on PATH: install Go (https://go.dev/dl)")
+		}
+		if ctx.Err() != nil {
+			return "", fmt.Errorf("initramfs: go build: %w", context.Cause(ctx))
 		}
 		return "", fmt.Errorf("initramfs: go build: %w\n%s", err, bytes.TrimSpace(out))
 	}

@@ -54,8 +54,16 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 	var built error
 	var base string
 	var wg sync.WaitGroup
-	// Downloads wait for the network, builds for processors.
+	// Downloads wait for the network, builds for processors. What fails first ends
+	// the other, whose error is then of no interest.
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	wg.Go(func() {
+		defer func() {
+			if built != nil {
+				stop()
+			}
+		}()
 		packages := []string{initPackage}
 		if o.adapter() {
 			packages = append(packages, toolPackage, devicePackage)
@@ -69,8 +77,16 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 		p.Tools = tools
 		p.Accel, err = vm.PickAccel(ctx, tools.QEMU, o.Accel, o.Cache)
 	}
+	if err != nil && ctx.Err() == nil {
+		stop()
+		wg.Wait()
+		return nil, err
+	}
 	wg.Wait()
-	if err := errors.Join(err, built); err != nil {
+	if built != nil {
+		return nil, built
+	}
+	if err != nil {
 		return nil, err
 	}
 	p.Initramfs, err = o.image(ic, p, base)

@@ -92,7 +92,7 @@ func (c *RunCmd) Run(a *app) error {
 	if a.interactive() {
 		a.report.Step("guest: a shell follows; toebox-guest is the adapter's tool; exit, poweroff or Ctrl-A X ends it all")
 		ended := make(chan error, 1)
-		go func() { ended <- a.shell(ctx, i.Control(), nil) }()
+		go func() { ended <- a.shell(ctx, i.Control(), nil, nil) }()
 		select {
 		case err = <-ended:
 		case <-i.VM.Done():

@@ -34,7 +34,7 @@ func (c *ShellCmd) Run(a *app) error {
 		return err
 	}
 	defer s.Close() //nolint:errcheck // the process ends
-	err = a.shell(ctx, s, nil)
+	err = a.shell(ctx, s, nil, nil)
 	if errors.Is(err, errQuit) {
 		return nil
 	}
@@ -58,19 +58,48 @@ func (c *ExecCmd) Run(a *app) error {
 	if len(args) == 0 {
 		return &rig.UsageError{Text: "exec: no command"}
 	}
-	ctx, cancel := a.interruptible()
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
 	s, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.Close() //nolint:errcheck // the process ends
 	r := control.Request{Args: args, Env: c.Env, Dir: c.Dir}
+	messages := make(chan control.Message)
+	go a.forward(ctx, messages, cancel)
 	if c.TTY {
-		return a.shell(ctx, s, &r)
+		return a.shell(ctx, s, &r, messages)
 	}
-	result, err := control.Run(ctx, s, r, control.Streams{Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr})
+	result, err := control.Run(ctx, s, r, control.Streams{Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr, Messages: messages})
 	return a.result(result, err)
+}
+
+// forward passes the first signal on to the command and gives up at the second.
+func (a *app) forward(ctx context.Context, to chan<- control.Message, giveUp context.CancelCauseFunc) {
+	for first := true; ; first = false {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-a.signals:
+			name := "TERM"
+			if s == os.Interrupt {
+				name = "INT"
+			}
+			if !first {
+				giveUp(interrupted{s})
+				return
+			}
+			select {
+			case to <- control.Message{Signal: name}:
+			case <-ctx.Done():
+				return
+			case <-a.signals:
+				giveUp(interrupted{s})
+				return
+			}
+		}
+	}
 }
 
 // connect opens a session with the newest running machine.
@@ -97,8 +126,8 @@ func (a *app) result(r control.Result, err error) error {
 }
 
 // shell runs a request, a shell if nil, on a terminal of the guest that is this
-// process's terminal.
-func (a *app) shell(ctx context.Context, s *control.Session, r *control.Request) error {
+// process's terminal. messages may carry more to it.
+func (a *app) shell(ctx context.Context, s *control.Session, r *control.Request, messages chan control.Message) error {
 	if r == nil {
 		r = &control.Request{Args: []string{shellProgram}, Dir: "/root"}
 	}
@@ -108,7 +137,9 @@ func (a *app) shell(ctx context.Context, s *control.Session, r *control.Request)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	messages := make(chan control.Message)
+	if messages == nil {
+		messages = make(chan control.Message)
+	}
 	fd := int(a.stdin.Fd())
 	in := io.Reader(a.stdin)
 	if term.IsTerminal(fd) {
