@@ -124,7 +124,7 @@ func (r *rig) read(offset uint64, size int) {
 func (r *rig) write(offset uint64, size int, v uint64) {
 	// QEMU cuts an access that is not aligned into ones that are.
 	for at, rest := offset, uint64(size); rest > 0; {
-		n := rest
+		n := uint64(8)
 		for at&(n-1) != 0 || n > rest {
 			n /= 2
 		}
