@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -156,6 +157,9 @@ func TestReconnect(t *testing.T) {
 	<-l.gone
 	second := vfiousertest.NewPeer(t, reconnect(t, srv))
 	second.Send(vfiousertest.Message{ID: 1, Command: 1, Payload: []byte{0, 0, 0, 0}}.Bytes())
+	for range 1000 {
+		runtime.Gosched() // let the second find the first in its way
+	}
 	if n := srv.Stats().Messages; n != 1 {
 		t.Errorf("%d messages served with the device busy", n)
 	}
