@@ -200,10 +200,19 @@ func TestConnectLimitWakes(t *testing.T) {
 func TestConnectMany(t *testing.T) {
 	const count = 9000
 	r := newRig(t, 4)
-	// 8 of them fit.
-	if f, _ := r.attributes(0, 1, abi.AppendSetScalar(nil, abi.AttrMaxConnections, 8)); f.Aux != 0 {
+	// 8 of them fit, besides the connection below.
+	if f, _ := r.attributes(0, 1, abi.AppendSetScalar(nil, abi.AttrMaxConnections, 9)); f.Aux != 0 {
 		t.Fatalf("set: %+v", f)
 	}
+	// A listener and a connection, which stand still while the adapter is full.
+	r.post(r.target(abi.TypeListen, abi.Target{Protocol: 6, Count: 1,
+		Local: netip.MustParseAddrPort("0.0.0.0:80"), Remote: netip.MustParseAddrPort("0.0.0.0:0")}))
+	r.next()
+	listener := r.fake.Last()
+	id, conn := r.connect()
+	own := r.buffer(abi.TypeBufferAvailable, id, 8)
+	r.post(own)
+	r.settle()
 	x := connectTarget()
 	x.Count = count
 	f := r.target(abi.TypeConnect, x)
@@ -213,6 +222,8 @@ func TestConnectMany(t *testing.T) {
 	}
 	// Nothing is taken now, and nothing is lost.
 	before := r.fw.QueueStatus(0).InIndex
+	listener.Arrive(peer)
+	conn.Deliver([]byte("12345678"))
 	late := r.buffer(abi.TypeBufferAvailable, 0, 8)
 	r.Publish(late)
 	r.fw.Doorbell(0, 0)
@@ -222,9 +233,14 @@ func TestConnectMany(t *testing.T) {
 	if n := r.fw.QueueStatus(0).InIndex; n != before {
 		t.Errorf("%d requests were taken", n.Sub(before))
 	}
+	r.wantCounter(abi.CounterArrivalsRefused, 0)
+	r.wantCounter(abi.CounterBytesDelivered, 0)
 	seen := make([]bool, count)
-	for i := range count - 8 {
+	for i := range count - 8 + 1 {
 		got := r.next()
+		if got.Tag == own.Tag && got.Length == 8 {
+			continue
+		}
 		if got.Tag != f.Tag || got.Aux != 11 || got.Flags != 0 || got.Offset >= count || seen[got.Offset] {
 			t.Fatalf("response %d: %+v", i, got)
 		}
@@ -242,12 +258,13 @@ func TestConnectMany(t *testing.T) {
 	}
 	r.expect(abi.Fields{Type: abi.TypeCancelled, Flags: abi.FlagFinal, Tag: cancel.Tag})
 	for _, e := range r.fake.Endpoints() {
-		if closes, aborts := e.Ends(); closes+aborts != 1 {
+		if closes, aborts := e.Ends(); closes+aborts != 1 && e != listener && e != conn {
 			t.Fatalf("closed %d times, aborted %d times", closes, aborts)
 		}
 	}
-	r.wantCounter(abi.CounterConnectionsPeak, 8)
-	r.wantCounter(abi.CounterMemoryUsed, 64) // of late
+	r.wantCounter(abi.CounterConnectionsPeak, 9)
+	r.wantCounter(abi.CounterArrivalsRefused, 1)
+	r.wantCounter(abi.CounterMemoryUsed, 2*8192+64) // and the late buffer
 }
 
 // TestDrainJob drains a queue with targets that were not even looked at.

@@ -3,6 +3,7 @@
 package firmware_test
 
 import (
+	"sync"
 	"testing"
 
 	"toebox/vdev/abi"
@@ -179,4 +180,41 @@ func TestPieces(t *testing.T) {
 	}
 	r.wantCounter(abi.CounterRequests, 1200)
 	r.wantCounter(abi.CounterResponses, 1200)
+}
+
+// TestNoLostWakeup lets the host act just before the worker stores an event
+// word: it sees the old one and rings no doorbell.
+func TestNoLostWakeup(t *testing.T) {
+	t.Run("in", func(t *testing.T) {
+		r := newRig(t, 4)
+		r.quiet()
+		var once sync.Once
+		r.Chip.OnView(func(iova uint64, _ int, write bool) {
+			if write && iova == r.Config.Event+abi.EventInPublished {
+				once.Do(func() { r.Publish(abi.Fields{Type: abi.TypeBufferAvailable, Tag: 99, Length: 8, Conn: 99}) })
+			}
+		})
+		r.burst(1)
+		if err := r.Wait("both responses", func() bool { return r.fw.QueueStatus(0).OutIndex == 2 }); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("out", func(t *testing.T) {
+		r := newRig(t, 4)
+		r.burst(16)
+		r.published(16)
+		var once sync.Once
+		r.Chip.OnView(func(iova uint64, _ int, write bool) {
+			if write && iova == r.Config.Event+abi.EventOutFreed {
+				once.Do(func() {
+					for _, ok := r.Take(); ok; _, ok = r.Take() {
+					}
+				})
+			}
+		})
+		r.burst(3)
+		if err := r.Wait("held responses", func() bool { return r.fw.QueueStatus(0).OutIndex == 19 }); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

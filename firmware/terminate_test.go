@@ -58,6 +58,16 @@ func TestGracefulDrops(t *testing.T) {
 	r.expect(sendDone(send, 0, 10))
 	r.expect(terminated(end, 0))
 	r.wantCounter(abi.CounterOrphanBytes, 100_050)
+
+	// Also when nothing is left to send: unread bytes would make a reset of it.
+	id, ep = r.connect()
+	ep.Deliver(make([]byte, 100_000))
+	end = abi.Fields{Type: abi.TypeTermination, Tag: r.Tag(), Conn: id}
+	r.post(end)
+	r.expect(terminated(end, 0))
+	if n := ep.Unread(); n != 0 {
+		t.Errorf("%d bytes were unread at the end", n)
+	}
 }
 
 // TestGracefulReset has the peer reset what is about to end.

@@ -31,6 +31,8 @@ type Chip struct {
 	reads   atomic.Uint64
 	writes  atomic.Uint64
 
+	onView atomic.Pointer[func(iova uint64, n int, write bool)]
+
 	mu    sync.RWMutex // held for reading while memory is accessed
 	holes [][2]uint64  // [from, to)
 	fixed [][2]uint64  // read-only, for Write
@@ -124,8 +126,21 @@ func (c *Chip) Write(iova uint64, p []byte) error {
 	return nil
 }
 
+// OnView calls f at the start of each View, on the caller's goroutine; nil
+// ends that.
+func (c *Chip) OnView(f func(iova uint64, n int, write bool)) {
+	if f == nil {
+		c.onView.Store(nil)
+		return
+	}
+	c.onView.Store(&f)
+}
+
 // View implements firmware.Chip.
-func (c *Chip) View(iova uint64, n int, _ bool, f func([]byte) error) error {
+func (c *Chip) View(iova uint64, n int, write bool, f func([]byte) error) error {
+	if hook := c.onView.Load(); hook != nil {
+		(*hook)(iova, n, write)
+	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	c.views.Add(1)
