@@ -23,6 +23,7 @@ import (
 const (
 	buildPatience = 10 * time.Minute
 	bootPatience  = 60 * time.Second
+	kvmPatience   = 20 * time.Second // a working KVM needs two
 	readyPatience = 90 * time.Second
 	deviceGrace   = 3 * time.Second
 )
@@ -216,7 +217,12 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 		}
 	}
 	begin := time.Now()
-	bootCtx, cancel := context.WithTimeoutCause(ctx, bootPatience, fmt.Errorf("nothing after %v: %w", bootPatience, context.DeadlineExceeded))
+	patience, cause := bootPatience, context.DeadlineExceeded
+	if parts.Accel.Name == vm.AccelKVM {
+		// A KVM that spins for ever reports nothing.
+		patience, cause = kvmPatience, vm.ErrKVM
+	}
+	bootCtx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("nothing after %v: %w", patience, cause))
 	defer cancel()
 	if i.VM, err = vm.Start(bootCtx, c, o.Handlers); err != nil {
 		return i, i.blame(err)
