@@ -4,10 +4,14 @@ package engine
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -145,9 +149,42 @@ func (c *conn) NotifyEvent(mask waiter.EventMask) {
 
 // Bind sets the local address.
 func (c *conn) Bind(local netip.AddrPort) error {
+	// As package net does for listeners: connections accepted before, which
+	// linger in FIN-WAIT or TIME-WAIT, do not keep the port. The stack would
+	// then let a listener at one address beside one at all; that is refused
+	// here.
+	if c.listened(local) {
+		return ErrAddressInUse
+	}
+	c.ep.SocketOptions().SetReuseAddress(true)
 	err := c.bind(local)
 	c.learnAddresses()
 	return err
+}
+
+// listened reports whether a listener has the port at an address that local
+// includes or is included in.
+func (c *conn) listened(local netip.AddrPort) bool {
+	f, err := c.address(local)
+	if err != nil || f.Port == 0 {
+		return false
+	}
+	proto := ipv4.ProtocolNumber
+	if c.v6 {
+		proto = ipv6.ProtocolNumber
+	}
+	at := []tcpip.Address{{}, f.Addr}
+	if f.Addr.Len() == 0 {
+		for _, a := range c.engine.stack.AllAddresses()[nic] {
+			if a.Protocol == proto {
+				at = append(at, a.AddressWithPrefix.Address)
+			}
+		}
+	}
+	return slices.ContainsFunc(at, func(a tcpip.Address) bool {
+		id := stack.TransportEndpointID{LocalPort: f.Port, LocalAddress: a}
+		return c.engine.stack.CheckRegisterTransportEndpoint([]tcpip.NetworkProtocolNumber{proto}, tcp.ProtocolNumber, id, ports.Flags{}, 0) != nil
+	})
 }
 
 // learnAddresses copies the endpoint's addresses from the stack.

@@ -9,11 +9,15 @@ import (
 )
 
 // Info is a snapshot. It takes no lock of the stack while the connection
-// lives: an owner may ask after each event.
+// lives: an owner may ask after each event. The exception is one that has seen
+// no segment since its handshake, of which the probe has said nothing yet.
 func (c *conn) Info() Info {
 	c.ackMu.Lock()
 	p, finished := c.progress, c.finished
 	c.ackMu.Unlock()
+	if p.mss == 0 && c.established.Load() && !c.hasEnded() {
+		p.mss = sendMSS(c.tcp)
+	}
 	c.stateMu.Lock()
 	id := c.id
 	c.stateMu.Unlock()

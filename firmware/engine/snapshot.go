@@ -40,3 +40,19 @@ func sendUnacked(e *tcp.Endpoint, field reflect.StructField) (uint32, bool) {
 	}
 	return uint32(snd.Elem().FieldByIndex(field.Index).Uint()), true
 }
+
+// sendMSS is the payload that a segment carries at most; 0 when the stack keeps
+// it elsewhere or there is no sender.
+func sendMSS(e *tcp.Endpoint) uint32 {
+	e.LockUser()
+	defer e.UnlockUser()
+	snd := reflect.ValueOf(e).Elem().FieldByName("snd")
+	if snd.Kind() != reflect.Pointer || snd.IsNil() || snd.Elem().Kind() != reflect.Struct {
+		return 0
+	}
+	f := snd.Elem().FieldByName("MaxPayloadSize")
+	if !f.IsValid() || !f.CanInt() {
+		return 0
+	}
+	return uint32(max(f.Int(), 0))
+}
