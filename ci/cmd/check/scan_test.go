@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"toebox/ci/runner"
+)
+
+// TestScan: functions of the kit count one by one, other tests as a whole, and
+// a package that does not build counts as a failure.
+func TestScan(t *testing.T) {
+	const stream = `{"Action":"start","Package":"a"}
+{"Action":"run","Package":"a","Test":"TestInproc"}
+{"Action":"run","Package":"a","Test":"TestInproc/TestX"}
+{"Action":"pass","Package":"a","Test":"TestInproc/TestX"}
+{"Action":"run","Package":"a","Test":"TestInproc/TestY"}
+{"Action":"output","Package":"a","Test":"TestInproc/TestY","Output":"why\n"}
+{"Action":"fail","Package":"a","Test":"TestInproc/TestY"}
+{"Action":"fail","Package":"a","Test":"TestInproc"}
+{"Action":"run","Package":"a","Test":"TestOther"}
+{"Action":"run","Package":"a","Test":"TestOther/sub"}
+{"Action":"pass","Package":"a","Test":"TestOther/sub"}
+{"Action":"pass","Package":"a","Test":"TestOther"}
+{"Action":"fail","Package":"a"}
+not an event
+{"ImportPath":"b [b.test]","Action":"build-output","Output":"b.go:1: broken\n"}
+{"Action":"output","Package":"b","Output":"FAIL b [build failed]\n"}
+{"Action":"fail","Package":"b"}
+`
+	var c runner.Collector
+	s := scan{collect: c.Sink(), output: map[string]*strings.Builder{}, bad: map[string]bool{}}
+	s.read(strings.NewReader(stream))
+	sum, red := s.count(c.Results)
+	if want := (runner.Summary{Passed: 2, Failed: 2}); sum != want {
+		t.Errorf("counted %v, want %v", sum, want)
+	}
+	text := strings.Join(red, "")
+	for _, want := range []string{"TestInproc/TestY\nwhy\n", "b.go:1: broken"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+}
+
+func TestCounter(t *testing.T) {
+	var c counter
+	io.WriteString(&c, "ok something\n3 passed, 1 fai")
+	io.WriteString(&c, "led, 2 skipped\nlast words\n")
+	if want := (runner.Summary{Passed: 3, Failed: 1, Skipped: 2}); c.sum != want {
+		t.Errorf("counted %v, want %v", c.sum, want)
+	}
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"toebox/ci/runner"
+)
+
+func TestUsage(t *testing.T) {
+	for name, o := range map[string]Options{
+		"bus":     {Buses: []string{"isa"}},
+		"pattern": {Pattern: "("},
+		"nothing": {Buses: []string{"inproc"}, Pattern: "NoSuchTest"},
+		"shard 0": {Shard: "0/2"},
+		"shard 3": {Shard: "3/2"},
+		"shard x": {Shard: "1/2x"},
+		"scale":   {TimeoutScale: -1},
+	} {
+		var out bytes.Buffer
+		o.Out = &out
+		if code := Run(t.Context(), o); code != runner.ExitUsage || !strings.HasPrefix(out.String(), "toebox test: ") {
+			t.Errorf("%s: exit code %d, output %s", name, code, out.String())
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	var out bytes.Buffer
+	if code := Run(t.Context(), Options{Buses: []string{"inproc", "vm"}, Pattern: "IF02_Gap", List: true, Out: &out}); code != runner.ExitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if want := "inproc TestIF02_Gap IF02\nvm TestIF02_Gap IF02\n"; out.String() != want {
+		t.Errorf("listed %q, want %q", out.String(), want)
+	}
+}
+
+// TestRun runs two functions for real and looks at everything that is written.
+func TestRun(t *testing.T) {
+	var out bytes.Buffer
+	dir := t.TempDir()
+	o := Options{
+		Buses: []string{"inproc"}, Pattern: "TestIF02_(Gap|Wrap)$", Seed: 5, Count: 2, Out: &out,
+		JSON: filepath.Join(dir, "events"), JUnit: filepath.Join(dir, "junit"),
+	}
+	if code := Run(t.Context(), o); code != runner.ExitOK {
+		t.Errorf("exit code %d\n%s", code, out.String())
+	}
+	for _, want := range []string{"ok   inproc TestIF02_Gap", "\nIF02         4/4\n", "\nseed 5, ", "\n4 passed, 0 failed, 0 skipped\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("output has no %q:\n%s", want, out.String())
+		}
+	}
+	b, err := os.ReadFile(o.JUnit)
+	if err != nil || strings.Count(string(b), "<testcase ") != 4 || !strings.Contains(string(b), `name="seed" value="5"`) {
+		t.Errorf("JUnit: %v\n%s", err, b)
+	}
+	b, err = os.ReadFile(o.JSON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed := 0
+	for line := range strings.Lines(string(b)) {
+		var e runner.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if e.Action == runner.ActionPass && e.Test != "" && e.Package == "toebox/ci/conformance/inproc" {
+			passed++
+		}
+	}
+	if passed != 4 {
+		t.Errorf("%d functions passed in the events, want 4", passed)
+	}
+}
+
+func TestMatrix(t *testing.T) {
+	var out bytes.Buffer
+	Matrix(&out, []runner.Result{
+		{Package: "x/inproc", Name: "TestIF04_Types", Action: runner.ActionPass},
+		{Package: "x/inproc", Name: "TestIF04_BadType", Action: runner.ActionFail},
+		{Package: "x/vm", Name: "TestIF04_Types", Action: runner.ActionSkip},
+	}, []string{"inproc", "vm"})
+	want := "\n          inproc      vm\nIF04       ! 1/2   ! 0/1\nIF05       ! 1/2   ! 0/1\n"
+	if out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
