@@ -52,7 +52,10 @@ func TestSameAsQEMU(t *testing.T) {
 				t.Errorf("QEMU says: %s", log)
 			}
 			s := r.dev.Server().Stats()
-			t.Logf("%d of our transfers faulted; %+v", r.dev.Faults(), s)
+			t.Logf("%d of our transfers faulted; %+v; %+v", r.dev.Faults(), r.seen, s)
+			if r.seen.msi == 0 || r.seen.rises == 0 || r.seen.falls == 0 || r.dev.Faults() == 0 || s.DMAMessages == 0 {
+				t.Error("some kind of interrupt or transfer did not occur: more steps are needed")
+			}
 			if s.Errors != 0 || s.NoReplyFailed != 0 || s.StrayReplies != 0 {
 				t.Errorf("the server refused messages: %+v", s)
 			}

@@ -60,8 +60,10 @@ type rig struct {
 	theirs, ours card
 	cookie       cookie
 	master       bool // bus mastering is on
+	line         bool // both pins are asserted
 	last         outcome
 	done         []string
+	seen         struct{ msi, rises, falls int } // interrupts that both had
 }
 
 func newRig(t *testing.T, seed uint64) *rig {
@@ -165,6 +167,16 @@ func (r *rig) follow(want outcome) {
 	if got := r.cookie.take(); got != want.cookie {
 		r.fail("our MSI wrote %#x, QEMU's %#x", got, want.cookie)
 	}
+	if want.cookie != noCookie {
+		r.seen.msi++
+	}
+	switch was := r.line; {
+	case want.line && !was:
+		r.seen.rises++
+	case was && !want.line:
+		r.seen.falls++
+	}
+	r.line = want.line
 	if want.line {
 		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 		defer cancel()
