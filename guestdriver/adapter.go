@@ -20,7 +20,7 @@ const (
 	controlMemory    = 2 << 20
 	defaultSendLimit = 512 << 10
 	defaultBacklog   = 1024
-	maxConns         = 4096
+	minMemory        = 2 << 20
 	startTimeout     = 5 * time.Second
 	closeTimeout     = 2 * time.Second
 	defaultWatch     = time.Second
@@ -34,7 +34,8 @@ type Options struct {
 	Queues          int   // queue pairs; 0: 1
 	InLog2, OutLog2 uint8 // log2 of the slots of each; 0: 8 and 9
 	// Memory bounds the DMA memory for payload, in bytes, half of it for each
-	// direction; it is taken as it is needed. 0: 64 MiB.
+	// direction; it is taken as it is needed. It bounds connections as well:
+	// one per 16 KiB. At least 2 MiB; 0: 64 MiB.
 	Memory int
 	Mode   Mode
 	Spin   time.Duration // of ModeHybrid; 0: 50 us
@@ -54,6 +55,7 @@ func (o *Options) setDefaults() {
 	if o.Memory <= 0 {
 		o.Memory = defaultMemory
 	}
+	o.Memory = max(o.Memory, minMemory)
 	if o.SendLimit <= 0 {
 		o.SendLimit = defaultSendLimit
 	}
@@ -306,12 +308,17 @@ func (a *Adapter) listener(id uint64) *Listener {
 func (a *Adapter) enter(c *Conn) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, taken := a.conns[c.id]; taken || c.id == 0 || a.closing || len(a.conns) >= maxConns {
+	if _, taken := a.conns[c.id]; taken || c.id == 0 || a.closing || len(a.conns) >= a.maxConns() {
 		return false
 	}
 	a.conns[c.id] = c
 	return true
 }
+
+// maxConns is how many connections there may be: in each direction one may
+// hold a piece of the reserve, and in the send direction a second one that a
+// ReadFrom is still filling.
+func (a *Adapter) maxConns() int { return a.tx.reservePieces() / 2 }
 
 // forget removes a connection whose id is gone.
 func (a *Adapter) forget(id uint64) {

@@ -10,12 +10,20 @@ import (
 // Size classes of DMA buffers: 1, 4, 16, 64, 256 KiB.
 const (
 	numClasses = 5
-	minPiece   = 1 << 10
-	blockSize  = 256 << 10 // a block is cut into pieces of one class
-	chunkSize  = 1 << 20   // what is taken from the bus at a time
+	// reserveClass is a class of its own, of the smallest size, whose blocks
+	// are the reserve.
+	reserveClass = numClasses
+	minPiece     = 1 << 10
+	blockSize    = 256 << 10 // a block is cut into pieces of one class
+	chunkSize    = 1 << 20   // what is taken from the bus at a time
 )
 
-func classSize(class int) int { return minPiece << (2 * class) }
+func classSize(class int) int {
+	if class == reserveClass {
+		return minPiece
+	}
+	return minPiece << (2 * class)
+}
 
 // classFor returns the smallest class that holds n bytes, or the largest.
 func classFor(n int) int {
@@ -55,11 +63,11 @@ type block struct {
 // arena hands out DMA memory up to a limit. It grows by chunks, and shrinks
 // only when the bus is closed.
 //
-// A share of it is a reserve that only reserved allocations of the smallest
-// class may use: whoever holds nothing can always get one piece, as long as
-// there are not more holders than reserve pieces. Nobody therefore waits for
-// memory that others hold, and no wait of one connection can depend on the
-// reader of another.
+// A share of it is a reserve of pieces of 1 KiB that only reserved allocations
+// may use: whoever holds nothing can always get one, as long as there are not
+// more holders than reserve pieces, for which Adapter.maxConns sees. Nobody
+// therefore waits for memory that others hold, and no wait of one connection
+// can depend on the reader of another.
 type arena struct {
 	bus     Bus
 	limit   int // in blocks
@@ -67,26 +75,39 @@ type arena struct {
 
 	mu      sync.Mutex
 	blocks  int      // taken from the bus
+	kept    int      // blocks that the reserve has
 	empty   []*block // of no class
-	partial [numClasses]*block
+	partial [numClasses + 1]*block
 	used    int // bytes handed out
+	usedRes int // of these, from the reserve
 }
 
 func newArena(bus Bus, limit, reserve int) *arena {
 	return &arena{bus: bus, limit: limit / blockSize, reserve: reserve / blockSize}
 }
 
+// reservePieces returns how many pieces the reserve has.
+func (a *arena) reservePieces() int { return a.reserve * blockSize / minPiece }
+
 // errNoDMA says that the arena, or the bus behind it, is exhausted.
 var errNoDMA = fmt.Errorf("guestdriver: DMA memory exhausted")
 
-// alloc returns a piece of the class, or nil. reserved allocations of class 0
-// may use the reserve.
+// alloc returns a piece of the class, or nil. A reserved allocation takes a
+// piece of the reserve when there is none other of class 0.
 func (a *arena) alloc(class int, reserved bool) *buffer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	p := a.allocLocked(class)
+	if p == nil && class == 0 && reserved {
+		p = a.allocLocked(reserveClass)
+	}
+	return p
+}
+
+func (a *arena) allocLocked(class int) *buffer {
 	b := a.partial[class]
 	if b == nil {
-		if b = a.takeBlockLocked(class == 0 && reserved); b == nil {
+		if b = a.takeBlockLocked(class == reserveClass); b == nil {
 			return nil
 		}
 		b.format(class)
@@ -98,13 +119,18 @@ func (a *arena) alloc(class int, reserved bool) *buffer {
 		a.removeLocked(b)
 	}
 	a.used += len(p.data)
+	if class == reserveClass {
+		a.usedRes += len(p.data)
+	}
 	p.filled, p.consumed, p.parts, p.final = 0, 0, 0, false
 	return p
 }
 
 // takeBlockLocked returns a block of no class, growing the arena if need be.
-func (a *arena) takeBlockLocked(reserved bool) *block {
-	if left := a.limit - a.blocks + len(a.empty); left <= 0 || left <= a.reserve && !reserved {
+func (a *arena) takeBlockLocked(reserve bool) *block {
+	left := a.limit - a.blocks + len(a.empty)
+	switch {
+	case left <= 0, reserve && a.kept == a.reserve, !reserve && left <= a.reserve-a.kept:
 		return nil
 	}
 	if len(a.empty) == 0 {
@@ -120,6 +146,9 @@ func (a *arena) takeBlockLocked(reserved bool) *block {
 				mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: -1,
 			})
 		}
+	}
+	if reserve {
+		a.kept++
 	}
 	b := a.empty[len(a.empty)-1]
 	a.empty = a.empty[:len(a.empty)-1]
@@ -151,8 +180,14 @@ func (a *arena) release(p *buffer) {
 	}
 	p.next, b.free = b.free, p
 	a.used -= len(p.data)
+	if b.class == reserveClass {
+		a.usedRes -= len(p.data)
+	}
 	if b.used--; b.used == 0 {
 		a.removeLocked(b)
+		if b.class == reserveClass {
+			a.kept--
+		}
 		a.empty = append(a.empty, b)
 	}
 }
@@ -182,7 +217,7 @@ func (a *arena) removeLocked(b *block) {
 func (a *arena) room() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return max(0, (a.limit-a.reserve)*blockSize-a.used)
+	return max(0, (a.limit-a.reserve)*blockSize-(a.used-a.usedRes))
 }
 
 // inUse returns the bytes handed out.

@@ -132,7 +132,7 @@ func (a *Adapter) beginDial() error {
 	if a.closing {
 		return errClosed
 	}
-	if len(a.conns)+a.dialing >= maxConns {
+	if len(a.conns)+a.dialing >= a.maxConns() {
 		return statusErr("socket", abi.StatusNoMemory)
 	}
 	a.dialing++

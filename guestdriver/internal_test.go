@@ -209,6 +209,15 @@ func TestArena(t *testing.T) {
 	if n != 512 {
 		t.Errorf("%d pieces in the reserve, want 512", n)
 	}
+	// Ordinary pieces of the smallest class are not the reserve's.
+	few := newArena(bus, 2*blockSize, blockSize)
+	n = 0
+	for few.alloc(0, false) != nil {
+		n++
+	}
+	if n != 256 || few.alloc(0, true) == nil || few.alloc(0, false) != nil {
+		t.Errorf("%d ordinary pieces, want 256", n)
+	}
 	bus.fail = true
 	if newArena(bus, 1<<20, 0).alloc(0, true) != nil {
 		t.Error("memory from nowhere")

@@ -32,7 +32,8 @@ func (a *Adapter) events() {
 func (a *Adapter) watch() {
 	t := time.NewTicker(a.opts.Watch)
 	defer t.Stop()
-	last := make([]uint64, len(a.lanes))
+	last := make([]uint64, len(a.lanes))  // passes at the last look
+	waiting := make([]bool, len(a.lanes)) // a response stood there at the last look
 	for {
 		select {
 		case <-a.stop:
@@ -42,10 +43,12 @@ func (a *Adapter) watch() {
 		a.check()
 		for i, ln := range a.lanes {
 			passes := ln.passes.Load()
-			if q := ln.current(); q != nil && passes == last[i] && q.Pending() {
+			pending := ln.current().Pending()
+			if pending && waiting[i] && passes == last[i] {
 				a.host.missed.Add(1)
 				ln.pass()
 			}
+			waiting[i] = pending
 			ln.room()
 			last[i] = passes
 		}
