@@ -262,8 +262,8 @@ func (d *Device) move(t transfer, master bool) error {
 	if t.command&dmaToRAM != 0 {
 		inside, outside = t.source, t.dest
 	}
-	at := inside - bufferAt
-	if inside < bufferAt || at > bufferSize || t.count > bufferSize-at {
+	at := inside - bufferAt // far too large if inside lies below
+	if at > bufferSize || t.count > bufferSize-at {
 		return fmt.Errorf("edu: transfer of %#x bytes at %#x leaves the buffer", t.count, inside)
 	}
 	b := d.buffer[at:][:t.count]

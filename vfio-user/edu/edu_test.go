@@ -124,6 +124,7 @@ func TestRegisters(t *testing.T) {
 		{0x04, 4, 0x12345678, 0xedcba987},
 		{0x04, 2, 0, 0},
 		{0x04, 4, 0xffffffff, 0},
+		{0x04, 4, 0xfffffffe, 1},
 		{0x20, 4, 0xffffffff, 0x80}, // one bit can be written
 		{0x20, 4, 0xffffff7f, 0x00},
 		{0x24, 4, 0xffffffff, 0}, // read only
@@ -158,7 +159,9 @@ func TestRegisters(t *testing.T) {
 			t.Errorf("a read of %d bytes is not zero", n)
 		}
 	}
-	d.want("liveness after that", d.load(0, 0x04, 4), 0)
+	d.want("liveness after that", d.load(0, 0x04, 4), 1)
+	d.store(0, 0x04, 8, 0) // too wide to change it
+	d.want("liveness after 8 bytes", d.load(0, 0x04, 4), 1)
 }
 
 func TestConfigSpace(t *testing.T) {
@@ -292,9 +295,9 @@ func TestTransfer(t *testing.T) {
 		d.check(err)
 		return p
 	}
-	d.transfer(0x2001, 0x40000, 4096, 1)
+	d.transfer(0xabc00002001, 0x40000, 4096, 1) // the mask takes the top off
 	d.want("command", d.load(0, 0x98, 8), 0)
-	d.transfer(0x40000, 0xff00000005000, 4096, 0xa5a500000000_0007) // the mask takes the top off
+	d.transfer(0x40000, 0xff00000005000, 4096, 0xa5a500000000_0007)
 	d.want("command", d.load(0, 0x98, 8), 0xa5a500000000_0006)
 	d.want("interrupt status", d.load(0, 0x24, 4), 0x100)
 	if !bytes.Equal(ram(0x5000, 4096), whole) {
@@ -324,6 +327,7 @@ func TestTransfer(t *testing.T) {
 		{"too much", 0x40000, 0x1000, 4097, 7, false},
 		{"all there is", 0x40000, 0x1000, top, 7, false},
 		{"around the end of numbers", 0x40800, 0x1000, top - 0x407ff, 7, false},
+		{"around it to the buffer's start", 0x40800, 0x1000, top - 0x7ff, 7, false},
 		{"from the last address", top, 0x1000, 2, 7, false},
 		{"into nowhere", 0x1000, top - 3, 8, 5, false},
 		{"no memory there", 0x40000, 0x80000, 8, 7, false},
