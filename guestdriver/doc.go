@@ -15,6 +15,22 @@
 // buffers lie in DMA memory: a buffer that was posted belongs to the adapter
 // until its terminal response.
 //
+// Every wait is bounded by a deadline, a context, or the end of the adapter.
+// DMA memory is bounded by Options.Memory: how sends and receive buffers share
+// it, so that a connection that is never read or never acknowledged stops no
+// other, stands above [Conn.Write] and in receive.go.
+//
+// [Queue] is the interface below, for driver developers: it posts and consumes
+// descriptors and knows nothing of what they mean. Package guestdrivertest has
+// a fake adapter for tests of both.
+//
+// # Resets
+//
+// When the adapter was reset or has new firmware, everything outstanding ends
+// once with [ErrReset], connections fail, and the driver starts over by
+// itself: listeners are open again, calls made meanwhile wait. It learns of it
+// from the adapter's vector, or from looking each Options.Watch.
+//
 // What the adapter writes is not trusted: a response that names an unknown
 // tag, a wrong length or an impossible offset is counted and dropped.
 package guestdriver
