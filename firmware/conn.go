@@ -47,8 +47,9 @@ type conn struct {
 	job     *job
 	ordinal uint32
 	cookie  uint64
-	prev    *conn // links of job.waiting
-	next    *conn
+
+	// Links of job.waiting, later of queue.wait.
+	prev, next *conn
 
 	parent uint64 // listener's id, of an accepted connection
 
@@ -184,6 +185,10 @@ func (q *queue) forget(c *conn) {
 	}
 	c.phase = gone
 	q.limits.clear(c)
+	if c.inWait {
+		c.inWait = false
+		q.wait.remove(c)
+	}
 	q.fw.memory.release(charge)
 	if c.id != 0 {
 		delete(q.conns, c.id)

@@ -22,7 +22,7 @@ type job struct {
 	started uint16     // of its targets
 	ordinal uint32     // of the next target
 
-	waiting   *conn // connecting ones
+	waiting   connList // connecting ones
 	cancelled bool
 	queued    bool     // in the queue's list of jobs
 	waiters   []target // cancellations that wait for the end
@@ -120,14 +120,14 @@ func (q *queue) turnJobs() {
 
 // hasStep reports whether step has something to do.
 func (q *queue) hasStep(j *job) bool {
-	return j.started < j.span.Count || j.tuples > 0 || j.cancelled && j.waiting != nil
+	return j.started < j.span.Count || j.tuples > 0 || j.cancelled && j.waiting.front != nil
 }
 
 // step starts, or cancels, one target, or goes to the next tuple.
 func (q *queue) step(j *job) bool {
 	switch {
-	case j.cancelled && j.waiting != nil:
-		q.failTarget(j.waiting, abi.StatusCancelled)
+	case j.cancelled && j.waiting.front != nil:
+		q.failTarget(j.waiting.front, abi.StatusCancelled)
 	case j.started < j.span.Count:
 		n := j.started
 		j.started++
@@ -219,11 +219,7 @@ func (q *queue) startConnect(j *job, n uint16, ordinal uint32) {
 		q.dropTarget(j, c, ordinal, s)
 		return
 	}
-	c.next = j.waiting
-	if c.next != nil {
-		c.next.prev = c
-	}
-	j.waiting = c
+	j.waiting.push(c)
 	ns := t.Limit
 	if ns == 0 {
 		ns = c.attrs.of(abi.AttrConnectLimit)
@@ -275,7 +271,8 @@ func (q *queue) connected(c *conn) {
 		return
 	}
 	j := c.job
-	q.unlink(c)
+	j.waiting.remove(c)
+	c.job = nil
 	q.limits.clear(c)
 	c.phase = open
 	q.register(c)
@@ -289,22 +286,10 @@ func (q *queue) connected(c *conn) {
 // failTarget ends a connecting target with a status.
 func (q *queue) failTarget(c *conn, s abi.Status) {
 	j := c.job
-	q.unlink(c)
+	j.waiting.remove(c)
+	c.job = nil
 	c.ep.Abort()
 	q.forget(c)
 	q.count(abi.CounterConnectsFailed, 1)
 	q.answerJob(j, abi.Fields{Aux: uint16(s), Offset: c.ordinal, Base: c.cookie})
-}
-
-// unlink takes c out of its job's waiting ones.
-func (q *queue) unlink(c *conn) {
-	if c.prev != nil {
-		c.prev.next = c.next
-	} else {
-		c.job.waiting = c.next
-	}
-	if c.next != nil {
-		c.next.prev = c.prev
-	}
-	c.prev, c.next, c.job = nil, nil, nil
 }

@@ -60,7 +60,7 @@ func (q *queue) end() {
 		q.fw.memory.release(requestCharge)
 		if j := r.job; j != nil {
 			q.fw.memory.release(len(j.buf))
-			for c := j.waiting; c != nil; c = c.next {
+			for c := j.waiting.front; c != nil; c = c.next {
 				c.ep.Abort()
 				q.forget(c)
 			}

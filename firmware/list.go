@@ -34,6 +34,33 @@ func (l *requestList) remove(r *request) {
 	l.n--
 }
 
+// connList is a list of connections in order. A connection is in at most one.
+type connList struct{ front, back *conn }
+
+func (l *connList) push(c *conn) {
+	c.prev, c.next = l.back, nil
+	if l.back != nil {
+		l.back.next = c
+	} else {
+		l.front = c
+	}
+	l.back = c
+}
+
+func (l *connList) remove(c *conn) {
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		l.front = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		l.back = c.prev
+	}
+	c.prev, c.next = nil, nil
+}
+
 // fifo is a queue that allocates only while it grows.
 type fifo[T any] struct {
 	items []T

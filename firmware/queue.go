@@ -84,7 +84,7 @@ type queue struct {
 	pool   requestList // bulk buffers
 	rx, tx fifo[*conn]
 	urgent fifo[*conn] // tx with ASAP
-	wait   fifo[*conn] // data without a buffer
+	wait   connList    // data without a buffer
 	move   mover
 	ctl    []byte // scratch for control buffers
 }

@@ -51,8 +51,9 @@ func (q *queue) receiveSoon(c *conn) {
 
 // turnReceive gives connections turns.
 func (q *queue) turnReceive() {
-	for n := q.pool.n; n > 0 && q.wait.len() > 0; n-- {
-		c := q.wait.pop()
+	for n := q.pool.n; n > 0 && q.wait.front != nil; n-- {
+		c := q.wait.front
+		q.wait.remove(c)
 		c.inWait = false
 		q.receiveSoon(c)
 	}
