@@ -27,11 +27,11 @@ exec: toebox ## run a command in the running VM: make exec ARGS='-- uname -a'
 stats: toebox ## the running adapter's counters
 	@$(TOEBOX) stats $(ARGS)
 
-test: toebox ## what a developer runs before each commit
-	@$(TOEBOX) test $(ARGS)
+test: ## what a developer runs before each commit
+	@go run ./ci/cmd/check $(ARGS)
 
 conformance: toebox ## all conformance functions on inproc, qtest and vm
-	@$(TOEBOX) test -bus inproc,qtest,vm $(ARGS)
+	@$(TOEBOX) test --strict --bus inproc,qtest,vm $(ARGS)
 
 doctor: toebox ## try what toebox needs, and name the cures
 	@$(TOEBOX) doctor $(ARGS)

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"log/slog"
+
+	"toebox/ci/suite"
+	"toebox/images/rig"
+)
+
+// TestCmd runs the conformance kit.
+type TestCmd struct {
+	Pattern string   `arg:"" optional:"" placeholder:"REGEXP" help:"Run the functions whose names match."`
+	Regexp  string   `name:"run" env:"TOEBOX_RUN" placeholder:"REGEXP" help:"The same, as a flag."`
+	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,qtest,vm" help:"Rungs to run on; all by default."`
+	List    bool     `help:"List the functions, their requirements and rungs."`
+	Seed    uint64   `env:"TOEBOX_SEED" help:"Seed of schedules and payload; 0: a new one, which is printed."`
+	Count   int      `default:"1" help:"Run each function so often."`
+	Shard   string   `env:"TOEBOX_SHARD" placeholder:"I/N" help:"Run the I-th of N parts."`
+	Strict  bool     `env:"TOEBOX_STRICT" help:"Count a skip as a failure."`
+	Verbose bool     `short:"v" help:"Show the output of functions that passed, too."`
+	KTAP    bool     `name:"ktap" help:"Print KTAP instead of text."`
+	JSON    string   `name:"json" placeholder:"FILE" help:"Write go test -json events."`
+	JUnit   string   `name:"junit" placeholder:"FILE" help:"Write a JUnit file."`
+	Scale   float64  `name:"timeout-scale" env:"TOEBOX_TIMEOUT_SCALE" default:"1" help:"Multiply the bounds of waits."`
+}
+
+// Run is called by kong.
+func (c *TestCmd) Run(a *app) error {
+	pattern := c.Regexp
+	if c.Pattern != "" {
+		if pattern != "" {
+			return &rig.UsageError{Text: "test: give the pattern once, as an argument or by --run"}
+		}
+		pattern = c.Pattern
+	}
+	ctx, stop := a.interruptible()
+	defer stop()
+	code := suite.Run(ctx, suite.Options{
+		Buses: c.Bus, Pattern: pattern, List: c.List, Seed: c.Seed, Count: c.Count, Shard: c.Shard,
+		Strict: c.Strict, Verbose: c.Verbose, KTAP: c.KTAP, JSON: c.JSON, JUnit: c.JUnit, TimeoutScale: c.Scale,
+		Images: a.options(), Out: a.stdout,
+		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if code != rig.ExitOK {
+		return &rig.StatusError{Status: code}
+	}
+	return nil
+}
