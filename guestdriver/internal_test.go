@@ -248,9 +248,22 @@ func TestSendLimit(t *testing.T) {
 	a, ln := still(t)
 	a.opts.SendLimit = 128 << 10
 	c := newConn(ln, 7, "tcp", nil, nil)
-	c.SetWriteDeadline(time.Now().Add(5 * time.Millisecond))
-	if n, err := c.Write(make([]byte, 1<<20)); n != 128<<10 || err == nil {
-		t.Errorf("wrote %d bytes, %v", n, err)
+	written := make(chan int)
+	go func() {
+		n, _ := c.Write(make([]byte, 1<<20))
+		written <- n
+	}()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for held := 0; held < 128<<10; {
+		<-tick.C
+		c.mu.Lock()
+		held = c.held
+		c.mu.Unlock()
+	}
+	c.SetWriteDeadline(time.Unix(1, 0))
+	if n := <-written; n != 128<<10 {
+		t.Errorf("wrote %d bytes", n)
 	}
 }
 

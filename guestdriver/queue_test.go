@@ -138,7 +138,7 @@ func TestQueueRefused(t *testing.T) {
 
 func TestQueueFull(t *testing.T) {
 	f := running(t)
-	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Timeout: 50 * time.Millisecond})
+	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Timeout: 500 * time.Millisecond})
 	if err := q.Pause(short(t)); err != nil {
 		t.Fatal(err)
 	}
