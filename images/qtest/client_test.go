@@ -108,11 +108,11 @@ func TestRefusalKeepsTheStream(t *testing.T) {
 
 func TestHostileAnswers(t *testing.T) {
 	for name, answer := range map[string]string{
-		"unknown word":     "HELLO\n",
-		"glued":            "OKAY 1\n",
-		"irq without line": "IRQ raise\n",
-		"irq out of range": "IRQ raise 99999999\n",
-		"irq negative":     "IRQ raise -1\n",
+		"unknown word":     "HELLO\nOK 0x0\n",
+		"glued":            "OKAY 1\nOK 0x0\n",
+		"irq without line": "IRQ raise\nOK 0x0\n",
+		"irq out of range": "IRQ raise 99999999\nOK 0x0\n",
+		"irq negative":     "IRQ raise -1\nOK 0x0\n",
 		"endless":          strings.Repeat("x", maxLine+8192) + "!",
 		"cut":              "OK 0x1",
 	} {

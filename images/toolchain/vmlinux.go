@@ -27,6 +27,8 @@ const (
 	sector         = 512
 	versionPayload = 0x208
 	lengthWord     = 4 // bytes after the payload's stream
+
+	zstdWindow = 128 << 20 // what zstd -22 --ultra, which packs images, looks back
 )
 
 // Xen's ELF note that gives the 32-bit physical entry point of a PVH guest.
@@ -76,7 +78,7 @@ func decompress(b []byte, limit int64) ([]byte, error) {
 	switch {
 	case bytes.HasPrefix(b, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		// Images are packed with long windows.
-		d, err := zstd.NewReader(bytes.NewReader(zstdFrame(b)), zstd.WithDecoderMaxWindow(1<<30), zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(bytes.NewReader(zstdFrame(b)), zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}

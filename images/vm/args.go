@@ -33,7 +33,7 @@ type Config struct {
 const (
 	DefaultCPUs      = 2
 	DefaultMemoryMiB = 1024
-	DefaultHugePages = 128
+	DefaultHugePages = 64 // twice what the driver asks for by itself
 )
 
 // Names of sockets below Config.SocketDir.
