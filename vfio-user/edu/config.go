@@ -10,15 +10,13 @@ import (
 
 const configSize = 256 // conventional PCI
 
-// Offsets in configuration space (PCI 3.0 §6.1 and §6.8.1).
+// Offsets in configuration space and bits there (PCI 3.0 §6.1 and §6.8.1).
 const (
 	cfgCommand = 0x04
 	cfgStatus  = 0x06
 	cfgMSI     = 0x40
 	cfgUnused  = 0x4e // after MSI; QEMU lets the guest write there
-)
 
-const (
 	commandMaster      = 1 << 2
 	commandINTxDisable = 1 << 10
 	statusInterrupt    = 1 << 3

@@ -29,9 +29,7 @@ const (
 
 	wideRegisters = 0x80
 	bar0Size      = 1 << 20
-)
 
-const (
 	identification = 0x010000ed // version 1.0
 
 	statusComputing = 0x01 // read only
@@ -212,8 +210,8 @@ func (d *Device) writeLocked(reg, v uint64) {
 	case regDMACommand:
 		if v&dmaStart != 0 {
 			d.dma.command = v
-			t, master := d.dma, d.commandLocked()&commandMaster != 0
-			d.work.Go(func() { d.run(t, master) })
+			t := d.dma
+			d.work.Go(func() { d.run(t) })
 		}
 	}
 }
@@ -242,8 +240,12 @@ func (d *Device) compute(n uint32) {
 	}
 }
 
-// run makes a transfer. Whatever becomes of it, it ends.
-func (d *Device) run(t transfer, master bool) {
+// run makes a transfer. Whatever becomes of it, it ends. One that has begun is
+// not stopped by the loss of bus mastering: it is 4 KiB at most.
+func (d *Device) run(t transfer) {
+	d.mu.Lock()
+	master := d.commandLocked()&commandMaster != 0
+	d.mu.Unlock()
 	err := d.move(t, master)
 	d.mu.Lock()
 	defer d.mu.Unlock()
