@@ -3,7 +3,7 @@
 // Tools of the project, apart from what the packages need.
 module toebox/ci/tools
 
-go 1.26.8
+go 1.26.0
 
 tool honnef.co/go/tools/cmd/staticcheck
 
