@@ -198,15 +198,22 @@ func (f *Function) applyConfigLocked() {
 		return
 	}
 	command := f.config.word(cfgCommand)
-	msix := f.config.word(cfgMSIXControl)
 	awake := f.config.word(cfgPMCSR)&pmStateMask == pmD0
 	f.memory.Store(awake && command&commandMemory != 0)
 	f.master.Store(awake && command&commandMaster != 0)
-	f.irq.configure(irqConfig{
-		awake:       awake,
+	if f.irq.configure(f.config.interrupts()) {
+		f.count(abi.CounterInterrupts)
+	}
+}
+
+// interrupts is what the configuration space says about interrupts.
+func (c *configSpace) interrupts() irqConfig {
+	command, msix := c.word(cfgCommand), c.word(cfgMSIXControl)
+	return irqConfig{
+		awake:       c.word(cfgPMCSR)&pmStateMask == pmD0,
 		master:      command&commandMaster != 0,
 		intxDisable: command&commandINTxDisable != 0,
 		msix:        msix&msixEnable != 0,
 		masked:      msix&msixMask != 0,
-	})
+	}
 }

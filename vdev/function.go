@@ -152,7 +152,7 @@ func New(cfg Config) (*Function, error) {
 	f.nvm.reset()
 	f.messages.begin()
 	f.resetRegisters()
-	f.irq.reset(true, events)
+	f.irq.reset(true, f.config.interrupts(), events)
 	f.applyConfigLocked()
 	if err := f.startLocked(max(cfg.Generation, 1)); err != nil {
 		return nil, err
@@ -203,6 +203,10 @@ func (f *Function) Counters() map[string]uint64 {
 	}
 	return m
 }
+
+// RefusedInterrupts returns how many interrupts were lost because the client's
+// side refused them.
+func (f *Function) RefusedInterrupts() uint64 { return f.irq.refused.Load() }
 
 // Identity returns what the non-volatile image said at the last reset.
 func (f *Function) Identity() Identity {
@@ -339,7 +343,9 @@ func (f *Function) resetLocked(function bool) {
 	if function {
 		f.config.value = f.config.reset
 	}
-	f.irq.reset(function, abi.EventFirmware)
+	if f.irq.reset(function, f.config.interrupts(), abi.EventFirmware) {
+		f.count(abi.CounterInterrupts)
+	}
 	f.applyConfigLocked()
 }
 

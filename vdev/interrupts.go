@@ -58,7 +58,7 @@ type interrupts struct {
 	deliver atomic.Uint32
 	blocked atomic.Uint64 // vectors that must not be sent now
 	pending atomic.Uint64 // the PBA
-	failed  atomic.Uint64 // triggers the client's side refused
+	refused atomic.Uint64 // vectors that are none, triggers the client's side refused
 
 	mu     sync.Mutex
 	config irqConfig
@@ -73,11 +73,13 @@ type interrupts struct {
 	line              bool   // INTA as last shown to the client
 }
 
-// reset gives everything its reset value. The MSI-X table is part of the PCI
-// function and survives a CONTROL.RESET.
-func (i *interrupts) reset(table bool, events uint32) {
+// reset gives everything its reset value and signals vector 0 if MSI-X is on.
+// The MSI-X table is part of the PCI function and survives a CONTROL.RESET.
+// After another reset MSI-X is off: c is what configuration space says then.
+func (i *interrupts) reset(table bool, c irqConfig, events uint32) (signalled bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.config = c
 	i.pending.Store(0)
 	i.cause, i.queues = 0, 0
 	i.events, i.eventMask = events, 0
@@ -88,19 +90,41 @@ func (i *interrupts) reset(table bool, events uint32) {
 		}
 		i.written = false
 	}
+	signalled = i.standLocked()
 	i.updateLocked()
+	return signalled
 }
 
-func (i *interrupts) configure(c irqConfig) {
+// standLocked makes vector 0 pending if MSI-X is on and an event stands that
+// the mask lets through, or the start of the firmware, which needs no mask bit
+// (SPEC.md §9.3).
+func (i *interrupts) standLocked() bool {
+	if !i.config.msix || i.events&(i.eventMask|abi.EventFirmware) == 0 {
+		return false
+	}
+	i.pending.Or(1)
+	return true
+}
+
+// configure follows configuration space. The other kind of interrupt starts
+// with a clean slate, but for events that stand.
+func (i *interrupts) configure(c irqConfig) (signalled bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if c.msix != i.config.msix {
-		// The other kind starts with a clean slate, but for what stands.
+	changed := c.msix != i.config.msix
+	i.config = c
+	if changed {
 		i.pending.Store(0)
 		i.cause, i.queues = 0, 0
+		switch {
+		case c.msix:
+			signalled = i.standLocked()
+		case i.events&i.eventMask != 0:
+			i.cause = 1
+		}
 	}
-	i.config = c
 	i.updateLocked()
+	return signalled
 }
 
 // updateLocked derives delivery, masks and the INTx line from the state, and
@@ -144,14 +168,14 @@ func (i *interrupts) release(v int) {
 
 func (i *interrupts) trigger(index, vector int) {
 	if irqs := i.irqs.Load(); irqs == nil || (*irqs).Trigger(index, vector) != nil {
-		i.failed.Add(1)
+		i.refused.Add(1)
 	}
 }
 
 // signal raises a vector.
 func (i *interrupts) signal(v int) {
 	if v < 0 || v >= abi.NumVectors {
-		i.failed.Add(1)
+		i.refused.Add(1)
 		return
 	}
 	switch i.deliver.Load() {
@@ -195,7 +219,7 @@ func (i *interrupts) lineLocked(again bool) {
 	}
 	if level, ok := (*irqs).(intxLevel); ok {
 		if line != was && level.SetINTx(line) != nil {
-			i.failed.Add(1)
+			i.refused.Add(1)
 		}
 		return
 	}

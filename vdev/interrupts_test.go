@@ -24,6 +24,7 @@ func (r *rig) entry(v int, control byte) {
 // signal, but for the function mask.
 func TestMSIXTableElsewhere(t *testing.T) {
 	r := enabled(t, nil)
+	r.set(0x20, 0xffffffff)
 	r.setConfig(0x8a, 2, 0x8000)
 	r.f.Signal(0)
 	r.f.Signal(32)
@@ -31,6 +32,9 @@ func TestMSIXTableElsewhere(t *testing.T) {
 	r.f.Signal(33)
 	r.f.Signal(-1)
 	r.wantIRQs("[]")
+	if got := r.f.RefusedInterrupts(); got != 2 {
+		t.Errorf("%d interrupts refused, want 2", got)
+	}
 
 	r.setConfig(0x8a, 2, 0xc000)
 	r.f.Signal(3)
@@ -64,6 +68,7 @@ func TestMSIXTableElsewhere(t *testing.T) {
 // TestMSIXTableHere: once the table is programmed here, its masks count.
 func TestMSIXTableHere(t *testing.T) {
 	r := enabled(t, nil)
+	r.set(0x20, 0xffffffff)
 	for v := range 33 {
 		r.entry(v, 0)
 	}
@@ -99,6 +104,7 @@ func TestMSIXTableHere(t *testing.T) {
 	if got := r.pba(); got != 0 {
 		t.Errorf("PBA %#x after CONTROL.RESET", got)
 	}
+	r.wantIRQs("[2.0]") // the reset itself
 	r.f.Signal(1)
 	r.wantIRQs("[2.1]")
 	// A function-level reset masks all entries, in a table that is used.
@@ -110,6 +116,7 @@ func TestMSIXTableHere(t *testing.T) {
 	}
 	r.setConfig(0x8a, 2, 0x8000)
 	r.entry(0, 0)
+	r.wantIRQs("[2.0]") // the reset, of which nobody knew
 	r.f.Signal(1)
 	r.wantIRQs("[]")
 }
@@ -147,6 +154,7 @@ func TestINTx(t *testing.T) {
 	r.wantIRQs("[0.0]")
 
 	// MSI-X clears the causes and takes over.
+	r.set(0x20, 0xffffffff)
 	r.setConfig(0x8a, 2, 0x8000)
 	r.want(0x2c, 0)
 	status(0)
@@ -189,6 +197,7 @@ func TestINTxLevel(t *testing.T) {
 func TestEvents(t *testing.T) {
 	r := enabled(t, nil)
 	r.setConfig(0x8a, 2, 0x8000)
+	r.wantIRQs("[2.0]")
 	r.want(0x20, 1)
 	r.f.Event(1 << 2)
 	r.wantIRQs("[]")
@@ -209,7 +218,7 @@ func TestEvents(t *testing.T) {
 	r.f.SetLink(true)
 	r.wantIRQs("[]")
 	r.want(0x20, 1|1<<1|1<<2|1<<6|1<<3)
-	if got := r.fw.counters.Load(6); got != 3 {
+	if got := r.fw.counters.Load(6); got != 4 {
 		t.Errorf("interrupts counted %d", got)
 	}
 
@@ -224,6 +233,62 @@ func TestEvents(t *testing.T) {
 	r.set(0x20, 1<<4)
 	r.set(0x28, 1)
 	r.want(0x28, 0)
+
+	// What stands under its mask is shown by the other kind as well.
+	r.irqs.take()
+	r.f.Event(1 << 4)
+	r.setConfig(0x8a, 2, 0x8000)
+	r.want(0x28, 0)
+	r.wantIRQs("[0.0 2.0]")
+	r.setConfig(0x8a, 2, 0)
+	r.want(0x28, 1)
+	r.wantIRQs("[0.0]")
+}
+
+// TestStartSignals: whatever EVENT_MASK says, a start of the firmware signals
+// vector 0 by MSI-X, and never INTx (SPEC.md §9.3).
+func TestStartSignals(t *testing.T) {
+	r := enabled(t, nil)
+	r.set(0x10, 1<<31)
+	_ = r.f.Reset()
+	r.setConfig(0x04, 2, 0x0006)
+	r.want(0x28, 0)
+	r.wantIRQs("[]") // INTx
+
+	r.setConfig(0x8a, 2, 0x8000) // over the standing event
+	r.wantIRQs("[2.0]")
+	r.setConfig(0x8a, 2, 0x8000) // on already
+	r.wantIRQs("[]")
+	for range 2 { // whether bit 0 was cleared or not
+		r.set(0x10, 1<<31)
+		r.want(0x24, 0)
+		r.want(0x20, 1)
+		r.wantIRQs("[2.0]")
+	}
+	// Masked: once it is unmasked.
+	r.setConfig(0x8a, 2, 0xc000)
+	r.set(0x10, 1<<31)
+	r.wantIRQs("[]")
+	if got := r.pba(); got != 1 {
+		t.Errorf("PBA %#x", got)
+	}
+	r.setConfig(0x8a, 2, 0x8000)
+	r.wantIRQs("[2.0]")
+	// A function-level reset turns MSI-X off, so that the signal comes when it
+	// is turned on again.
+	r.setConfig(0x51, 1, 0x80)
+	r.wantIRQs("[]")
+	r.setConfig(0x04, 2, 0x0006)
+	r.setConfig(0x8a, 2, 0x8000)
+	r.wantIRQs("[2.0]")
+	if got := r.fw.counters.Load(6); got != 5 {
+		t.Errorf("interrupts counted %d", got)
+	}
+	// Nothing to learn: the host has cleared the bit.
+	r.set(0x20, 1)
+	r.setConfig(0x8a, 2, 0)
+	r.setConfig(0x8a, 2, 0x8000)
+	r.wantIRQs("[]")
 }
 
 // TestRaise walks RAISE (SPEC.md §12).

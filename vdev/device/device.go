@@ -244,6 +244,7 @@ type Stats struct {
 	Serial     string            `json:"serial"`
 	Firmware   string            `json:"firmware"`
 	Counters   map[string]uint64 `json:"counters"` // SPEC.md §13, by name
+	Refused    uint64            `json:"interrupts_refused"`
 	Server     *vfiouser.Stats   `json:"vfio_user,omitempty"`
 	Engine     engine.Stats      `json:"engine"`
 	NAT        *port.Stats       `json:"nat,omitempty"`
@@ -256,6 +257,7 @@ func (d *Device) Stats() Stats {
 	s := Stats{
 		Generation: d.function.Generation(), MAC: net.HardwareAddr(id.MAC[:]).String(),
 		Serial: id.Serial, Firmware: id.Name, Counters: d.function.Counters(),
+		Refused: d.function.RefusedInterrupts(),
 	}
 	d.mu.Lock()
 	s.Engine = d.engine.Stats()
