@@ -166,7 +166,7 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	}
 	if info.Settable {
 		if info.Kind != abi.KindScalar {
-			return make([]byte, notifyPatternSize), abi.StatusOK
+			return make([]byte, abi.NotifyPatternSize), abi.StatusOK
 		}
 		return scalar(c.attrs.of(a)), abi.StatusOK
 	}
@@ -208,18 +208,13 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	return nil, abi.StatusNotSupported
 }
 
-// notifyPatternSize is NOTIFY_PATTERN without a pattern.
-const notifyPatternSize = 16
-
 // heldBuffers lists what the adapter holds for c: sends, then receive buffers,
 // each in order.
 func (c *conn) heldBuffers() []byte {
-	b := make([]byte, 0, 16*(c.sends.n+c.buffers.n))
+	b := make([]byte, 0, abi.HeldBufferSize*(c.sends.n+c.buffers.n))
 	for _, l := range []*requestList{&c.sends, &c.buffers} {
 		for r := l.front; r != nil; r = r.next {
-			b = binary.LittleEndian.AppendUint32(b, r.tag)
-			b = binary.LittleEndian.AppendUint32(b, r.length)
-			b = binary.LittleEndian.AppendUint64(b, r.base)
+			b = abi.AppendHeldBuffer(b, abi.HeldBuffer{Tag: r.tag, Length: r.length, Base: r.base})
 		}
 	}
 	return b
@@ -228,27 +223,16 @@ func (c *conn) heldBuffers() []byte {
 // record is the state record of SPEC.md §7.1. Fields that the engine does not
 // tell are 0.
 func (q *queue) record(c *conn, i *engine.Info) []byte {
-	b := make([]byte, 0, abi.StateRecordSize)
-	b = binary.LittleEndian.AppendUint64(b, c.id)
-	b = abi.AppendAddress(b, abi.Address{Addr: i.Local.Addr(), Port: i.Local.Port()})
-	b = abi.AppendAddress(b, abi.Address{Addr: i.Remote.Addr(), Port: i.Remote.Port()})
-	b = binary.LittleEndian.AppendUint32(b, uint32(i.State))
-	b = binary.LittleEndian.AppendUint32(b, uint32(i.Protocol))
 	acked := min(i.Acked, c.queued)
 	window := min(uint64(i.Cwnd)*uint64(i.MSS), uint64(i.SendWindow))
-	for _, n := range []uint64{c.queued, min(c.queued, acked+window), acked, i.Received, c.delivered} {
-		b = binary.LittleEndian.AppendUint64(b, n)
-	}
-	b = binary.LittleEndian.AppendUint32(b, i.MSS)
-	b = binary.LittleEndian.AppendUint32(b, 0)
-	b = binary.LittleEndian.AppendUint32(b, i.SendWindow)
-	b = binary.LittleEndian.AppendUint32(b, uint32(c.attrs.of(abi.AttrReceiveWindow)))
-	b = binary.LittleEndian.AppendUint64(b, uint64(i.RTT))
-	b = binary.LittleEndian.AppendUint64(b, uint64(i.RTO))
-	b = b[:160]
-	binary.LittleEndian.PutUint64(b[152:], 0)
-	b = binary.LittleEndian.AppendUint64(b, uint64(q.now))
-	return b[:abi.StateRecordSize]
+	return abi.AppendStateRecord(nil, &abi.StateRecord{
+		Conn:  c.id,
+		Local: abi.Address{Addr: i.Local.Addr(), Port: i.Local.Port()}, Remote: abi.Address{Addr: i.Remote.Addr(), Port: i.Remote.Port()},
+		State: uint32(i.State), Protocol: uint32(i.Protocol),
+		Accepted: c.queued, Sent: min(c.queued, acked+window), Acked: acked, Received: i.Received, Delivered: c.delivered,
+		MSS: i.MSS, SendWindow: i.SendWindow, ReceiveWindow: uint32(c.attrs.of(abi.AttrReceiveWindow)),
+		RTT: uint64(i.RTT), RTO: uint64(i.RTO), Uptime: uint64(q.now),
+	})
 }
 
 func scalar(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
