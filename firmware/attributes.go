@@ -185,7 +185,7 @@ func (f *Firmware) getDefault(a abi.Attribute) ([]byte, abi.Status) {
 	case !info.Settable:
 		return nil, abi.StatusBadConnection // it has no default
 	case info.Kind != abi.KindScalar:
-		return make([]byte, notifyPatternSize), abi.StatusOK
+		return make([]byte, abi.NotifyPatternSize), abi.StatusOK
 	}
 	return scalar(f.defaults.Load().of(a)), abi.StatusOK
 }
