@@ -28,7 +28,6 @@ const (
 type orders struct {
 	pause, drain, destroy bool
 	stop                  bool // an orderly stop waits for the drain
-	kill                  bool // reset: end at once
 }
 
 // queue is one queue: two tables in host memory, an event block, a worker that
