@@ -267,12 +267,19 @@ func TestSystemReset(t *testing.T) {
 		for range 5 + 3*round {
 			l.wait()
 		}
+		began := time.Now()
 		err := m.mon.execute("system_reset", "RESET")
+		took := time.Since(began)
 		close(l.stop)
 		if err := <-l.done; err != nil {
 			t.Fatalf("round %d: the driver: %v", round, err)
 		}
 		m.check(err)
+		// A reset that waits for a transfer by messages, which QEMU answers
+		// after the reset, waits until the transfer's time limit, 2 s.
+		if took > time.Second {
+			t.Errorf("round %d: the reset took %v", round, took)
+		}
 		if l.answers == 0 {
 			t.Errorf("round %d: the queue did not work", round)
 		}
