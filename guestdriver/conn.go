@@ -52,7 +52,6 @@ type Conn struct {
 	sends  int // posted
 	werr   error
 	wrShut bool // CloseWrite
-	queued bool // waits for room on the queue
 
 	linger   int // seconds; negative: none
 	closed   bool
@@ -347,6 +346,5 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 func (c *Conn) roomFreed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queued = false
 	c.wcond.Broadcast()
 }

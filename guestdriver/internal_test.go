@@ -293,3 +293,56 @@ func TestReceiveLimit(t *testing.T) {
 		t.Errorf("after the read: a buffer of %d", f.Length)
 	}
 }
+
+// toldOnce counts how often it was told of room.
+type toldOnce struct{ n int }
+
+func (w *toldOnce) roomFreed() { w.n++ }
+
+// TestRoomIsAskedForAnew: a slot that comes free and is taken by somebody else
+// leaves those that wait with an event word for the next slot; they are told
+// once.
+func TestRoomIsAskedForAnew(t *testing.T) {
+	_, ln := still(t)
+	q := ln.queue
+	for i := range 16 {
+		q.TryPost(abi.Fields{Type: 2, Tag: uint32(i + 1)})
+	}
+	w := &toldOnce{}
+	asked := func(want abi.Index) {
+		t.Helper()
+		if got := abi.LoadWord(q.event[0x80:]); got != 1<<30|uint32(want) {
+			t.Errorf("IN_FREED is %#x, want the slot of index %d", got, want)
+		}
+	}
+	free := func(slot int) { abi.StoreWord(q.in.table[32*slot:], 0) }
+	if ln.awaitRoom(w) {
+		t.Fatal("room in a full table")
+	}
+	asked(0)
+	free(0)
+	q.TryPost(abi.Fields{Type: 2, Tag: 17})
+	ln.room()
+	asked(1)
+	if w.n != 0 {
+		t.Error("told of room that is gone")
+	}
+	ln.awaitRoom(w) // once more is still once
+	free(1)
+	ln.room()
+	ln.room()
+	if w.n != 1 {
+		t.Errorf("told %d times", w.n)
+	}
+	// Room in the table is of no use without a tag.
+	for ln.reqs.add(request{kind: kindSend}) != 0 {
+	}
+	if ln.awaitRoom(w) {
+		t.Error("room without a tag")
+	}
+	ln.leaveRoom(w)
+	ln.room()
+	if w.n != 1 {
+		t.Error("told after it left")
+	}
+}

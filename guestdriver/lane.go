@@ -13,8 +13,13 @@ import (
 	"toebox/vdev/abi"
 )
 
-// batch is how many responses a lane consumes before it hands the slots back.
-const batch = 64
+const (
+	// batch is how many responses a lane consumes before it hands the slots
+	// back.
+	batch = 64
+	// watchPasses bounds the passes that the watch makes for a dispatcher.
+	watchPasses = 16
+)
 
 // errNoRoom says that a request found no place on its queue; the caller waits
 // with awaitRoom.
@@ -47,9 +52,9 @@ type lane struct {
 	queue   *Queue
 	err     error // set while there is no queue to post to
 	reqs    requests
-	later   []abi.Fields // to be posted when there is room; bounded by reqs
-	waiters []roomWaiter
-	past    QueueStats // of queues before the last reset
+	later   []abi.Fields            // to be posted when there is room; bounded by reqs
+	waiters map[roomWaiter]struct{} // those that found no room
+	past    QueueStats              // of queues before the last reset
 
 	interrupts, polls atomic.Uint64
 }
@@ -99,7 +104,8 @@ func (ln *lane) flushLocked() bool {
 		case len(ln.later) > 0 && !ln.queue.armRoom():
 			return false
 		case len(ln.later) == 0:
-			return ln.queue.hasRoom()
+			// Asked anew: the slot that an interrupt was for may be taken.
+			return ln.queue.armRoom()
 		}
 		if ln.err != nil || ln.queue.isDead() {
 			return false
@@ -107,18 +113,27 @@ func (ln *lane) flushLocked() bool {
 	}
 }
 
-// awaitRoom enters w to be told when there is room, and reports whether there
-// is some already: then w may not be told.
+// awaitRoom enters w to be told once, when there may be room, and reports
+// whether there is some already: then w need not wait.
 func (ln *lane) awaitRoom(w roomWaiter) bool {
 	ln.mu.Lock()
 	defer ln.mu.Unlock()
 	if ln.err != nil {
 		return true
 	}
-	if len(ln.waiters) < maxRequests {
-		ln.waiters = append(ln.waiters, w)
+	if ln.waiters == nil {
+		ln.waiters = map[roomWaiter]struct{}{}
 	}
-	return ln.queue.armRoom() && len(ln.later) == 0
+	ln.waiters[w] = struct{}{}
+	// Tags come back with responses, and room looks after each pass.
+	return ln.queue.armRoom() && len(ln.later) == 0 && !ln.reqs.full()
+}
+
+// leaveRoom undoes awaitRoom for one that waits no more.
+func (ln *lane) leaveRoom(w roomWaiter) {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	delete(ln.waiters, w)
 }
 
 // room posts what waited for room and tells those that wait.
@@ -128,12 +143,12 @@ func (ln *lane) room() {
 		ln.mu.Unlock()
 		return
 	}
-	var told []roomWaiter
+	var told map[roomWaiter]struct{}
 	if ln.flushLocked() {
 		told, ln.waiters = ln.waiters, nil
 	}
 	ln.mu.Unlock()
-	for _, w := range told {
+	for w := range told {
 		w.roomFreed()
 	}
 }
@@ -175,6 +190,17 @@ func (ln *lane) current() *Queue {
 	ln.mu.Lock()
 	defer ln.mu.Unlock()
 	return ln.queue
+}
+
+// missed does the work of the dispatcher, whose interrupt was lost, and asks
+// for the next one: what the dispatcher had asked for has passed.
+func (ln *lane) missed() {
+	ln.a.host.missed.Add(1)
+	for range watchPasses {
+		if ln.pass(); !ln.current().arm() {
+			return
+		}
+	}
 }
 
 // sleep waits as the mode says until there may be something to do. It returns
@@ -363,6 +389,7 @@ func (ln *lane) control(ctx context.Context, r request, f abi.Fields) (result, e
 			if err = ctx.Err(); err == nil {
 				continue
 			}
+			ln.leaveRoom(r.call)
 		}
 		ln.a.ctl.release(r.buf)
 		return result{}, err
@@ -394,7 +421,7 @@ func (ln *lane) replace(err error) []request {
 	if old != nil {
 		old.kill(err)
 	}
-	for _, w := range told {
+	for w := range told {
 		w.roomFreed()
 	}
 	return all

@@ -300,13 +300,6 @@ func (q *Queue) armRoom() bool {
 	return q.in.free(0)
 }
 
-// hasRoom reports whether a request could be posted.
-func (q *Queue) hasRoom() bool {
-	q.inMu.Lock()
-	defer q.inMu.Unlock()
-	return q.dead == nil && q.in.free(0)
-}
-
 func (q *Queue) isDead() bool {
 	q.inMu.Lock()
 	defer q.inMu.Unlock()

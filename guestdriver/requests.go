@@ -82,6 +82,9 @@ func (t *requests) add(r request) uint32 {
 	return uint32(r.seq)<<16 | uint32(i+1)
 }
 
+// full reports whether add would find no room.
+func (t *requests) full() bool { return len(t.free) == 0 && len(t.table) == maxRequests }
+
 // find returns the request of a tag, or nil.
 func (t *requests) find(tag uint32) *request {
 	i := int(tag&0xffff) - 1

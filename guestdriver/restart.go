@@ -45,8 +45,7 @@ func (a *Adapter) watch() {
 			passes := ln.passes.Load()
 			pending := ln.current().Pending()
 			if pending && waiting[i] && passes == last[i] {
-				a.host.missed.Add(1)
-				ln.pass()
+				ln.missed()
 			}
 			waiting[i] = pending
 			ln.room()

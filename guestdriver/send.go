@@ -225,14 +225,10 @@ func (c *Conn) send(buf *buffer, n int) error {
 			c.unsendLocked(buf)
 			return err
 		}
-		if !c.queued {
-			c.queued = true
-			// roomFreed, which the queue calls, needs mu: it comes after Wait.
-			if c.ln.awaitRoom(c) {
-				continue
-			}
+		// roomFreed, which the lane calls, needs mu: it comes after Wait.
+		if !c.ln.awaitRoom(c) {
+			c.wcond.Wait()
 		}
-		c.wcond.Wait()
 	}
 }
 
