@@ -122,6 +122,8 @@ func (q *queue) send(c *conn) {
 	case err != nil:
 		c.full = true
 		if q.checkFailed(c); !c.failed {
+			// Bytes may be missing: what lies behind must not follow.
+			c.broken = true
 			q.failSends(c, statusOf(err))
 		}
 	}
