@@ -11,13 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-
-	"github.com/u-root/gobusybox/src/pkg/golang"
-	"github.com/u-root/mkuimage/uimage"
 
 	"toebox/images/toolchain"
 )
@@ -25,9 +21,10 @@ import (
 const (
 	uroot    = "github.com/u-root/u-root"
 	baseFile = "base.cpio"
-	// The line editor of u-root's shell that asks the terminal nothing: the other one
-	// waits for answers that a script at the other end never gives.
-	shellTag = "goshliner"
+	// basePackage builds them.
+	basePackage = "./images/initramfs/cmd/tbbase"
+	// baseRecipe changes when basePackage builds something else of the same commands.
+	baseRecipe = "goshliner"
 )
 
 // commands are u-root's that a guest gets, below cmds/core.
@@ -59,7 +56,7 @@ func Base(ctx context.Context, c Config) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	list := sha256.Sum256([]byte(strings.Join(append(commands(), shellTag), " ")))
+	list := sha256.Sum256([]byte(strings.Join(append(commands(), baseRecipe), " ")))
 	key := strings.Join([]string{"u-root", sum, runtime.Version(), hex.EncodeToString(list[:8])}, " ")
 	dir := filepath.Join(c.CacheDir, "u-root")
 	_, err = toolchain.Ensure(ctx, dir, key, c.Progress, func(ctx context.Context, tmp string) (toolchain.Manifest, error) {
@@ -89,48 +86,26 @@ func urootSum(source string) (string, error) {
 	return "", errors.Join(errors.New("go.sum does not name "+uroot), sc.Err())
 }
 
-// buildBase builds within u-root's own module, whose go.sum names what its commands
-// need: our own then stays free of them.
+// buildBase has a program of its own build, which can be ended with all it started.
 func buildBase(ctx context.Context, c Config, tmp string) error {
-	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", uroot)
-	cmd.Dir = c.Source
-	out, err := cmd.Output()
+	work := filepath.Join(tmp, "work")
+	if err := os.Mkdir(work, 0o755); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	out, err := goTool(ctx, c.Source, work, "mod", "download", "-json", uroot)
 	if err != nil {
-		return fmt.Errorf("initramfs: go mod download %s: %w", uroot, errorText(err))
+		return fmt.Errorf("initramfs: go mod download %s: %w", uroot, err)
 	}
 	var module struct{ Dir string }
 	if err := json.Unmarshal(out, &module); err != nil || module.Dir == "" {
 		return fmt.Errorf("initramfs: go mod download %s: no directory in its answer", uroot)
 	}
-	var pkgs []string
+	args := []string{"run", basePackage, "-module", module.Dir, "-work", work, "-o", filepath.Join(tmp, baseFile)}
 	for _, name := range commands() {
-		pkgs = append(pkgs, "./cmds/core/"+name)
+		args = append(args, "./cmds/core/"+name)
 	}
-	work := filepath.Join(tmp, "work")
-	if err := os.Mkdir(work, 0o755); err != nil {
-		return fmt.Errorf("initramfs: %w", err)
-	}
-	opts, err := uimage.OptionsFor(
-		uimage.WithEnv(golang.WithGOOS("linux"), golang.WithGOARCH("amd64"), golang.DisableCGO(), golang.WithBuildTag(shellTag), golang.WithWorkingDir(module.Dir)),
-		uimage.WithBusyboxCommands(pkgs...),
-		uimage.WithSkipLDD(),
-		uimage.WithTempDir(work),
-		uimage.WithCPIOOutput(filepath.Join(tmp, baseFile)),
-	)
-	if err != nil {
-		return fmt.Errorf("initramfs: u-root: %w", err)
-	}
-	if err := opts.Create(nil); err != nil {
+	if _, err := goTool(ctx, c.Source, work, args...); err != nil {
 		return fmt.Errorf("initramfs: u-root: %w", err)
 	}
 	return os.RemoveAll(work)
-}
-
-// errorText prefers what a program said to its exit status.
-func errorText(err error) error {
-	var e *exec.ExitError
-	if errors.As(err, &e) && len(e.Stderr) > 0 {
-		return errors.New(strings.TrimSpace(string(e.Stderr)))
-	}
-	return err
 }

@@ -4,7 +4,6 @@ package initramfs
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -29,8 +27,6 @@ import (
 const (
 	align = 512 // archives start at multiples of it
 	keep  = 4   // images left in the cache
-	// buildNotice is after how long a build is worth a line.
-	buildNotice = 2 * time.Second
 )
 
 // A File goes into the archive.
@@ -172,33 +168,4 @@ func prune(dir string) {
 	for _, im := range images[min(len(images), keep):] {
 		os.Remove(im.path) //nolint:errcheck // only wasted space if it stays
 	}
-}
-
-// Programs builds packages of the module at c.Source for the host or the guest,
-// both being this machine's kind, and returns the directory with the results.
-func Programs(ctx context.Context, c Config, packages ...string) (string, error) {
-	where := sha256.Sum256([]byte(c.Source))
-	dir := filepath.Join(c.CacheDir, "build", hex.EncodeToString(where[:8]))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("initramfs: build: %w", err)
-	}
-	args := append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}, packages...)
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = c.Source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOAMD64=v1", "GOOS=linux", "GOARCH=amd64")
-	cmd.WaitDelay = time.Second
-	slow := time.AfterFunc(buildNotice, func() {
-		say(c.Progress, "go: building device and guest programs (the first time takes minutes)")
-	})
-	defer slow.Stop()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if errors.Is(err, exec.ErrNotFound) {
-			return "", errors.New("initramfs: build: go is not on PATH: install Go (https://go.dev/dl)")
-		}
-		if ctx.Err() != nil {
-			return "", fmt.Errorf("initramfs: go build: %w", context.Cause(ctx))
-		}
-		return "", fmt.Errorf("initramfs: go build: %w\n%s", err, bytes.TrimSpace(out))
-	}
-	return dir, nil
 }

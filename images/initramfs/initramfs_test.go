@@ -4,6 +4,8 @@ package initramfs
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -136,6 +138,27 @@ func TestPrograms(t *testing.T) {
 	}
 	if out, err := exec.Command(filepath.Join(dir, "prog")).CombinedOutput(); err != nil || string(out) != "42\n" {
 		t.Errorf("ran: %q, %v", out, err)
+	}
+	// A program cut short, by whatever, is built again, and nothing else stays behind.
+	if err := os.Truncate(filepath.Join(dir, "prog"), 600_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "tmp-killed"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Programs(t.Context(), c, "."); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(filepath.Join(dir, "prog")).CombinedOutput(); err != nil || string(out) != "42\n" {
+		t.Errorf("after damage: %q, %v", out, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("%v beside the program and its hash (%v)", entries, err)
+	}
+	over, cancel := context.WithCancelCause(t.Context())
+	cancel(os.ErrProcessDone)
+	if _, err := Programs(over, c, "."); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("after the end: %v", err)
 	}
 	write("main.go", "package main\n\nfunc main() { nonsense }\n")
 	if _, err := Programs(t.Context(), c, "."); err == nil || !strings.Contains(err.Error(), "nonsense") {

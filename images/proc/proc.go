@@ -3,6 +3,7 @@
 package proc
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -87,4 +88,30 @@ func (p *Process) Stop(grace time.Duration) {
 	}
 	p.Signal(syscall.SIGKILL)
 	<-p.done
+}
+
+// outputGrace is how long Run waits for output that somebody outside the group of an
+// ended command still holds open.
+const outputGrace = 2 * time.Second
+
+// Run runs cmd to its end. When ctx ends first, the command's group is killed and the
+// error is the cause.
+func Run(ctx context.Context, cmd *exec.Cmd) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if cmd.WaitDelay == 0 {
+		cmd.WaitDelay = outputGrace
+	}
+	p, err := Start(cmd)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		p.Stop(0)
+		return context.Cause(ctx)
+	}
 }

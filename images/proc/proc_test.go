@@ -4,8 +4,10 @@ package proc
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -56,6 +58,39 @@ func TestStopKillsTheStubborn(t *testing.T) {
 	case <-p.Done():
 	default:
 		t.Error("Stop returned before the end")
+	}
+}
+
+// Run ends with its context, and so does what the command started.
+func TestRunKillsTheGroup(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cmd := exec.Command("sh", "-c", "sleep 1000 & echo ready; wait")
+	cmd.Stdout = w
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, cmd); w.Close() }()
+	out := bufio.NewReader(r)
+	if line, err := out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	cancel(os.ErrProcessDone)
+	if err := <-ended; err != os.ErrProcessDone {
+		t.Errorf("err = %v", err)
+	}
+	// The grandchild held the pipe's other end.
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := out.ReadByte(); err != io.EOF {
+		t.Errorf("the grandchild lives: %v", err)
+	}
+	if err := Run(ctx, exec.Command("true")); err != os.ErrProcessDone {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := Run(t.Context(), exec.Command("true")); err != nil {
+		t.Errorf("true: %v", err)
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"toebox/images/proc"
 )
 
 // Names and suites: never versions, which vanish from mirrors.
@@ -296,22 +298,18 @@ func (a *apt) watch(what, dir string, total int64, done <-chan struct{}) {
 // run runs one tool of apt's with our configuration and returns its output; the
 // error carries what the tool said was wrong.
 func (a *apt) run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, aptPatience)
+	ctx, cancel := context.WithTimeoutCause(ctx, aptPatience, fmt.Errorf("%s: not done after %v: %w", name, aptPatience, context.DeadlineExceeded))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(s string) bool {
 		return strings.HasPrefix(s, "LC_") || strings.HasPrefix(s, "LANG")
 	}), "APT_CONFIG="+filepath.Join(a.dir, "apt.conf"), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
-	// apt must not outlive us, nor hear a terminal's Ctrl-C before we do.
-	cmd.SysProcAttr = ownGroup()
-	cmd.Cancel = func() error { return killGroup(cmd.Process) }
-	cmd.WaitDelay = 2 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
+	if err := proc.Run(ctx, cmd); err != nil {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, err
 		}
 		if text := complaint(errs.String() + out.String()); text != "" {
 			return nil, errors.New(text)

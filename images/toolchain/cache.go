@@ -60,7 +60,7 @@ func Ensure(ctx context.Context, dir, key string, report Progress, build func(ct
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return Manifest{}, fmt.Errorf("toolchain: cache: %w", err)
 	}
-	unlock, err := lock(ctx, dir+".lock", report)
+	unlock, err := Lock(ctx, dir+".lock", report)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -185,7 +185,7 @@ func (f File) verify(dir string) error {
 	if st.ModTime().UnixNano() == f.Time {
 		return nil
 	}
-	sum, err := hashFile(path)
+	sum, err := HashFile(path)
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func scan(dir string) ([]File, error) {
 				return err
 			}
 			f.Size, f.Time = st.Size(), st.ModTime().UnixNano()
-			f.SHA256, err = hashFile(path)
+			f.SHA256, err = HashFile(path)
 		default:
 			return nil
 		}
@@ -226,7 +226,8 @@ func scan(dir string) ([]File, error) {
 	return files, err
 }
 
-func hashFile(path string) (string, error) {
+// HashFile returns the SHA-256 of a file, in hexadecimal digits.
+func HashFile(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -239,9 +240,9 @@ func hashFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// lock takes the exclusive lock of the file at path, which stays: removing a lock
+// Lock takes the exclusive lock of the file at path, which stays: removing a lock
 // file lets two holders in. The kernel drops the lock when its holder dies.
-func lock(ctx context.Context, path string, report Progress) (func(), error) {
+func Lock(ctx context.Context, path string, report Progress) (func(), error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("toolchain: lock: %w", err)

@@ -138,14 +138,14 @@ func TestEnsureBuildsOnceForMany(t *testing.T) {
 
 func TestLockWaitIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.lock")
-	unlock, err := lock(t.Context(), path, nil)
+	unlock, err := Lock(t.Context(), path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := lock(ctx, path, nil); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "x.lock") {
+	if _, err := Lock(ctx, path, nil); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "x.lock") {
 		t.Errorf("err = %v", err)
 	}
 }

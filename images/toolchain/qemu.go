@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"toebox/images/proc"
 )
 
 const (
@@ -76,23 +78,22 @@ func (q *QEMU) Probe(ctx context.Context) error {
 var errNoDevice = errors.New("has no " + qemuDevice + " device (QEMU >= 10.1 is needed)")
 
 func (q *QEMU) output(ctx context.Context, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, qemuPatience)
+	ctx, cancel := context.WithTimeoutCause(ctx, qemuPatience, fmt.Errorf("no answer to %s after %v", args[0], qemuPatience))
 	defer cancel()
-	argv := slices.Concat(q.Argv, args)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(cleanEnv(), q.Env...)
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	if err != nil {
+	cmd := q.Command(args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := proc.Run(ctx, cmd); err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
 		first, _, _ := strings.Cut(strings.TrimSpace(errs.String()), "\n")
 		if first == "" {
 			first = err.Error()
 		}
 		return nil, errors.New(clip(first))
 	}
-	return out, nil
+	return out.Bytes(), nil
 }
 
 // findQEMU returns the QEMU of the caller's choice, one on PATH, or Debian's.

@@ -65,7 +65,7 @@ func (c *Config) forgetLists(ctx context.Context) {
 	if _, err := os.Stat(dir); err != nil || c.Offline {
 		return
 	}
-	unlock, err := lock(ctx, dir+".lock", nil)
+	unlock, err := Lock(ctx, dir+".lock", nil)
 	if err != nil {
 		return
 	}
@@ -97,7 +97,7 @@ func (c *Config) apt(ctx context.Context) (a *apt, done func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lock(ctx, dir+".lock", c.Progress)
+	unlock, err := Lock(ctx, dir+".lock", c.Progress)
 	if err != nil {
 		return nil, nil, err
 	}
