@@ -38,6 +38,9 @@ const (
 	flagACK = 0x10
 )
 
+// expertError is tshark's severity of what is wrong, not just remarkable.
+const expertError = "8388608"
+
 // packet is a packet as gopacket sees it.
 type packet struct {
 	direction uint64 // from the source address: gopacket does not show the file's
@@ -125,11 +128,11 @@ func show(t *testing.T, program, path string, ps []packet) []shownPacket {
 		"frame.number", "frame.packet_flags_direction", "frame.len", "frame.cap_len", "frame.protocols",
 		"tcp.stream", "tcp.flags", "tcp.seq", "tcp.len", "tcp.completeness",
 		"ip.checksum.status", "tcp.checksum.status", "udp.checksum.status",
-		"_ws.malformed", "_ws.malformed.expert", "_ws.unreassembled",
+		"_ws.malformed", "_ws.malformed.expert", "_ws.unreassembled", "_ws.expert.severity",
 		"tcp.analysis.lost_segment", "tcp.analysis.ack_lost_segment",
 	}
 	args := []string{
-		"-r", path, "-2", "-n", "-Q", "-T", "fields", "-E", "separator=;", "-E", "occurrence=l",
+		"-r", path, "-2", "-n", "-Q", "-T", "fields", "-E", "separator=;", "-E", "occurrence=a", "-E", "aggregator=,",
 		"-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE",
 		"-o", "tcp.analyze_sequence_numbers:TRUE", "-o", "tcp.relative_sequence_numbers:TRUE", "-o", "tcp.try_heuristic_first:FALSE",
 	}
@@ -176,6 +179,9 @@ func show(t *testing.T, program, path string, ps []packet) []shownPacket {
 func judge(t *testing.T, f map[string]string) shownPacket {
 	t.Helper()
 	n := f["frame.number"]
+	if slices.Contains(strings.Split(f["_ws.expert.severity"], ","), expertError) {
+		t.Errorf("tshark: packet %s (%s): an error of the expert", n, f["frame.protocols"])
+	}
 	number := func(name string) uint64 {
 		if f[name] == "" {
 			return 0

@@ -54,3 +54,17 @@ func TestCounter(t *testing.T) {
 		t.Errorf("counted %v, want %v", c.sum, want)
 	}
 }
+
+func TestRequire(t *testing.T) {
+	for _, c := range []struct{ list, want string }{
+		{"", "qemu"},
+		{"qemu", "qemu"},
+		{"tshark", "tshark,qemu"},
+		{"tshark,qemu,kvm", "tshark,qemu,kvm"},
+		{"qemu-old", "qemu-old,qemu"},
+	} {
+		if got := require(c.list, "qemu"); got != c.want {
+			t.Errorf("%q and qemu: %q, want %q", c.list, got, c.want)
+		}
+	}
+}
