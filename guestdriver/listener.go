@@ -4,9 +4,11 @@ package guestdriver
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,11 +22,14 @@ type Listener struct {
 	ln      *lane
 	network string
 
+	opening sync.Mutex // held by who has the adapter listen; before mu
+
 	mu      sync.Mutex
 	cond    sync.Cond
 	dl      deadline
 	addrs   []netip.AddrPort // with the ports that the adapter picked
-	ids     []uint64         // adapter's ids, one per address
+	ids     []uint64         // adapter's ids, one per address; of a reset adapter they mean nothing
+	waiting bool             // a goroutine waits to open it again
 	pending []*Conn
 	closed  bool
 	err     error
@@ -49,6 +54,8 @@ func (a *Adapter) Listen(network, address string) (net.Listener, error) {
 	if closing {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: errClosed}
 	}
+	l.opening.Lock()
+	defer l.opening.Unlock()
 	for i, at := range addrs {
 		if at.Port() == 0 && len(l.addrs) > 0 {
 			at = netip.AddrPortFrom(at.Addr(), l.addrs[0].Port())
@@ -79,14 +86,33 @@ func (l *Listener) open(at netip.AddrPort) error {
 	return err
 }
 
-// again opens the listener after a reset.
+// again opens the listener after a reset. Resets may follow each other faster
+// than that: one goroutine works, one more waits, and looks what is left to do.
 func (l *Listener) again() {
 	l.mu.Lock()
-	addrs := l.addrs
-	l.addrs, l.ids = nil, nil
+	waiting := l.waiting
+	l.waiting = true
 	l.mu.Unlock()
-	for _, at := range addrs {
-		if err := l.open(at); err != nil {
+	if waiting {
+		return
+	}
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	l.mu.Lock()
+	l.waiting = false
+	closed, addrs, ids := l.closed, slices.Clone(l.addrs), slices.Clone(l.ids)
+	l.mu.Unlock()
+	if closed {
+		return
+	}
+	for i, at := range addrs {
+		if l.a.listener(ids[i]) == l {
+			continue // since this reset
+		}
+		switch err := l.open(at); {
+		case errors.Is(err, ErrReset):
+			return // who ended it opens again
+		case err != nil:
 			l.fail(err)
 			return
 		}
@@ -114,8 +140,13 @@ func (ln *lane) listening(r request, f *abi.Fields) {
 	l.mu.Lock()
 	closed := l.closed
 	if !closed {
-		l.ids = append(l.ids, f.Conn)
-		l.addrs = append(l.addrs, netip.AddrPortFrom(r.call.remote.addr.Addr(), uint16(f.Length)))
+		at := netip.AddrPortFrom(r.call.remote.addr.Addr(), uint16(f.Length))
+		if i := slices.Index(l.addrs, at); i >= 0 {
+			l.ids[i] = f.Conn
+		} else {
+			l.ids = append(l.ids, f.Conn)
+			l.addrs = append(l.addrs, at)
+		}
 	}
 	l.mu.Unlock()
 	switch {

@@ -124,6 +124,57 @@ func TestFirmwareReset(t *testing.T) {
 	waitFor(t, "the memory", func() bool { return a.Stats().Memory == 0 })
 }
 
+// TestResetWhileListening: a reset that ends the opening of a listener again
+// does not end the listener.
+func TestResetWhileListening(t *testing.T) {
+	a, f := open(t, guestdriver.Options{Watch: -1})
+	l, err := a.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	at := l.Addr().String()
+	asked := make(chan struct{}, 16)
+	f.Intercept(func(_ int, r abi.Fields) bool {
+		if r.Type == abi.TypeListen {
+			asked <- struct{}{}
+		}
+		return r.Type == abi.TypeListen
+	})
+	f.Restart()
+	wait := func() {
+		t.Helper()
+		select {
+		case <-asked:
+		case <-time.After(limit):
+			t.Fatal("the listener is not opened again")
+		}
+	}
+	for range 3 {
+		wait()
+		if got := l.Addr().String(); got != at {
+			t.Errorf("address %s, was %s", got, at)
+		}
+		f.Restart()
+	}
+	wait()
+	f.Intercept(nil)
+	f.Restart()
+	_, port, _ := net.SplitHostPort(at)
+	waitFor(t, "the listener to be open again", func() bool {
+		c, err := a.Dial("tcp", "10.0.2.15:"+port)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	if c, err := l.Accept(); err != nil {
+		t.Errorf("accept: %v", err)
+	} else {
+		c.Close()
+	}
+}
+
 func TestAdapterGone(t *testing.T) {
 	a, f := open(t, guestdriver.Options{})
 	errs, end := outstanding(t, a, f)
