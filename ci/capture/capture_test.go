@@ -20,7 +20,6 @@ import (
 	"toebox/ci/conformance"
 	"toebox/ci/rig"
 	"toebox/guestdriver"
-	"toebox/images/toolchain/toolchaintest"
 )
 
 const (
@@ -51,7 +50,7 @@ type talk struct {
 
 // TestCapture records a connection each way and one that is refused.
 func TestCapture(t *testing.T) {
-	read := tshark(t) // before the work is done in vain
+	program := tshark(t) // before the work is done in vain
 	path := filepath.Join(t.TempDir(), "net.pcapng")
 	talks, mac := record(t, path)
 
@@ -74,7 +73,7 @@ func TestCapture(t *testing.T) {
 	if large == 0 || in == 0 || out == 0 {
 		t.Errorf("%d packets in, %d out, %d of them larger than the wire's", in, out, large)
 	}
-	shown := read(t, path, packets)
+	shown := show(t, program, path, packets)
 	if len(shown) != len(packets) {
 		t.Fatalf("tshark shows %d packets, gopacket %d", len(shown), len(packets))
 	}
@@ -322,14 +321,4 @@ func (s *stream) compare(t *testing.T, what string, seed uint64) {
 	} else if !bytes.Equal(s.data, payload(len(s.data), seed)) {
 		t.Errorf("%s: the file has other bytes", what)
 	}
-}
-
-// tshark returns the reader, or skips the test.
-func tshark(t *testing.T) func(*testing.T, string, []packet) []shownPacket {
-	t.Helper()
-	program, err := lookTshark()
-	if err != nil {
-		toolchaintest.Missing(t, "tshark", "no tshark (%v): apt-get install tshark", err)
-	}
-	return func(t *testing.T, path string, ps []packet) []shownPacket { return show(t, program, path, ps) }
 }

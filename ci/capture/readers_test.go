@@ -21,6 +21,8 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
+
+	"toebox/images/toolchain/toolchaintest"
 )
 
 // Directions as pcapng's packet flags have them.
@@ -116,7 +118,15 @@ type shownPacket struct {
 	completeness uint64
 }
 
-func lookTshark() (string, error) { return exec.LookPath("tshark") }
+// tshark is the program, without which the test is skipped.
+func tshark(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("tshark")
+	if err != nil {
+		toolchaintest.Missing(t, "tshark", "no tshark (%v): apt-get install tshark", err)
+	}
+	return program
+}
 
 // show has tshark read the file. Whatever tshark finds wrong with a packet
 // fails the test.
