@@ -71,8 +71,8 @@ func (f *Firmware) resetAttributes() {
 	}
 }
 
-// maxMemory bounds MEMORY_SIZE.
-const maxMemory = 1 << 40
+// maxMemory bounds MEMORY_SIZE, which a host may set: it is memory of ours.
+const maxMemory = 1 << 30
 
 // requestAttributes gets and sets attributes (SPEC.md §5.10).
 func (q *queue) requestAttributes(f *abi.Fields) {
@@ -136,6 +136,13 @@ func (q *queue) tuple(f *abi.Fields, c *conn, t abi.Tuple) abi.Status {
 		q.count(abi.CounterAttributeSets, 1)
 	} else {
 		q.count(abi.CounterAttributeGets, 1)
+	}
+	if c != nil && !t.Set && t.Attr == abi.AttrHeldBuffers {
+		// A list of millions is not written to find that it does not fit.
+		if n := c.heldSize(); n > len(t.Value) {
+			abi.PutTupleResult(q.ctl[t.Offset:], abi.StatusShortBuffer, uint32(n))
+			return abi.StatusShortBuffer
+		}
 	}
 	switch {
 	case f.Type == abi.TypeAdapterAttr && t.Set:

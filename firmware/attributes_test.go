@@ -139,6 +139,7 @@ func TestAdapterAttributes(t *testing.T) {
 	set(abi.AttrMTU, scalar(1500), 0)
 	set(abi.AttrMTU, scalar(1400), 16) // the fake cannot
 	set(abi.AttrMemorySize, scalar(0), 52)
+	set(abi.AttrMemorySize, scalar(1<<30+1), 52)
 	set(abi.AttrOutThreshold, scalar(65537), 52)
 	set(abi.AttrMaxConnections, scalar(1<<24+1), 52)
 	set(abi.AttrSpillThreshold, scalar(1), 16)

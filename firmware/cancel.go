@@ -15,11 +15,10 @@ func (q *queue) requestCancellation(f *abi.Fields) {
 			return
 		}
 	}
-	r := q.hold(f, nil)
+	r := q.holdTargets(f, len(list))
 	if r == nil {
 		return
 	}
-	r.left = uint32(len(list))
 	for i := range list {
 		p := &list[i]
 		s, later := p.status, false

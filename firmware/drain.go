@@ -57,7 +57,7 @@ func (q *queue) end() {
 		q.forget(c)
 	}
 	for _, r := range q.tags {
-		q.fw.memory.release(requestCharge)
+		q.fw.memory.release(requestCharge + r.extra)
 		if j := r.job; j != nil {
 			q.fw.memory.release(len(j.buf))
 			for c := j.waiting.front; c != nil; c = c.next {

@@ -9,6 +9,7 @@ const (
 	connectionCharge = 8 << 10
 	listenerCharge   = 8 << 10
 	requestCharge    = 64
+	targetCharge     = 32 // of a termination or cancellation, but the first
 )
 
 // memory is the account of adapter memory (CE03).

@@ -26,6 +26,7 @@ type request struct {
 	start  uint64     // send: position of its first byte in the stream
 	status abi.Status // send: what it ends with when it is its turn
 	left   uint32     // control: targets without a response
+	extra  int        // charged to adapter memory besides requestCharge
 
 	prev, next *request
 }
@@ -205,6 +206,22 @@ func (q *queue) hold(f *abi.Fields, c *conn) *request {
 	return r
 }
 
+// holdTargets is hold for a request with n targets that may wait.
+func (q *queue) holdTargets(f *abi.Fields, n int) *request {
+	extra := (n - 1) * targetCharge
+	if !q.fw.memory.charge(extra) {
+		q.refuse(f, abi.StatusNoMemory)
+		return nil
+	}
+	r := q.hold(f, nil)
+	if r == nil {
+		q.fw.memory.release(extra)
+		return nil
+	}
+	r.left, r.extra = uint32(n), extra
+	return r
+}
+
 // settle takes a request whose terminal response was queued out of the ledger.
 // It must be in no list any more.
 func (q *queue) settle(r *request) {
@@ -215,7 +232,7 @@ func (q *queue) settle(r *request) {
 		return
 	}
 	delete(q.tags, r.tag)
-	q.fw.memory.release(requestCharge)
+	q.fw.memory.release(requestCharge + r.extra)
 	*r = request{next: q.spare}
 	q.spare = r
 }

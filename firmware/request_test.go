@@ -3,6 +3,7 @@
 package firmware_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"strings"
@@ -180,4 +181,59 @@ func TestRequestMemory(t *testing.T) {
 	r.post(f)
 	r.expect(abi.Fields{Type: abi.TypeCompletion, Flags: abi.FlagFinal, Aux: 11, Tag: f.Tag, Offset: abi.NoOrdinal})
 	r.wantCounter(abi.CounterMemoryUsed, 3*64)
+}
+
+// TestTargetMemory: terminations with many targets that wait are accounted for
+// by target, and refused when there is no memory for them.
+func TestTargetMemory(t *testing.T) {
+	r := newRig(t, 4)
+	id, ep := r.connect()
+	send := r.buffer(abi.TypeBufferSend, id, 10)
+	r.post(send)
+	r.settle()
+	before := r.counter(abi.CounterMemoryUsed)
+	half := []byte{
+		0x02, 0x80, 0, 0, 16, 0, 0, 0, // TERMINATE, set
+		0, 0, 0, 0, 0, 0, 0, 0, // connection
+		2, 0, 0, 0, 0, 0, 0, 0, // end sending
+	}
+	binary.LittleEndian.PutUint64(half[8:], id)
+	f := r.control(abi.TypeTermination, 3, bytes.Repeat(half, 3))
+	r.post(f)
+	r.settle()
+	r.wantCounter(abi.CounterMemoryUsed, before+64+2*32)
+	set, _ := r.attributes(0, 1, abi.AppendSetScalar(nil, abi.AttrMemorySize, before+64+2*32+64+31))
+	if set.Aux != 0 {
+		t.Fatalf("set: %+v", set)
+	}
+	g := r.control(abi.TypeTermination, 2, bytes.Repeat(half, 2))
+	r.post(g)
+	r.expect(abi.Fields{Type: abi.TypeTerminated, Flags: abi.FlagFinal, Aux: 11, Tag: g.Tag, Offset: abi.NoOrdinal})
+	r.wantCounter(abi.CounterMemoryUsed, before+64+2*32)
+	ep.Ack(10)
+	r.expect(sendDone(send, 0, 10))
+	for i := range uint32(3) {
+		want := abi.Fields{Type: abi.TypeTerminated, Tag: f.Tag, Conn: id, Length: 4, Offset: i}
+		if i == 2 {
+			want.Flags = abi.FlagFinal
+		}
+		r.expect(want)
+	}
+	r.wantCounter(abi.CounterMemoryUsed, before-64)
+}
+
+// TestHeldBuffersTooLong: a list that does not fit has its true length.
+func TestHeldBuffersTooLong(t *testing.T) {
+	r := newRig(t, 4)
+	id, _ := r.connect()
+	for range 3 {
+		r.post(r.buffer(abi.TypeBufferAvailable, id, 8))
+	}
+	f, buf := r.attributes(id, 1, abi.AppendGet(nil, abi.AttrHeldBuffers, 47))
+	if s, n := abi.TupleResult(buf); f.Aux != 1 || s != 51 || n != 48 || bytes.IndexFunc(buf[8:], func(c rune) bool { return c != 0 }) >= 0 {
+		t.Errorf("room for 47 bytes: %v, length %d, response %+v", s, n, f)
+	}
+	if got := r.attribute(id, abi.AttrHeldBuffers, 48); len(got) != 48 {
+		t.Errorf("%d bytes", len(got))
+	}
 }

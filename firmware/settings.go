@@ -211,7 +211,7 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 // heldBuffers lists what the adapter holds for c: sends, then receive buffers,
 // each in order.
 func (c *conn) heldBuffers() []byte {
-	b := make([]byte, 0, abi.HeldBufferSize*(c.sends.n+c.buffers.n))
+	b := make([]byte, 0, c.heldSize())
 	for _, l := range []*requestList{&c.sends, &c.buffers} {
 		for r := l.front; r != nil; r = r.next {
 			b = abi.AppendHeldBuffer(b, abi.HeldBuffer{Tag: r.tag, Length: r.length, Base: r.base})
@@ -219,6 +219,9 @@ func (c *conn) heldBuffers() []byte {
 	}
 	return b
 }
+
+// heldSize is the length of heldBuffers.
+func (c *conn) heldSize() int { return abi.HeldBufferSize * (c.sends.n + c.buffers.n) }
 
 // record is the state record of SPEC.md §7.1. Fields that the engine does not
 // tell are 0.

@@ -15,11 +15,10 @@ func (q *queue) requestTermination(f *abi.Fields) {
 			return
 		}
 	}
-	r := q.hold(f, nil)
+	r := q.holdTargets(f, len(list))
 	if r == nil {
 		return
 	}
-	r.left = uint32(len(list))
 	for i := range list {
 		p := &list[i]
 		t := target{r: r, ordinal: uint32(i), mode: p.value}

@@ -323,6 +323,13 @@ func TestNumbers(t *testing.T) {
 			"MaxControlSize": 1 << 20, "TupleHeaderSize": 8, "TupleAlign": 8, "AddressSize": 24, "TargetSize": 64,
 			"TerminateSize": 16, "CancelSize": 16, "ReportSize": 64, "StateRecordSize": 192, "MaxTuples": 255,
 		}},
+		{"7", map[string]uint64{
+			"HeldBufferSize": 16, "BufferTableSize": 16, "BufferEntrySize": 48, "NotifyPatternSize": 16, "MaxPattern": 64,
+		}},
+		{"7.1", map[string]uint64{
+			"RecordSACK": 1, "RecordTimestamps": 2, "RecordScaling": 4,
+			"TimerRetransmit": 1, "TimerKeepAlive": 2, "TimerTimeWait": 4, "TimerPersist": 8,
+		}},
 		{"9.3", map[string]uint64{
 			"EventFirmware": 1, "EventLink": 2, "EventQueueError": 4, "EventNVM": 8, "EventChecker": 16, "EventRaise": 32, "EventStopped": 64,
 		}},
