@@ -359,3 +359,31 @@ func TestAddresses(t *testing.T) {
 		l.Close()
 	}
 }
+
+type panicWriter struct{}
+
+func (panicWriter) Write([]byte) (int, error) { panic("writer") }
+
+// TestWriteToPanics: a writer that panics does not take the connection with it.
+func TestWriteToPanics(t *testing.T) {
+	a, _ := open(t, guestdriver.Options{})
+	c, s := pair(t, a)
+	defer c.Close()
+	defer s.Close()
+	if _, err := s.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		defer func() {
+			if recover() != "writer" {
+				t.Error("no panic")
+			}
+		}()
+		c.WriteTo(panicWriter{})
+	}()
+	c.SetReadDeadline(time.Now().Add(limit))
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("%q, %v", buf, err)
+	}
+}

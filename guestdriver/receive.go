@@ -236,6 +236,25 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return total, nil
 }
 
+// lendLocked writes a segment to w without mu, and takes what w took, also when
+// w panics.
+func (c *Conn) lendLocked(w io.Writer, s segment) (n int, err error) {
+	c.reading = true
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.takeLocked(n)
+	}()
+	k, err := w.Write(s.buf.data[s.off : s.off+s.n])
+	switch {
+	case k < 0 || k > int(s.n):
+		return 0, io.ErrShortWrite
+	case err == nil && k < int(s.n):
+		err = io.ErrShortWrite
+	}
+	return k, err
+}
+
 // WriteTo writes what comes to w until the stream ends, without a copy of its
 // own: w sees the DMA memory and must not keep or change it.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
@@ -252,17 +271,7 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 		if err != nil {
 			return total, c.opError("writeto", err)
 		}
-		c.reading = true
-		c.mu.Unlock()
-		n, err := w.Write(s.buf.data[s.off : s.off+s.n])
-		if n < 0 || n > int(s.n) {
-			n, err = 0, io.ErrShortWrite
-		}
-		if err == nil && n < int(s.n) {
-			err = io.ErrShortWrite
-		}
-		c.mu.Lock()
-		c.takeLocked(n)
+		n, err := c.lendLocked(w, s)
 		c.ln.a.host.direct.Add(uint64(n))
 		total += int64(n)
 		if err != nil {
