@@ -54,6 +54,18 @@ func serveAs(kind string) {
 	} else {
 		l, err = net.Listen("unix", os.Getenv(EnvSocket))
 	}
+	if err == nil && kind == "hang" {
+		cfg := vfiousertest.Config()
+		dev := vfiousertest.NewDevice(cfg)
+		dev.SetHooks(vfiousertest.Hooks{Read: func(region int, _ uint64, _ []byte) error {
+			if region == 0 {
+				select {}
+			}
+			return nil
+		}})
+		srv, _ := vfiouser.NewServer(dev, cfg)
+		_ = srv.Serve(ctx, l.(*net.UnixListener))
+	}
 	var dev *edu.Device
 	if err == nil {
 		dev, err = edu.New(edu.Config{DMAMask: ^uint64(0)})
@@ -105,14 +117,14 @@ func start(t testing.TB, cfg Config) *rig {
 	r := &rig{t: t, path: filepath.Join(dir, "s"), news: make(chan struct{})}
 	also := cfg.Event
 	cfg.Event = func(e Event) {
+		if also != nil {
+			also(e)
+		}
 		r.mu.Lock()
 		r.events = append(r.events, e)
 		close(r.news)
 		r.news = make(chan struct{})
 		r.mu.Unlock()
-		if also != nil {
-			also(e)
-		}
 	}
 	if r.k, err = New(cfg); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,610 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/vfiousertest"
+)
+
+// unhex decodes hexadecimal digits; anything but digits is for the eye.
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// answers plays a server of 8 regions and 3 irq indexes, without a configuration
+// space, up to the end of the inventory. extra is the end of region information.
+func answers(t testing.TB, p *vfiousertest.Peer, version string) (asked string) {
+	t.Helper()
+	m := p.Recv()
+	asked = string(m.Payload[4 : len(m.Payload)-1])
+	answer(p, m, append([]byte{0, 0, 0, 0}, version+"\x00"...))
+	m = p.Recv()
+	answer(p, m, unhex(t, "10000000 02000000 08000000 03000000"))
+	for i := range byte(8) {
+		m := p.Recv()
+		if m.Command != 5 || m.Payload[8] != i {
+			t.Fatalf("%+v", m)
+		}
+		switch i {
+		case 0:
+			// Readable, writable, mappable, with a sparse mmap capability and a file.
+			f := vfiousertest.Memory(t, 4096)
+			r := vfiousertest.Message{ID: m.ID, Command: 5, Flags: 1, Payload: unhex(t,
+				"40000000 0f000000 00000000 20000000 0010000000000000 0000000000000000"+
+					"0100 0100 00000000 01000000 00000000 0000000000000000 0010000000000000")}
+			p.Send(r.Bytes(), int(f.Fd()))
+		case 6:
+			p.Send(vfiousertest.Message{ID: m.ID, Command: 5, Flags: 0x21, Errno: 22}.Bytes())
+		default:
+			answer(p, m, append(unhex(t, "20000000 03000000"), append([]byte{i}, unhex(t, "000000 00000000 0000000000000000 0000000000000000")...)...))
+		}
+	}
+	for range 3 {
+		m := p.Recv()
+		answer(p, m, append(append(unhex(t, "10000000 01000000"), m.Payload[8:12]...), 4, 0, 0, 0))
+	}
+	return asked
+}
+
+func answer(p *vfiousertest.Peer, m vfiousertest.Message, payload []byte) {
+	p.Send(vfiousertest.Message{ID: m.ID, Command: m.Command, Flags: vfiousertest.Reply, Payload: payload}.Bytes())
+}
+
+const agreed = `{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":65536,"max_dma_maps":1000,"pgsizes":4096}}`
+
+// connect returns a peer in the place of QEMU, and one in the place of its
+// server, after both have agreed.
+func (r *rig) connect(f *fakes) (client, server *vfiousertest.Peer) {
+	r.t.Helper()
+	server = f.peer()
+	a, err := net.Dial("unix", r.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { a.Close() })
+	client = vfiousertest.NewPeer(r.t, a.(*net.UnixConn))
+	client.Send(vfiousertest.Message{ID: 9, Command: 1, Payload: append([]byte{0, 0, 0, 0}, vfiousertest.QEMUVersion+"\x00"...)}.Bytes())
+	answers(r.t, server, agreed)
+	m := client.Recv()
+	if m.ID != 9 || m.Command != 1 || m.Flags != 1 {
+		r.t.Fatalf("version: %+v", m)
+	}
+	return client, server
+}
+
+// TestRequestsOfTheDead: of what a server dies over, reads go to the next one,
+// writes are answered, and its own DMA messages end with it.
+func TestRequestsOfTheDead(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, first := r.connect(f)
+	read := vfiousertest.Message{ID: 100, Command: 9, Payload: unhex(t, "1000000000000000 00000000 04000000")}
+	write := vfiousertest.Message{ID: 101, Command: 10, Payload: unhex(t, "2000000000000000 00000000 04000000 aabbccdd")}
+	posted := write
+	posted.ID, posted.Flags = 102, vfiousertest.NoReply
+	client.Send(slices.Concat(read.Bytes(), write.Bytes(), posted.Bytes()))
+	for _, want := range []vfiousertest.Message{read, write, posted} {
+		if m := first.Recv(); m.Command != want.Command || m.Flags != want.Flags || !bytes.Equal(m.Payload, want.Payload) {
+			t.Fatalf("%+v, want %+v", m, want)
+		}
+	}
+	// The server asks for memory, by ids of its own.
+	first.Send(vfiousertest.Message{ID: 7, Command: 11, Payload: unhex(t, "0050000000000000 0400000000000000")}.Bytes())
+	asked := client.Recv()
+	if asked.Command != 11 || asked.Flags != 0 {
+		t.Fatalf("%+v", asked)
+	}
+	second := f.peer()
+	(<-f.made).kill()
+	if m := client.Recv(); m.ID != 101 || m.Flags != 1 || !bytes.Equal(m.Payload, write.Payload[:16]) {
+		t.Errorf("the write is answered by %+v", m)
+	}
+	answers(t, second, agreed)
+	again := second.Recv()
+	if again.Command != 9 || !bytes.Equal(again.Payload, read.Payload) {
+		t.Fatalf("%+v", again)
+	}
+	// Another message by the same id of another server; then the answers to both.
+	second.Send(vfiousertest.Message{ID: 7, Command: 11, Payload: unhex(t, "0060000000000000 0400000000000000")}.Bytes())
+	asked2 := client.Recv()
+	if asked2.Command != 11 || asked2.ID == asked.ID || !bytes.Equal(asked2.Payload, unhex(t, "0060000000000000 0400000000000000")) {
+		t.Fatalf("%+v after %+v", asked2, asked)
+	}
+	answer(client, asked, unhex(t, "0050000000000000 0400000000000000 01010101"))
+	answer(client, asked2, unhex(t, "0060000000000000 0400000000000000 02020202"))
+	if m := second.Recv(); m.ID != 7 || m.Flags != 1 || !bytes.Equal(m.Payload, unhex(t, "0060000000000000 0400000000000000 02020202")) {
+		t.Errorf("the new server gets %+v", m)
+	}
+	answer(second, again, append(slices.Clone(read.Payload), 1, 2, 3, 4))
+	if m := client.Recv(); m.ID != 100 || m.Flags != 1 || !bytes.Equal(m.Payload[16:], []byte{1, 2, 3, 4}) {
+		t.Errorf("the read is answered by %+v", m)
+	}
+	if s := r.k.Stats(); s.StaleReplies != 1 || s.Resent != 1 || s.Dropped != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestNothingThatDoesNotSurvive: neither areas to map nor descriptors of I/O
+// regions nor a twin socket get to the client.
+func TestNothingThatDoesNotSurvive(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, Config{Start: f.Start, Patience: patience, MaxFDs: 4, MaxTransfer: 1 << 16})
+	server := f.peer()
+	a, err := net.Dial("unix", r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	client := vfiousertest.NewPeer(t, a.(*net.UnixConn))
+	client.Send(vfiousertest.Message{ID: 1, Command: 1, Payload: append([]byte{0, 0, 1, 0},
+		`{"capabilities":{"twin_socket":{"supported":true},"max_msg_fds":16,"max_data_xfer_size":1048576,"migration":{"pgsize":4096},"write_multiple":true}}`+"\x00"...)}.Bytes())
+	asked := answers(t, server, `{"capabilities":{"max_msg_fds":4,"max_data_xfer_size":65536,"spurious":1}}`)
+	if want := `{"capabilities":{"max_msg_fds":4,"max_data_xfer_size":65536,"migration":{"pgsize":4096},"write_multiple":true}}`; asked != want {
+		t.Errorf("proposed %s, want %s", asked, want)
+	}
+	if m := client.Recv(); string(m.Payload[4:]) != `{"capabilities":{"max_msg_fds":4,"max_data_xfer_size":65536}}`+"\x00" {
+		t.Errorf("agreed %q", m.Payload)
+	}
+	for _, tt := range []struct {
+		cmd       uint16
+		ask, want string
+		errno     uint32
+	}{
+		{4, "10000000 00000000 00000000 00000000", "10000000 02000000 08000000 03000000", 0},
+		{5, "40000000 00000000 00000000 00000000 0000000000000000 0000000000000000", "20000000 03000000 00000000 00000000 0010000000000000 0000000000000000", 0},
+		{5, "20000000 00000000 06000000 00000000 0000000000000000 0000000000000000", "", 22},
+		{5, "20000000 00000000 08000000 00000000 0000000000000000 0000000000000000", "", 22},
+		{5, "1f000000 00000000 00000000 00000000 0000000000000000 0000000000000000", "", 22},
+		{6, "10000000 00000000 00000000 00000000", "10000000 00000000 00000000 00000000", 0},
+		{7, "10000000 00000000 02000000 00000000", "10000000 01000000 02000000 04000000", 0},
+		{7, "10000000 00000000 03000000 00000000", "", 22},
+		{7, "10000000 00000000", "", 22},
+	} {
+		m := client.Do(vfiousertest.Message{ID: 5, Command: tt.cmd, Payload: unhex(t, tt.ask)})
+		if !bytes.Equal(m.Payload, unhex(t, tt.want)) || m.Errno != tt.errno {
+			t.Errorf("command %d %s: %+v", tt.cmd, tt.ask, m)
+		}
+	}
+}
+
+// TestReaped: until the old process is gone for good, no new one is started and
+// no unmap is answered.
+func TestReaped(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	stuck := make(chan struct{})
+	dev, cfg := plain()
+	f.stuck(dev, cfg, stuck)
+	c := r.dial(vfiouser.ClientConfig{Timeout: patience})
+	ram := vfiousertest.Memory(t, 1<<20)
+	if err := c.Map(0, 1<<20, 0, 3, ram); err != nil {
+		t.Fatal(err)
+	}
+	(<-f.made).kill()
+	f.device(plain())
+	unmapped := make(chan error, 1)
+	go func() { _, err := c.Unmap(0, 1<<20); unmapped <- err }()
+	eventually(t, "the unmap to be held", func() bool { return r.k.Stats().Held == 1 })
+	// The keeper has nothing left to do but to wait.
+	select {
+	case err := <-unmapped:
+		t.Errorf("unmap is answered: %v", err)
+	case <-f.made:
+		t.Error("a server is started")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(stuck)
+	if err := <-unmapped; err != nil {
+		t.Error(err)
+	}
+	if e := r.ready(2); e.Maps != 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestAbsent: while no server can be started the client is answered in its stead.
+func TestAbsent(t *testing.T) {
+	f := newFakes(t)
+	cfg := f.config()
+	cfg.Patience = 100 * time.Millisecond
+	r := start(t, cfg)
+	dev, dcfg := plain()
+	f.device(dev, dcfg)
+	c := r.dial(vfiouser.ClientConfig{WriteMultiple: true})
+	ram := vfiousertest.Memory(t, 1<<20)
+	for _, err := range []error{c.Map(0, 4096, 0, 3, ram), c.WriteRegion(7, 4, []byte{2, 0})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	(<-f.made).kill()
+	r.wait("the end", func(e Event) bool { return e.Kind == EventExited && string(e.Trace) == "a trace" && !e.Expected })
+	// The first one waits, for a server might come.
+	b := make([]byte, 4)
+	began := time.Now()
+	if err := c.ReadRegion(0, 0x10, b); err != nil || !bytes.Equal(b, []byte{0xff, 0xff, 0xff, 0xff}) {
+		t.Errorf("% x, %v", b, err)
+	}
+	if took := time.Since(began); took < 100*time.Millisecond || took > 4*time.Second {
+		t.Errorf("answered after %v", took)
+	}
+	// From then on all is answered at once.
+	if err := c.ReadRegion(7, 0, b); err != nil || !bytes.Equal(b, []byte{0xef, 0xbe, 0xad, 0xde}) {
+		t.Errorf("% x, %v", b, err)
+	}
+	if err := c.ReadRegion(7, 4, b); err != nil || !bytes.Equal(b, []byte{2, 0, 0x10, 0}) {
+		t.Errorf("% x, %v", b, err)
+	}
+	irq := vfiousertest.NewEventFD(t)
+	for i, err := range []error{
+		c.WriteRegion(0, 0x20, b), c.PostRegion(0, 0x20, b), c.WriteRegion(7, 4, []byte{6, 0}), c.WriteRegion(7, 0xb2, []byte{0, 0x80}),
+		c.Map(0x10000, 0x2000, 0, 3, ram), c.Map(0x10000, 0x2000, 0, 3, ram), c.Map(0x20000, 0x1000, 0, 1, nil),
+		c.AssignIRQ(vfiouser.IRQMSIX, 0, irq.FD()),
+	} {
+		if err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	for _, tt := range []struct {
+		err  error
+		want syscall.Errno
+	}{
+		{c.Map(0x11000, 0x1000, 0, 3, ram), syscall.EEXIST},
+		{c.Map(0x30000, 0, 0, 3, ram), syscall.EINVAL},
+		{c.Map(0x30000, 0x800, 0, 3, ram), syscall.EINVAL},
+		{c.Map(^uint64(0xfff), 0x2000, 0, 3, ram), syscall.EINVAL},
+		{c.Map(0x30000, 0x1000, 0, 0, ram), syscall.EINVAL},
+		{c.AssignIRQ(vfiouser.IRQMSIX, 32, irq.FD()), syscall.EINVAL},
+		{c.DisableIRQ(9), syscall.EINVAL},
+	} {
+		if !errors.Is(tt.err, tt.want) {
+			t.Errorf("%v, want %v", tt.err, tt.want)
+		}
+	}
+	for _, tt := range []struct{ iova, size, want uint64 }{{0, 0x10000, 0x1000}, {0x40000, 0x1000, 0}, {0x20000, 0x1000, 0x1000}} {
+		if n, err := c.Unmap(tt.iova, tt.size); n != tt.want || err != nil {
+			t.Errorf("unmap %#x: %#x, %v", tt.iova, n, err)
+		}
+	}
+	if _, err := c.Unmap(0x10000, 0x1000); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("unmap of half a map: %v", err)
+	}
+	dev2, _ := plain()
+	f.start <- func() (*fake, error) { return nil, errors.New("does not build") }
+	srv := f.device(dev2, dcfg)
+	r.wait("a failed start", func(e Event) bool { return e.Kind == EventFailed && strings.Contains(e.Err.Error(), "build") })
+	r.ready(3)
+	if got, want := dev2.Calls(), []string{"read 7 0x0 4096", "write 7 0xb2 0080", "write 7 0x4 0600"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if n := srv.Stats().DMAMapped; n != 1 {
+		t.Errorf("%d maps", n)
+	}
+	if err := c.WriteRegion(0, 0x20, []byte{5}); err != nil || !slices.Equal(dev2.Calls(), []string{"write 0 0x20 05"}) {
+		t.Errorf("the new server does not serve: %v", err)
+	}
+}
+
+// TestHeld: what arrives while there is no server reaches the next one in order;
+// after a reset, what came before does not.
+func TestHeld(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	f.device(plain())
+	c := r.dial(vfiouser.ClientConfig{Timeout: patience})
+	(<-f.made).kill()
+	r.wait("the end", func(e Event) bool { return e.Kind == EventExited })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if err := c.PostRegion(0, 1, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Reset(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range byte(3) {
+		if err := c.PostRegion(0, 2, []byte{i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wg.Go(func() {
+		if err := c.ReadRegion(0, 2, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the requests", func() bool { return r.k.Stats().Held == 4 })
+	dev, cfg := plain()
+	f.device(dev, cfg)
+	wg.Wait()
+	if got, want := dev.Calls(), []string{"read 7 0x0 4096", "write 0 0x2 00", "write 0 0x2 01", "write 0 0x2 02", "read 0 0x2 1"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if s := r.k.Stats(); s.Dropped != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestHung: a server that does not answer is ended, and its requests are served.
+func TestHung(t *testing.T) {
+	f := newFakes(t)
+	cfg := f.config()
+	cfg.Patience = 200 * time.Millisecond
+	r := start(t, cfg)
+	dev, dcfg := plain()
+	hang := make(chan struct{})
+	f.device(dev, dcfg)
+	c := r.dial(vfiouser.ClientConfig{})
+	r.ready(1)
+	dev.SetHooks(vfiousertest.Hooks{Read: func(int, uint64, []byte) error { <-hang; return nil }})
+	dev2, _ := plain()
+	f.device(dev2, dcfg)
+	ram := vfiousertest.Memory(t, 4096)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.ReadRegion(0, 0x40, make([]byte, 4)); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() {
+		if err := c.Map(0, 4096, 0, 3, ram); err != nil {
+			t.Error(err)
+		}
+	})
+	e := r.wait("the hang", func(e Event) bool { return e.Kind == EventHung })
+	close(hang) // what is in the place of a process can end only then
+	wg.Wait()
+	if e.Generation != 1 {
+		t.Errorf("%+v", e)
+	}
+	if e := r.ready(2); e.Generation != 2 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestReplace: the old server answers what it has, ends when asked to, and only
+// then the new one is started.
+func TestReplace(t *testing.T) {
+	r := start(t, Config{Command: command(t, "path"), Patience: patience, StopGrace: patience})
+	r.wait("a start", func(e Event) bool { return e.Kind == EventStarted })
+	if err := r.k.Replace(t.Context()); err != nil { // without a client
+		t.Error(err)
+	}
+	c := r.dial(vfiouser.ClientConfig{})
+	if err := c.WriteRegion(7, 4, []byte{6, 0}); err != nil {
+		t.Fatal(err)
+	}
+	before := r.ready(1)
+	if err := r.k.Replace(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after := r.ready(before.Generation + 1)
+	e := r.wait("the end", func(e Event) bool { return e.Kind == EventExited && e.Generation == before.Generation })
+	if after.PID == before.PID || !e.Expected || e.Err != nil {
+		t.Errorf("%+v, %+v, %+v", before, e, after)
+	}
+	b := make([]byte, 4)
+	if err := c.ReadRegion(7, 4, b); err != nil || b[0] != 6 {
+		t.Errorf("% x, %v", b, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.k.Replace(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestClients: one at a time; the next finds the same device.
+func TestClients(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	dev, cfg := plain()
+	srv := f.device(dev, cfg)
+	c := r.dial(vfiouser.ClientConfig{})
+	ram := vfiousertest.Memory(t, 4096)
+	if err := c.Map(0, 4096, 0, 3, ram); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteRegion(0, 0, []byte{42}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vfiouser.Dial(t.Context(), r.path, vfiouser.ClientConfig{}); err == nil {
+		t.Error("a second client is served")
+	}
+	c.Close()
+	b := make([]byte, 1)
+	if err := r.dial(vfiouser.ClientConfig{}).ReadRegion(0, 0, b); err != nil || b[0] != 42 {
+		t.Errorf("%d, %v", b, err)
+	}
+	if s := r.k.Stats(); s.Starts != 1 || s.Clients != 2 || s.Refused != 1 || srv.Stats().DMAMapped != 0 {
+		t.Errorf("%+v, %+v", s, srv.Stats())
+	}
+	if err := r.k.Serve(t.Context(), nil); err == nil {
+		t.Error("it serves twice")
+	}
+}
+
+// TestHostileServer: a server whose answers make no sense is ended; the client
+// gets errors or a better server's answer, never nonsense.
+func TestHostileServer(t *testing.T) {
+	read := vfiousertest.Message{ID: 100, Command: 9, Payload: unhex(t, "1000000000000000 00000000 04000000")}
+	for name, play := range map[string]func(p *vfiousertest.Peer, m vfiousertest.Message){
+		"short":      func(p *vfiousertest.Peer, m vfiousertest.Message) { answer(p, m, m.Payload) },
+		"long":       func(p *vfiousertest.Peer, m vfiousertest.Message) { answer(p, m, make([]byte, 4096)) },
+		"other id":   func(p *vfiousertest.Peer, m vfiousertest.Message) { m.ID++; answer(p, m, m.Payload) },
+		"other kind": func(p *vfiousertest.Peer, m vfiousertest.Message) { m.Command = 2; answer(p, m, nil) },
+		"type": func(p *vfiousertest.Peer, m vfiousertest.Message) {
+			p.Send(vfiousertest.Message{ID: m.ID, Command: 9, Flags: 3}.Bytes())
+		},
+		"size": func(p *vfiousertest.Peer, m vfiousertest.Message) {
+			b := vfiousertest.Message{ID: m.ID, Command: 9, Flags: 1}.Bytes()
+			binary.NativeEndian.PutUint32(b[4:], 3)
+			p.Send(b)
+		},
+		"huge": func(p *vfiousertest.Peer, m vfiousertest.Message) {
+			b := vfiousertest.Message{ID: m.ID, Command: 9, Flags: 1}.Bytes()
+			binary.NativeEndian.PutUint32(b[4:], 1<<31)
+			p.Send(b)
+		},
+		"half": func(p *vfiousertest.Peer, m vfiousertest.Message) {
+			p.Send(read.Bytes()[:10])
+			p.Conn().Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakes(t)
+			r := start(t, f.config())
+			client, server := r.connect(f)
+			client.Send(read.Bytes())
+			m := server.Recv()
+			next := f.peer()
+			play(server, m)
+			go func() {
+				answers(t, next, agreed)
+				if name != "short" && name != "long" {
+					m := next.Recv()
+					answer(next, m, append(slices.Clone(m.Payload), 1, 2, 3, 4))
+				}
+			}()
+			if m := client.Recv(); m.ID != 100 || m.Errno != 5 && !bytes.Equal(m.Payload[16:], []byte{1, 2, 3, 4}) {
+				t.Errorf("%+v", m)
+			}
+			r.ready(2)
+		})
+	}
+}
+
+// TestServerCommands: what a server may not ask is refused.
+func TestServerCommands(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, server := r.connect(f)
+	for _, tt := range []struct {
+		cmd     uint16
+		payload string
+		errno   uint32
+	}{
+		{9, "0000000000000000 00000000 04000000", 95},
+		{11, "0000000000000000", 22},
+		{11, "0000000000000000 0000020000000000", 7},
+		{11, "0000000000000000 0400000000000000 00", 22},
+		{12, "0000000000000000 0400000000000000 000000", 22},
+	} {
+		if m := server.Do(vfiousertest.Message{ID: 3, Command: tt.cmd, Payload: unhex(t, tt.payload)}); m.Errno != tt.errno {
+			t.Errorf("%+v: %+v", tt, m)
+		}
+	}
+	// And what it may reaches the client, refusal and all.
+	server.Send(vfiousertest.Message{ID: 3, Command: 12, Payload: unhex(t, "0010000000000000 0200000000000000 abcd")}.Bytes())
+	m := client.Recv()
+	if m.Command != 12 || !bytes.Equal(m.Payload, unhex(t, "0010000000000000 0200000000000000 abcd")) {
+		t.Errorf("%+v", m)
+	}
+	client.Send(vfiousertest.Message{ID: m.ID, Command: 12, Flags: 0x21, Errno: 14}.Bytes())
+	if m := server.Recv(); m.ID != 3 || m.Flags != 0x21 || m.Errno != 14 {
+		t.Errorf("%+v", m)
+	}
+	client.Send(vfiousertest.Message{ID: m.ID, Command: 12, Flags: 1}.Bytes()) // again
+	eventually(t, "the stray reply", func() bool { return r.k.Stats().StaleReplies == 1 })
+}
+
+// TestHostileClient: any message gets an answer, and nothing is kept of it.
+func TestHostileClient(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	f.device(plain())
+	a, err := net.Dial("unix", r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	p := vfiousertest.NewPeer(t, a.(*net.UnixConn))
+	if m := p.Do(vfiousertest.Message{ID: 1, Command: 9, Payload: make([]byte, 16)}); m.Errno != 22 {
+		t.Errorf("before the version: %+v", m)
+	}
+	for _, bad := range []string{"", "00", "00000000 7b", "00000000 7b7d", "00000000 7b00"} {
+		if m := p.Do(vfiousertest.Message{ID: 1, Command: 1, Payload: unhex(t, bad)}); m.Errno != 22 {
+			t.Errorf("version %s: %+v", bad, m)
+		}
+	}
+	p.Version()
+	file := vfiousertest.Memory(t, 4096)
+	fd := int(file.Fd())
+	pipe, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer end.Close()
+	for _, tt := range []struct {
+		name    string
+		cmd     uint16
+		payload string
+		fds     []int
+		errno   uint32
+	}{
+		{"version again", 1, "00000000", nil, 22},
+		{"unknown", 99, "", nil, 95},
+		{"map, short", 2, "20000000", nil, 22},
+		{"map, argsz", 2, "1f000000 03000000 0000000000000000 0000000000000000 0010000000000000", nil, 22},
+		{"map, flags", 2, "20000000 10000000 0000000000000000 0000000000000000 0010000000000000", nil, 22},
+		{"map, two files", 2, "20000000 03000000 0000000000000000 0000000000000000 0010000000000000", []int{fd, fd}, 22},
+		{"map, a pipe", 2, "20000000 03000000 0000000000000000 0000000000000000 0010000000000000", []int{int(end.Fd())}, 13},
+		{"unmap, short", 3, "18000000", nil, 22},
+		{"unmap, flags", 3, "18000000 04000000 0000000000000000 0010000000000000", nil, 22},
+		{"unmap, all of a range", 3, "18000000 02000000 0000000000000000 0010000000000000", nil, 22},
+		{"irq, short", 8, "14000000", nil, 22},
+		{"irq, two actions", 8, "14000000 31000000 02000000 00000000 01000000", nil, 22},
+		{"irq, range", 8, "14000000 24000000 02000000 ffffffff 02000000", nil, 22},
+		{"irq, fds", 8, "14000000 24000000 02000000 00000000 01000000", []int{fd, fd}, 22},
+		{"irq, no bools", 8, "14000000 22000000 02000000 00000000 04000000", nil, 22},
+		{"irq, no eventfd", 8, "14000000 24000000 02000000 00000000 01000000", []int{fd}, 22},
+		{"read, short", 9, "0000000000000000", nil, 22},
+		{"read, huge", 9, "0000000000000000 00000000 ffffffff", nil, 7},
+		{"read, beyond", 9, "ffffffffffffffff 00000000 04000000", nil, 22},
+		{"read with a file", 9, "0000000000000000 00000000 04000000", []int{fd}, 22},
+		{"write, count", 10, "0000000000000000 00000000 04000000 00", nil, 22},
+		{"write, config beyond", 10, "ff0f000000000000 07000000 04000000 00000000", nil, 22},
+		{"write, config far beyond", 10, "ffffffffffffffff 07000000 04000000 00000000", nil, 22},
+		{"multi, count", 15, "0200000000000000", nil, 22},
+		{"multi, huge count", 15, "abaaaaaaaaaaaa0a 0000000000000000", nil, 22},
+		{"feature", 16, "08000000 01000100", nil, 25},
+	} {
+		m := p.Do(vfiousertest.Message{ID: 77, Command: tt.cmd, Payload: unhex(t, tt.payload)}, tt.fds...)
+		if m.Errno != tt.errno {
+			t.Errorf("%s: errno %d, want %d", tt.name, m.Errno, tt.errno)
+		}
+	}
+	var none []byte
+	for range 3000 {
+		// No answer is wanted, and none given.
+		none = append(none, vfiousertest.Message{ID: 1, Command: 2, Flags: vfiousertest.NoReply, Payload: make([]byte, 8)}.Bytes()...)
+	}
+	p.Send(none)
+	long := vfiousertest.Message{ID: 8, Command: 10, Payload: make([]byte, 2<<20)}
+	if m := p.Do(long); m.Errno != 7 {
+		t.Errorf("2 MiB: %+v", m)
+	}
+	if s := r.k.Stats(); s.Maps != 0 || s.Files != 0 || s.Starts != 1 {
+		t.Errorf("%+v", s)
+	}
+}
