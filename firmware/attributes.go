@@ -250,7 +250,9 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 	case abi.AttrQueueCount:
 		n = f.queueCount()
 	case abi.AttrLink:
-		n = 1
+		if !f.config.NoLink {
+			n = 1
+		}
 	default:
 		n = info.Default
 	}

@@ -277,14 +277,14 @@ func TestDefaults(t *testing.T) {
 	if got := le.Uint64(r.attribute(0, abi.AttrMaxConnections, 8)); got != 17 {
 		t.Errorf("MAX_CONNECTIONS is %d", got)
 	}
-	r.fw.SetDefaults(map[abi.Attribute]uint64{abi.AttrMaxConnections: 18})
+	r.attributes(0, 1, abi.AppendSetScalar(nil, abi.AttrMaxConnections, 18))
 	r.fw.Reset()
 	r.Clear()
 	r.fw.Run()
 	if s := r.Create(); s != 0 {
 		t.Fatalf("create: %v", s)
 	}
-	if got := le.Uint64(r.attribute(0, abi.AttrMaxConnections, 8)); got != 18 {
+	if got := le.Uint64(r.attribute(0, abi.AttrMaxConnections, 8)); got != 17 {
 		t.Errorf("MAX_CONNECTIONS is %d after a reset", got)
 	}
 }
@@ -313,4 +313,14 @@ func TestPolicyClock(t *testing.T) {
 	at(2e9 + 5)
 	r.fw.Reset()
 	at(3e9)
+}
+
+// TestLink reads LINK with and without a port that leads somewhere.
+func TestLink(t *testing.T) {
+	for noLink, want := range map[bool]uint64{false: 1, true: 0} {
+		r := newRig(t, 4, func(c *firmware.Config) { c.NoLink = noLink })
+		if got := binary.LittleEndian.Uint64(r.attribute(0, abi.AttrLink, 8)); got != want {
+			t.Errorf("no link %t: LINK is %d, want %d", noLink, got, want)
+		}
+	}
 }

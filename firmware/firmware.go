@@ -5,7 +5,6 @@ package firmware
 import (
 	"io"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +26,8 @@ type Config struct {
 	MAC          [6]byte
 	// MTU is the port's.
 	MTU int
+	// NoLink says that the port leads nowhere: attribute LINK.
+	NoLink bool
 	// Addresses, routes and domain are the attributes' values at reset. The
 	// engine was given the same by whoever made it.
 	Address4, Address6 abi.Address
@@ -267,14 +268,6 @@ func (f *Firmware) resetLocked() {
 	f.stopped.Store(false)
 	f.policy.reset()
 	f.resetAttributes()
-}
-
-// SetDefaults replaces the attributes of the non-volatile image; they take
-// effect at the next reset.
-func (f *Firmware) SetDefaults(d map[abi.Attribute]uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.config.Defaults = maps.Clone(d)
 }
 
 // Counters are the adapter's counters.

@@ -49,9 +49,9 @@ func (f *Frame) Len() int {
 type Port interface {
 	// MTU of the link in bytes, without the Ethernet header.
 	MTU() int
-	// Attach sets where received frames go; the frames' memory is valid
-	// during the call only. It is called once, before the first Transmit;
-	// nil detaches and returns when no call is running any more.
+	// Attach sets where received frames go, nil: nowhere; the frames' memory
+	// is valid during the call only. It returns when no call to the one before
+	// is running any more. An engine attaches before its first Transmit.
 	Attach(receive func([]Frame))
 	// Transmit sends frames in order and returns how many were taken; the
 	// rest is dropped and counted by the port. It does not call back into

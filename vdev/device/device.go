@@ -93,7 +93,7 @@ func (d *Device) build() error {
 	var err error
 	d.function, err = vdev.New(vdev.Config{
 		Start: d.start, DMA: d.cfg.DMA, IRQs: d.cfg.IRQs, NVMPath: d.cfg.NVMPath,
-		Generation: d.cfg.Generation, Link: d.cfg.Port != nil || d.cfg.Net.Mode == ModeNAT,
+		Generation: d.cfg.Generation, Link: d.linked(),
 		Seed: d.cfg.Seed, Clock: d.cfg.Clock, Logger: d.cfg.Logger,
 	})
 	if err != nil {
@@ -108,6 +108,9 @@ func (d *Device) build() error {
 	d.function.Connect(d.server.DMA(), d.server)
 	return nil
 }
+
+// linked reports whether the port leads anywhere.
+func (d *Device) linked() bool { return d.cfg.Port != nil || d.cfg.Net.Mode == ModeNAT }
 
 // connect makes the port with what is wrapped around it.
 func (d *Device) connect() error {
@@ -184,7 +187,7 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 	}
 	fc := firmware.Config{
 		Chip: chip, Engine: e, Generation: generation, Name: id.Name, Serial: id.Serial, MAC: id.MAC,
-		MTU: d.port.MTU(), Domain: d.lease.Domain, Defaults: id.Defaults,
+		MTU: d.port.MTU(), NoLink: !d.linked(), Domain: d.lease.Domain, Defaults: id.Defaults,
 		Clock: d.cfg.Clock, Spin: d.cfg.Spin, Logger: d.cfg.Logger,
 	}
 	for _, p := range d.lease.Prefixes {

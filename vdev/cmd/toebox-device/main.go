@@ -17,6 +17,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"toebox/firmware/engine"
 	"toebox/vdev/device"
 )
 
@@ -71,6 +72,7 @@ func run(args []string, stderr io.Writer) int {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	engine.RedirectStackLog(log)
 
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
@@ -129,6 +131,9 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 		cfg.Capture = file
 	}
 	if cfg.Net, err = device.ParseNet(c.Net); err != nil {
+		if cfg.Capture != nil {
+			cfg.Capture.(io.Closer).Close()
+		}
 		return nil, fmt.Errorf("--net: %w", err)
 	}
 	if p.device, err = device.New(cfg); err != nil {
