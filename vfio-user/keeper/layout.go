@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
+
+	vfiouser "toebox/vfio-user"
 )
 
 const (
@@ -106,4 +108,56 @@ func regionName(i int) string {
 		return "VGA"
 	}
 	return "device specific"
+}
+
+// describeLocked answers what a client asks of the layout of the device; false
+// if r asks something else. Areas to mmap and file descriptors to signal are
+// left out: they would be those of a server that ends.
+func (s *session) describeLocked(r *request) bool {
+	index := uint32(0)
+	need := 0
+	switch r.cmd {
+	case vfiouser.CommandDeviceInfo:
+		need = deviceInfoSize
+	case vfiouser.CommandRegionInfo:
+		need = regionInfoSize
+	case vfiouser.CommandRegionIOFDs:
+		need = ioFDsSize
+	case vfiouser.CommandIRQInfo:
+		need = irqInfoSize
+	default:
+		return false
+	}
+	if len(r.payload) < need || native32(r.payload, 0) < uint32(need) {
+		s.replyError(r, fmt.Errorf("%v in %d bytes: %w", r.cmd, len(r.payload), syscall.EINVAL))
+		return true
+	}
+	if need >= 12 {
+		index = native32(r.payload, 8)
+	}
+	l := s.layout
+	switch r.cmd {
+	case vfiouser.CommandDeviceInfo:
+		s.reply(r, words(nil, deviceInfoSize, l.flags, uint32(len(l.regions)), uint32(len(l.irqs))))
+	case vfiouser.CommandIRQInfo:
+		if uint64(index) >= uint64(len(l.irqs)) {
+			s.replyError(r, fmt.Errorf("irq index %d: %w", index, syscall.EINVAL))
+		} else if q := l.irqs[index]; q.errno != 0 {
+			s.replyError(r, q.errno)
+		} else {
+			s.reply(r, words(nil, irqInfoSize, q.flags, index, q.count))
+		}
+	default:
+		if uint64(index) >= uint64(len(l.regions)) {
+			s.replyError(r, fmt.Errorf("region %d: %w", index, syscall.EINVAL))
+		} else if g := l.regions[index]; g.errno != 0 {
+			s.replyError(r, g.errno)
+		} else if r.cmd == vfiouser.CommandRegionIOFDs {
+			s.reply(r, words(nil, ioFDsSize, 0, index, 0))
+		} else {
+			p := words(nil, regionInfoSize, g.flags, index, 0)
+			s.reply(r, nativeAppend64(nativeAppend64(p, g.size), 0))
+		}
+	}
+	return true
 }

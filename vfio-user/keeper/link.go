@@ -3,8 +3,10 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -60,19 +62,26 @@ func (l *link) forwardLocked(r *request) {
 		return
 	}
 	l.flushLocked()
-	// What fails here ends the connection, and the request is taken back.
 	b := vfiouser.AppendMessage(nil, &m)
 	fds = slices.Clone(fds)
 	l.s.mu.Unlock()
-	_ = l.st.Send(b, fds...)
+	l.send(b, fds...)
 	l.s.mu.Lock()
+}
+
+// send sends to the server. What fails ends the connection, and requests are
+// taken back.
+func (l *link) send(b []byte, fds ...int) {
+	if err := l.st.Send(b, fds...); errors.Is(err, os.ErrDeadlineExceeded) {
+		l.p.fail(errors.New("keeper: it does not read"), true)
+	}
 }
 
 // flush sends what was gathered. fwd is held, mu is not: a server that does not
 // read may be waiting for the reader of this connection, which needs it.
 func (l *link) flush() {
 	if len(l.out) > 0 {
-		_ = l.st.Send(l.out) // an error ends the connection
+		l.send(l.out)
 		l.out = l.out[:0]
 	}
 }

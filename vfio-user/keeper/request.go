@@ -95,7 +95,7 @@ func (s *session) parse(m *vfiouser.Message) (r *request, err error) {
 	s.seq++
 	r = &request{
 		seq: s.seq, id: m.ID, cmd: m.Command, silent: m.Flags&vfiouser.MessageNoReply != 0,
-		arrived: time.Now(), payload: slices.Clone(m.Payload),
+		arrived: s.now, payload: slices.Clone(m.Payload),
 	}
 	switch m.Command {
 	case vfiouser.CommandDMAMap:

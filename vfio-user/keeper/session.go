@@ -25,7 +25,8 @@ const (
 	maxPending   = 1 << 15  // requests that a server has
 	maxRemotes   = 1 << 10  // DMA messages that the client has
 	maxBatch     = 64 << 10
-	loudFailures = 8                      // refused requests that are logged each; then the 16th, 32nd and so on
+	loudFailures = 8 // refused requests that are logged each; then the 16th, 32nd and so on
+	stallTime    = 10 * time.Millisecond
 	quietTime    = 250 * time.Millisecond // for answers before a server is stopped
 )
 
@@ -51,6 +52,7 @@ type session struct {
 	client *vfiouser.Transport
 	hello  chan struct{} // closed when the client has proposed a version
 
+	now      time.Time     // when the message that is handled arrived; the reader's
 	failures atomic.Uint64 // requests refused
 
 	// Whoever sends to the server holds fwd, so that the order of the client's
@@ -197,23 +199,40 @@ func (s *session) keep(ctx context.Context) {
 
 // read takes the client's messages until the connection ends.
 func (s *session) read() error {
+	var stalled time.Time // since when messages may have waited for us
 	for {
 		m, ok, err := s.client.Next()
 		if err != nil {
 			return err
 		}
+		began := time.Now()
 		if ok {
+			s.now = began
+			if !stalled.IsZero() {
+				s.now = stalled
+			}
 			s.handle(&m)
+		} else {
+			s.flush()
+		}
+		if stalled.IsZero() && time.Since(began) > stallTime {
+			stalled = began
+		}
+		if ok {
 			continue
 		}
-		s.flush()
+		began = time.Now()
 		if err := s.client.Fill(); err != nil {
 			return err
+		}
+		if time.Since(began) > stallTime {
+			stalled = time.Time{} // nothing had waited
 		}
 	}
 }
 
-// flush sends what was gathered for the server.
+// flush sends what was gathered for the server. A server that does not read
+// makes it wait, and the client with it, until the keeper's patience ends.
 func (s *session) flush() {
 	s.fwd.Lock()
 	defer s.fwd.Unlock()
@@ -274,61 +293,9 @@ func (s *session) versionLocked(r *request, m *vfiouser.Message) {
 		return
 	}
 	v.limit(uint64(s.k.cfg.MaxFDs), uint64(s.k.cfg.MaxTransfer))
-	r.arrived, r.silent = time.Now(), false
+	r.arrived, r.silent = s.now, false
 	s.proposal, s.asked = v, r
 	close(s.hello)
-}
-
-// describeLocked answers what a client asks of the layout of the device; false
-// if r asks something else. Areas to mmap and file descriptors to signal are
-// left out: they would be those of a server that ends.
-func (s *session) describeLocked(r *request) bool {
-	index := uint32(0)
-	need := 0
-	switch r.cmd {
-	case vfiouser.CommandDeviceInfo:
-		need = deviceInfoSize
-	case vfiouser.CommandRegionInfo:
-		need = regionInfoSize
-	case vfiouser.CommandRegionIOFDs:
-		need = ioFDsSize
-	case vfiouser.CommandIRQInfo:
-		need = irqInfoSize
-	default:
-		return false
-	}
-	if len(r.payload) < need || native32(r.payload, 0) < uint32(need) {
-		s.replyError(r, fmt.Errorf("%v in %d bytes: %w", r.cmd, len(r.payload), syscall.EINVAL))
-		return true
-	}
-	if need >= 12 {
-		index = native32(r.payload, 8)
-	}
-	l := s.layout
-	switch r.cmd {
-	case vfiouser.CommandDeviceInfo:
-		s.reply(r, words(nil, deviceInfoSize, l.flags, uint32(len(l.regions)), uint32(len(l.irqs))))
-	case vfiouser.CommandIRQInfo:
-		if uint64(index) >= uint64(len(l.irqs)) {
-			s.replyError(r, fmt.Errorf("irq index %d: %w", index, syscall.EINVAL))
-		} else if q := l.irqs[index]; q.errno != 0 {
-			s.replyError(r, q.errno)
-		} else {
-			s.reply(r, words(nil, irqInfoSize, q.flags, index, q.count))
-		}
-	default:
-		if uint64(index) >= uint64(len(l.regions)) {
-			s.replyError(r, fmt.Errorf("region %d: %w", index, syscall.EINVAL))
-		} else if g := l.regions[index]; g.errno != 0 {
-			s.replyError(r, g.errno)
-		} else if r.cmd == vfiouser.CommandRegionIOFDs {
-			s.reply(r, words(nil, ioFDsSize, 0, index, 0))
-		} else {
-			p := words(nil, regionInfoSize, g.flags, index, 0)
-			s.reply(r, nativeAppend64(nativeAppend64(p, g.size), 0))
-		}
-	}
-	return true
 }
 
 // submitLocked has a request served by whom there is. It gives up mu, but not
