@@ -87,6 +87,7 @@ type Adapter struct {
 	// life is held by what starts or ends the adapter.
 	life       sync.Mutex
 	generation uint32
+	down       bool // the last restart failed: the watch tries again
 
 	mu        sync.RWMutex
 	conns     map[uint64]*Conn

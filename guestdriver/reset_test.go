@@ -124,6 +124,29 @@ func TestFirmwareReset(t *testing.T) {
 	waitFor(t, "the memory", func() bool { return a.Stats().Memory == 0 })
 }
 
+// TestRestartFails: an adapter that could not be started again is tried again.
+func TestRestartFails(t *testing.T) {
+	a, f := open(t, guestdriver.Options{Watch: 2 * time.Millisecond})
+	l, err := a.Listen("tcp", ":9090")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Refuse(true)
+	f.Restart()
+	if _, err := l.Accept(); !errors.Is(err, abi.StatusBadMemory) {
+		t.Errorf("accept: %v", err)
+	}
+	if _, err := a.Dial("tcp", "10.0.2.2:7"); !errors.Is(err, abi.StatusBadMemory) {
+		t.Errorf("dial: %v", err)
+	}
+	f.Refuse(false)
+	waitFor(t, "the adapter to be there again", func() bool {
+		_, err := a.Counters(context.Background())
+		return err == nil
+	})
+	echo(t, a)
+}
+
 // TestResetWhileListening: a reset that ends the opening of a listener again
 // does not end the listener.
 func TestResetWhileListening(t *testing.T) {

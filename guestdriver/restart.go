@@ -63,7 +63,7 @@ func (a *Adapter) check() {
 		return
 	}
 	gen, status := a.read(abi.RegGeneration), a.read(abi.RegStatus)
-	if gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
+	if !a.down && gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
 		return
 	}
 	a.restartLocked()
@@ -98,7 +98,8 @@ func (a *Adapter) restartLocked() {
 		a.endListeners(cause)
 		return
 	}
-	if err := a.startLocked(context.Background()); err != nil {
+	err := a.startLocked(context.Background())
+	if a.down = err != nil; a.down {
 		a.endAll(err)
 		a.endListeners(err)
 		return

@@ -68,6 +68,8 @@ func (f *Fake) commandLocked(q int, c abi.QueueCommand) {
 			vector: int(reg(abi.QRegVector)), connects: map[uint32]bool{},
 		}
 		switch {
+		case f.refusing:
+			status = abi.StatusBadMemory
 		case f.queues[q] != nil:
 			status = abi.StatusQueueBusy
 		case f.regs[abi.RegStatus]&abi.StatusRunning == 0:

@@ -38,6 +38,7 @@ type Fake struct {
 	intercept func(q int, f abi.Fields) bool
 	doorbells int
 	muted     bool // signals nothing
+	refusing  bool // creates no queue
 }
 
 type region struct {
@@ -114,6 +115,13 @@ func (f *Fake) Mute(on bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.muted = on
+}
+
+// Refuse makes the fake refuse to create queues, or no more.
+func (f *Fake) Refuse(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusing = on
 }
 
 // Pause stops the taking of requests on a queue, or lets it go on.

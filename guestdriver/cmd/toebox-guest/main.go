@@ -56,6 +56,10 @@ func run(ctx context.Context, args []string, io stdio) int {
 		}
 		return 2
 	}
+	if fs.Arg(0) == "help" {
+		fmt.Fprint(io.out, usage)
+		return 0
+	}
 	cmd, ok := commands()[fs.Arg(0)]
 	if !ok {
 		fs.Usage()
