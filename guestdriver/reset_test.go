@@ -132,7 +132,9 @@ func TestRestartFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Refuse(true)
-	f.Restart()
+	if err := f.Reset(); err != nil { // of the same firmware
+		t.Fatal(err)
+	}
 	if _, err := l.Accept(); !errors.Is(err, abi.StatusBadMemory) {
 		t.Errorf("accept: %v", err)
 	}
