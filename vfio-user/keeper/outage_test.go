@@ -199,6 +199,7 @@ func TestReaped(t *testing.T) {
 		t.Fatal(err)
 	}
 	(<-f.made).kill()
+	eventually(t, "the connection to end", func() bool { return !r.k.Stats().Ready })
 	f.device(plain())
 	unmapped := make(chan error, 1)
 	go func() { _, err := c.Unmap(0, 1<<20); unmapped <- err }()
@@ -235,6 +236,10 @@ func TestAbsent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	dev.Set(vfiouser.RegionConfig, 0x90, []byte("seen"))
+	if err := c.ReadRegion(7, 0x90, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
 	(<-f.made).kill()
 	r.wait("the end", func(e Event) bool { return e.Kind == EventExited && string(e.Trace) == "a trace" && !e.Expected })
 	// The first one waits, for a server might come.
@@ -247,6 +252,15 @@ func TestAbsent(t *testing.T) {
 		t.Errorf("answered after %v", took)
 	}
 	// From then on all is answered at once.
+	began = time.Now()
+	for range 100 {
+		if err := c.ReadRegion(7, 0x90, b); err != nil || string(b) != "seen" {
+			t.Fatalf("% x, %v", b, err)
+		}
+	}
+	if took := time.Since(began); took > 100*cfg.Patience/2 {
+		t.Errorf("100 reads took %v", took)
+	}
 	if err := c.ReadRegion(7, 0, b); err != nil || !bytes.Equal(b, []byte{0xef, 0xbe, 0xad, 0xde}) {
 		t.Errorf("% x, %v", b, err)
 	}

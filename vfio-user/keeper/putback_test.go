@@ -375,7 +375,13 @@ func TestCapabilities(t *testing.T) {
 			}
 		}
 	}
+	// A function level reset is no final value, even if it came to be noted.
 	c := newConfigSpace(space())
+	c.last[0x79], c.written[0x79] = 0x80, true
+	if w := c.final(); len(w) != 1 || w[0].data[1] != 0 {
+		t.Errorf("%+v", w)
+	}
+	c = newConfigSpace(space())
 	c.wrote(4094, []byte{1, 2, 3})
 	p := make([]byte, 4)
 	c.answer(4094, p)
