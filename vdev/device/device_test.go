@@ -304,6 +304,7 @@ func TestNewIdentity(t *testing.T) {
 	if n := g.get(0x18); n != 2 {
 		t.Errorf("GENERATION %d", n)
 	}
+	d.Stats() // its lock orders the Wait behind the reset, which a socket does not
 	d.retired.Wait()
 	w.mu.Lock()
 	if w.receive == nil {
