@@ -122,6 +122,13 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.m.Close() })
+	r.place()
+	return r
+}
+
+// place does what firmware and driver do after a reset.
+func (r *rig) place() {
+	r.t.Helper()
 	for _, w := range []struct {
 		at   uint8
 		size int
@@ -129,7 +136,6 @@ func newRig(t *testing.T) *rig {
 	}{{0x10, 4, bar}, {0x44, 4, 0x100000}, {0x48, 4, 0}, {0x4c, 2, 0x4041}, {0x42, 2, 1}, {0x04, 2, 6}} {
 		r.check(r.m.WriteConfig(r.bdf, w.at, w.size, w.v))
 	}
-	return r
 }
 
 func (r *rig) check(err error) {
@@ -291,4 +297,47 @@ func (r *rig) writer(slot uint32) uint32 {
 	const rounds = areas / buffer // until the slots come round
 	first := slot / (buffer / piece)
 	return first + (r.seq-first)/rounds*rounds
+}
+
+// TestResets resets the machine while the server is killed: QEMU resets the
+// device and maps all memory anew.
+func TestResets(t *testing.T) {
+	const resets = 20
+	r := newRig(t)
+	for i := range resets {
+		e := r.wait()
+		r.progress()
+		timer := time.AfterFunc(time.Duration(i)*200*time.Microsecond, func() { syscall.Kill(e.PID, syscall.SIGKILL) })
+		r.check(r.m.Out8(0xcf9, 6))
+		for deadline := time.Now().Add(limit); ; {
+			v, err := r.m.ReadConfig(r.bdf, 0x10, 4)
+			r.check(err)
+			if v == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("no reset")
+			}
+		}
+		r.place()
+		for len(r.ready) == 0 {
+			r.round()
+		}
+		timer.Stop()
+	}
+	r.wait()
+	r.progress()
+	if log := r.m.Log(); log != "" {
+		t.Errorf("QEMU says: %s", log)
+	}
+}
+
+// progress has the device do something.
+func (r *rig) progress() {
+	r.t.Helper()
+	for deadline := time.Now().Add(limit); r.round() == 0; {
+		if time.Now().After(deadline) {
+			r.t.Fatal("no progress")
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/vfiousertest"
 )
 
 // shell has the server be a shell script.
@@ -195,20 +196,22 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// BenchmarkRead is a register read through the keeper.
+// BenchmarkRead is a register read, through a keeper and without one.
 func BenchmarkRead(b *testing.B) {
 	f := newFakes(b)
 	r := start(b, f.config())
 	f.device(plain())
-	for _, bb := range []struct {
+	dev, cfg := plain()
+	_, direct := vfiousertest.Start(b, dev, cfg, vfiouser.ClientConfig{})
+	for _, way := range []struct {
 		name string
 		c    *vfiouser.Client
-	}{{"keeper", r.dial(vfiouser.ClientConfig{})}} {
-		b.Run(bb.name, func(b *testing.B) {
+	}{{"keeper", r.dial(vfiouser.ClientConfig{})}, {"direct", direct}} {
+		b.Run(way.name, func(b *testing.B) {
 			p := make([]byte, 4)
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := bb.c.ReadRegion(0, 0, p); err != nil {
+				if err := way.c.ReadRegion(0, 0, p); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -21,7 +21,8 @@ type request struct {
 	posted  bool // nor does the keeper
 	arrived time.Time
 	sent    time.Time // to the server that has it
-	payload []byte    // a copy
+	payload []byte    // a copy, in small if it fits
+	small   [24]byte
 
 	access access  // of a region
 	dma    dmaMap  // of DMA_MAP; owns a reference to its file
@@ -95,8 +96,9 @@ func (s *session) parse(m *vfiouser.Message) (r *request, err error) {
 	s.seq++
 	r = &request{
 		seq: s.seq, id: m.ID, cmd: m.Command, silent: m.Flags&vfiouser.MessageNoReply != 0,
-		arrived: s.now, payload: slices.Clone(m.Payload),
+		arrived: s.now,
 	}
+	r.payload = append(r.small[:0], m.Payload...)
 	switch m.Command {
 	case vfiouser.CommandDMAMap:
 		if r.dma, err = parseMap(m.Payload, len(m.FDs)); err != nil || len(m.FDs) == 0 {

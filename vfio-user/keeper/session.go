@@ -254,21 +254,23 @@ func (s *session) handle(m *vfiouser.Message) {
 	s.fwd.Lock()
 	defer s.fwd.Unlock()
 	s.mu.Lock()
-	stub := &request{id: m.ID, cmd: m.Command, silent: m.Flags&vfiouser.MessageNoReply != 0}
+	stub := func() *request {
+		return &request{id: m.ID, cmd: m.Command, silent: m.Flags&vfiouser.MessageNoReply != 0}
+	}
 	switch {
 	case m.Flags&0xf != 0:
 		closeFDs(m.FDs)
-		s.replyError(stub, fmt.Errorf("message type %d: %w", m.Flags&0xf, syscall.EINVAL))
+		s.replyError(stub(), fmt.Errorf("message type %d: %w", m.Flags&0xf, syscall.EINVAL))
 	case m.Command == vfiouser.CommandVersion:
 		closeFDs(m.FDs)
-		s.versionLocked(stub, m)
+		s.versionLocked(stub(), m)
 	case !s.negotiated:
 		closeFDs(m.FDs)
-		s.replyError(stub, fmt.Errorf("no version yet: %w", syscall.EINVAL))
+		s.replyError(stub(), fmt.Errorf("no version yet: %w", syscall.EINVAL))
 	default:
 		r, err := s.parse(m)
 		if err != nil {
-			s.replyError(stub, err)
+			s.replyError(stub(), err)
 		} else if !s.describeLocked(r) {
 			s.submitLocked(r)
 			return // unlocked
