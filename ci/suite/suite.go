@@ -282,7 +282,7 @@ func (s *suite) host(ctx context.Context, bus string) error {
 
 // guest boots a machine and runs the kit in it.
 func (s *suite) guest(ctx context.Context) error {
-	dir := filepath.Join(s.Images.State, "runs", "conformance-"+time.Now().UTC().Format("20060102T150405.000"))
+	dir := filepath.Join(s.Images.State, "runs", time.Now().UTC().Format("20060102-150405.000-")+"conformance")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

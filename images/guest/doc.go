@@ -19,6 +19,9 @@ const (
 	KindPhase    = "guest.phase"    // guest to host: a Phase
 	KindPowerOff = "guest.poweroff" // host to guest
 
+	// Shell is for people; /bin/sh is for scripts.
+	Shell = "/bin/tbsh"
+
 	// NoAdapter on the kernel's command line means that there is none to bring up.
 	NoAdapter = "toebox.adapter=none"
 )

@@ -31,6 +31,7 @@ const (
 // Packages that go into the guest, and the device's.
 const (
 	initPackage   = modulePath + "/images/guest/cmd/tbinit"
+	shellPackage  = modulePath + "/images/guest/cmd/tbsh"
 	toolPackage   = modulePath + "/guestdriver/cmd/toebox-guest"
 	devicePackage = modulePath + "/vdev/cmd/" + deviceProgram
 )
@@ -65,7 +66,7 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 				stop()
 			}
 		}()
-		packages := []string{initPackage}
+		packages := []string{initPackage, shellPackage}
 		if o.adapter() {
 			packages = append(packages, toolPackage, devicePackage)
 		}
@@ -101,7 +102,7 @@ func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, erro
 		return "", err
 	}
 	files := initramfs.Modules(modules)
-	programs := map[string]string{"init": "tbinit"}
+	programs := map[string]string{"init": "tbinit", guest.Shell[1:]: "tbsh"}
 	if o.adapter() {
 		programs["bin/toebox-guest"] = "toebox-guest"
 	}
@@ -113,7 +114,7 @@ func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, erro
 		files = append(files, initramfs.File{Path: to, Mode: 0o755, Data: b})
 	}
 	files = append(files,
-		initramfs.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bbin/gosh\n")},
+		initramfs.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:" + guest.Shell + "\n")},
 		initramfs.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\n")},
 		initramfs.File{Path: "root", Mode: os.ModeDir | 0o700},
 		initramfs.File{Path: "bin/sh", Link: "/init"},

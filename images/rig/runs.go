@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -164,6 +165,12 @@ func reachable(r Record) bool {
 	}
 	conn.Close() //nolint:errcheck // nothing was said
 	return true
+}
+
+// Busy says whether any run lives, be it one that does not answer yet.
+func Busy(p Paths) bool {
+	runs := filepath.Join(p.State, "runs")
+	return slices.ContainsFunc(runIDs(runs), func(id string) bool { return alive(filepath.Join(runs, id)) })
 }
 
 // ErrNotRunning says that there is no machine to talk to.

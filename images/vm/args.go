@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"toebox/images/guest"
@@ -111,17 +112,16 @@ func quoteComma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // CommandLine returns the machine's command as a shell would take it.
 func (c *Config) CommandLine() string {
-	var words []string
-	for _, e := range c.QEMU.Env {
-		words = append(words, quoteShell(e))
+	return ShellWords(slices.Concat(c.QEMU.Env, c.QEMU.Argv, c.QEMUArgs())...)
+}
+
+// ShellWords quotes words for a POSIX shell, where they need it, and joins them.
+func ShellWords(words ...string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = quoteShell(w)
 	}
-	for _, a := range c.QEMU.Argv {
-		words = append(words, quoteShell(a))
-	}
-	for _, a := range c.QEMUArgs() {
-		words = append(words, quoteShell(a))
-	}
-	return strings.Join(words, " ")
+	return strings.Join(quoted, " ")
 }
 
 // quoteShell quotes a word for a POSIX shell, if it needs it.

@@ -74,14 +74,11 @@ func (c *console) Tail(n int) string {
 // panicText returns why the kernel panicked if line says so. A test's output may
 // talk of panics too, so the kernel's time stamp, or the line's start, comes before.
 func panicText(line string) (string, bool) {
-	m := panicLine().FindStringSubmatch(line)
+	m := panicLine.FindStringSubmatch(line)
 	if m == nil {
 		return "", false
 	}
 	return m[1], true
 }
 
-// Go's regexps cache nothing across calls; lines of a console are few.
-func panicLine() *regexp.Regexp {
-	return regexp.MustCompile(`^(?:<\d+>)?(?:\[ *\d+\.\d+\] *(?:\[[^\]]*\] *)?)?Kernel panic - not syncing: *(.*)`)
-}
+var panicLine = regexp.MustCompile(`^(?:<\d+>)?(?:\[ *\d+\.\d+\] *(?:\[[^\]]*\] *)?)?Kernel panic - not syncing: *(.*)`)

@@ -162,6 +162,15 @@ func TestListen(t *testing.T) {
 	}
 }
 
+func TestHelp(t *testing.T) {
+	if code, out, errs := runTool(t, "", nil, "help"); code != 0 || !strings.Contains(out, "fetch") || errs != "" {
+		t.Errorf("help = %d, %q, %q", code, out, errs)
+	}
+	if code, out, errs := runTool(t, "", nil, "dance"); code != 2 || out != "" || !strings.Contains(errs, "fetch") {
+		t.Errorf("dance = %d, %q, %q", code, out, errs)
+	}
+}
+
 func TestStatsAndAttributes(t *testing.T) {
 	in := &fakeInspector{
 		counters: []uint64{9, 8},

@@ -50,7 +50,7 @@ type app struct {
 	stdin   *os.File
 	stdout  io.Writer
 	stderr  io.Writer
-	signals chan os.Signal // SIGINT and SIGTERM
+	signals chan os.Signal // SIGINT, SIGTERM, and SIGHUP unless it was ignored from the start
 }
 
 // options makes a machine's options of the common flags.
@@ -113,6 +113,9 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	// Asking for the signals also undoes an inherited SIG_IGN.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup's wish is kept
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
 	a := &app{
 		common: &cli.Common, paths: paths, report: newReporter(stderr), stdin: stdin, stdout: stdout, stderr: stderr, signals: signals,

@@ -56,6 +56,7 @@ func TestExitStatuses(t *testing.T) {
 		{"port 0", []string{"run", "--port", "0"}, "", 2, "--port"},
 		{"port 70000", []string{"run"}, "TOEBOX_PORT=70000", 2, "--port 70000"},
 		{"memory", []string{"run", "--memory", "5"}, "", 2, "--memory"},
+		{"net", []string{"run", "--net", "natty"}, "", 2, "--net natty"},
 		{"cpus", []string{"run", "--cpus", "0"}, "", 2, "--cpus"},
 		{"port in use", []string{"run", "--port", port}, "", 125, "port " + port + " is in use: choose another with --port"},
 		{"port in use by environment", []string{"run"}, "TOEBOX_PORT=" + port, 125, "port " + port + " is in use"},

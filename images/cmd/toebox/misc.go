@@ -115,7 +115,7 @@ type CleanCmd struct {
 
 // Run is called by kong.
 func (c *CleanCmd) Run(a *app) error {
-	if _, err := rig.Running(a.paths); err == nil {
+	if rig.Busy(a.paths) {
 		return fmt.Errorf("clean: a toebox is running: end it first")
 	}
 	dirs := []string{a.paths.State}

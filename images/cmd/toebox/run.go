@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -40,6 +42,9 @@ func (m *Machine) apply(o *rig.Options) error {
 		return &rig.UsageError{Text: fmt.Sprintf("--memory %d: want 512 MiB at least", m.Memory)}
 	case m.Port < 1 || m.Port > 65535:
 		return &rig.UsageError{Text: fmt.Sprintf("--port %d: want 1 to 65535", m.Port)}
+	}
+	if name, _, _ := strings.Cut(m.Net, ":"); name != "nat" && m.Net != "none" {
+		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
 	o.CPUs, o.MemoryMiB = m.CPUs, m.Memory
@@ -95,9 +100,16 @@ func (c *RunCmd) Run(a *app) error {
 		go func() { ended <- a.shell(ctx, i.Control(), nil, nil) }()
 		select {
 		case err = <-ended:
+			return c.end(a, i, err)
 		case <-i.VM.Done():
 		}
-		return c.end(a, i, err)
+		// The shell's end puts the terminal right, before anything is printed on it.
+		i.Control().Close() //nolint:errcheck // its machine is gone
+		select {
+		case <-ended:
+		case <-time.After(endGrace):
+		}
+		return c.end(a, i, nil)
 	}
 	return c.attend(ctx, a, i)
 }
@@ -152,9 +164,23 @@ func dryRun(ctx context.Context, a *app, o rig.Options) error {
 	m := o.MachineConfig(parts, a.paths.State, filepath.Join(a.paths.Runtime, "toebox-dry-run"))
 	fmt.Fprintln(a.stdout, m.CommandLine())
 	if m.Device != "" {
-		fmt.Fprintf(a.stderr, "toebox: first: mkdir -p %s && toebox serve --socket-path %s\n", filepath.Dir(m.Device), m.Device)
+		serve := []string{program(), "serve", "--port", strconv.Itoa(o.Port), "--net", o.Net, "--socket-path", m.Device}
+		for flag, value := range map[string]string{"--pcap": o.Pcap, "--nvm": o.NVM} {
+			if value != "" {
+				serve = append(serve, flag, value)
+			}
+		}
+		fmt.Fprintf(a.stderr, "toebox: first: mkdir -p %s && %s\n", vm.ShellWords(filepath.Dir(m.Device)), vm.ShellWords(serve...))
 	}
 	return nil
+}
+
+// program is how to call this one from anywhere.
+func program() string {
+	if path, err := os.Executable(); err == nil {
+		return path
+	}
+	return "toebox"
 }
 
 // interactive says whether a person sits at both ends.

@@ -14,10 +14,9 @@ import (
 	"golang.org/x/term"
 
 	"toebox/images/control"
+	"toebox/images/guest"
 	"toebox/images/rig"
 )
-
-const shellProgram = "/bbin/gosh"
 
 // errQuit is Ctrl-A X.
 var errQuit = errors.New("ended by Ctrl-A X")
@@ -83,8 +82,11 @@ func (a *app) forward(ctx context.Context, to chan<- control.Message, giveUp con
 			return
 		case s := <-a.signals:
 			name := "TERM"
-			if s == os.Interrupt {
+			switch s {
+			case os.Interrupt:
 				name = "INT"
+			case syscall.SIGHUP:
+				name = "HUP"
 			}
 			if !first {
 				giveUp(interrupted{s})
@@ -129,7 +131,7 @@ func (a *app) result(r control.Result, err error) error {
 // process's terminal. messages may carry more to it.
 func (a *app) shell(ctx context.Context, s *control.Session, r *control.Request, messages chan control.Message) error {
 	if r == nil {
-		r = &control.Request{Args: []string{shellProgram}, Dir: "/root"}
+		r = &control.Request{Args: []string{guest.Shell}, Dir: "/root"}
 	}
 	r.TTY = true
 	if t := os.Getenv("TERM"); t != "" {
