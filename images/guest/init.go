@@ -30,6 +30,7 @@ const (
 	stopTimeout  = 2 * time.Second
 	reapPeriod   = 10 * time.Second
 	callTimeout  = 10 * time.Second
+	maxPhases    = 16
 )
 
 // environment is what commands of the control channel start with.
@@ -56,7 +57,7 @@ func Main() error {
 	if err != nil {
 		return err
 	}
-	g := &guest{}
+	g := &guest{phases: make(chan Phase, maxPhases)}
 	g.session = control.New(conn, control.Config{
 		Role: control.Guest,
 		Info: map[string]string{"kernel": kernelRelease()},
@@ -71,6 +72,7 @@ func Main() error {
 		}.Serve,
 	})
 	go reap()
+	go g.tell()
 	g.start()
 	<-g.session.Done()
 	// The host is gone or the channel broke: nothing can be reported any more.
@@ -81,7 +83,8 @@ func Main() error {
 
 type guest struct {
 	session *control.Session
-	server  *exec.Cmd // set once, before any power-off can matter
+	phases  chan Phase // on their way to the host
+	server  *exec.Cmd  // set once, before any power-off can matter
 }
 
 // start brings the guest up, phase after phase.
@@ -123,10 +126,21 @@ func (g *guest) report(name, detail string, err error) {
 		p.Error = err.Error()
 		fmt.Fprintf(os.Stderr, "tbinit: %s: %v\n", name, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := control.Call(ctx, g.session, KindPhase, p, nil); err != nil {
-		fmt.Fprintf(os.Stderr, "tbinit: report: %v\n", err)
+	select {
+	case g.phases <- p:
+	default: // nobody has asked for a long time
+	}
+}
+
+// tell reports phases to the host, which may be late or not there at all: the guest
+// starts without it.
+func (g *guest) tell() {
+	for p := range g.phases {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		if err := control.Call(ctx, g.session, KindPhase, p, nil); err != nil {
+			fmt.Fprintf(os.Stderr, "tbinit: report: %v\n", err)
+		}
+		cancel()
 	}
 }
 
@@ -180,19 +194,20 @@ func openPort(name string, timeout time.Duration) (io.ReadWriteCloser, error) {
 }
 
 // A port is a virtio-serial port, whose reads end at once while nobody is connected
-// to the host's end (drivers/char/virtio_console.c, port_fops_read).
+// to the host's end (drivers/char/virtio_console.c, port_fops_read). Until somebody
+// was, they wait: a machine started by hand has no host to talk to.
 type port struct {
 	*os.File
 	met bool // somebody was connected
 }
 
 func (p *port) Read(b []byte) (int, error) {
-	for deadline := time.Now().Add(portTimeout); ; time.Sleep(10 * time.Millisecond) {
+	for ; ; time.Sleep(10 * time.Millisecond) {
 		n, err := p.File.Read(b)
 		if n > 0 {
 			p.met = true
 		}
-		if err != io.EOF || p.met || time.Now().After(deadline) {
+		if err != io.EOF || p.met {
 			return n, err
 		}
 	}
