@@ -132,6 +132,7 @@ func Run(ctx context.Context, o Options) int {
 	sum := s.collector.Summary()
 	if !s.KTAP {
 		Matrix(s.Out, s.collector.Results, s.Buses)
+		s.again()
 		fmt.Fprintf(s.Out, "seed %d, %.1f s\n%v\n", s.Seed, time.Since(began).Seconds(), sum)
 	}
 	if code != runner.ExitOK {
@@ -141,6 +142,22 @@ func Run(ctx context.Context, o Options) int {
 		return runner.ExitFailed
 	}
 	return sum.ExitCode()
+}
+
+// maxAgain is how many failures are worth a line more: beyond it, it is the rig.
+const maxAgain = 10
+
+// again prints the command that repeats each failure.
+func (s *suite) again() {
+	n := 0
+	for _, r := range s.collector.Results {
+		if r.Action != runner.ActionFail || n == maxAgain {
+			continue
+		}
+		n++
+		bus := r.Package[strings.LastIndexByte(r.Package, '/')+1:]
+		fmt.Fprintf(s.Out, "again: toebox test --bus %s --seed %d --run '^%s$'\n", bus, s.Seed, r.Name)
+	}
 }
 
 func (s *suite) check() error {

@@ -92,3 +92,20 @@ func TestMatrix(t *testing.T) {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }
+
+func TestAgain(t *testing.T) {
+	var out bytes.Buffer
+	s := &suite{Options: Options{Seed: 7, Out: &out}}
+	for i := range maxAgain + 2 {
+		action := runner.ActionFail
+		if i == 0 {
+			action = runner.ActionPass
+		}
+		s.collector.Results = append(s.collector.Results, runner.Result{Package: "x/qtest", Name: "TestIF02_Gap", Action: action})
+	}
+	s.again()
+	line := "again: toebox test --bus qtest --seed 7 --run '^TestIF02_Gap$'\n"
+	if want := strings.Repeat(line, maxAgain); out.String() != want {
+		t.Errorf("got %s", out.String())
+	}
+}

@@ -71,7 +71,12 @@ func (s *scan) count(rs []runner.Result) (sum runner.Summary, red []string) {
 			default:
 				sum.Skipped++
 			}
-			red = append(red, fmt.Sprintf("%s %s %s\n%s%s", p.Action, p.Package, p.Name, p.Output, outputs(p.Sub)))
+			again := "^" + r.Name + "$"
+			if p.Name != r.Name {
+				again += "/^" + strings.TrimPrefix(p.Name, r.Name+"/") + "$"
+			}
+			red = append(red, fmt.Sprintf("%s %s %s\n%s%sagain: go test -race -run '%s' %s\n",
+				p.Action, p.Package, p.Name, p.Output, outputs(p.Sub), again, r.Package))
 		}
 	}
 	// A package that does not build or dies has no failed test to count.

@@ -39,7 +39,7 @@ not an event
 		t.Errorf("counted %v, want %v", sum, want)
 	}
 	text := strings.Join(red, "")
-	for _, want := range []string{"TestInproc/TestY\nwhy\n", "b.go:1: broken"} {
+	for _, want := range []string{"TestInproc/TestY\nwhy\nagain: go test -race -run '^TestInproc$/^TestY$' a\n", "b.go:1: broken"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
