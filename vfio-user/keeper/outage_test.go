@@ -325,7 +325,7 @@ func TestHeld(t *testing.T) {
 	f.device(plain())
 	c := r.dial(vfiouser.ClientConfig{Timeout: patience})
 	(<-f.made).kill()
-	r.wait("the end", func(e Event) bool { return e.Kind == EventExited })
+	eventually(t, "the connection to end", func() bool { return !r.k.Stats().Ready })
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if err := c.PostRegion(0, 1, []byte{1}); err != nil {
