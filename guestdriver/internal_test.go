@@ -255,11 +255,13 @@ func TestSendLimit(t *testing.T) {
 	}()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for held := 0; held < 128<<10; {
+	// Held counts before a buffer is posted: two of 64 KiB have to be.
+	for held, posted := 0, uint64(0); held < 128<<10 || posted < 2; {
 		<-tick.C
 		c.mu.Lock()
 		held = c.held
 		c.mu.Unlock()
+		posted = ln.queue.Stats().Requests
 	}
 	c.SetWriteDeadline(time.Unix(1, 0))
 	if n := <-written; n != 128<<10 {
