@@ -30,6 +30,7 @@ type Machine struct {
 	Seed   uint64 `env:"TOEBOX_SEED" help:"Seed of everything random in the adapter; 0 picks one."`
 	CPUs   int    `name:"cpus" env:"TOEBOX_CPUS" default:"2" help:"CPUs of the guest (${default})."`
 	Memory int    `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
+	Append string `name:"kernel-append" env:"TOEBOX_KERNEL_APPEND,VMTEST_KERNEL_APPEND" placeholder:"WORDS" help:"More of the guest kernel's command line."`
 	GDB    bool   `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
 	V      bool   `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
 }
@@ -48,6 +49,7 @@ func (m *Machine) apply(o *rig.Options) error {
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
 	o.CPUs, o.MemoryMiB = m.CPUs, m.Memory
+	o.Append = strings.Fields(m.Append)
 	var err error
 	// The device runs elsewhere and gets whole paths.
 	for _, f := range []struct {
