@@ -91,7 +91,7 @@ func TestInterruptsAfterLost(t *testing.T) {
 		}
 	}
 	s := a.Stats()
-	if s.Interrupts == irqs || s.MissedInterrupts-missed == rounds {
+	if s.Interrupts-irqs < rounds/2 || s.MissedInterrupts-missed > rounds/2 {
 		t.Errorf("of %d responses %d were told of and %d found", rounds, s.Interrupts-irqs, s.MissedInterrupts-missed)
 	}
 }
