@@ -33,11 +33,13 @@ func TestIF12_NearlyFull(t *T) {
 		// 12 responses leave 4 free: not below the threshold.
 		tags := batch(12)
 		t.until("12 responses", func() bool { return c.read(0x1030) == 0 && c.read(0x102c) == r.taken+12 })
+		r.settle()
 		want(t, "interrupts_urgent with 4 slots free", c.counter(ctrUrgent)-urgent, 0)
 		tags = append(tags, batch(1)...)
 		w.atLeast(t, "the urgent interrupt", before+1)
 		tags = append(tags, batch(2)...)
 		t.until("15 responses", func() bool { return c.read(0x102c) == r.taken+15 })
+		r.settle()
 		want(t, "interrupts_urgent in one fall", c.counter(ctrUrgent)-urgent, 1)
 		done(tags)
 		if round == 0 {
@@ -63,6 +65,7 @@ func TestIF12_Full(t *T) {
 	r.ringIn()
 	t.until("the output table to be full", func() bool { return c.read(0x102c) == 16 })
 	t.until("responses to be held", func() bool { return c.read(0x1030) > 0 })
+	r.settle()
 	if c.counter(ctrResponsesHeld) == held {
 		t.Errorf("responses_held did not move")
 	}

@@ -31,6 +31,7 @@ func TestIF01_Create(t *T) {
 	r := c.ring(0, ringConfig{})
 	want(t, "status of create", r.lastStatus(), 0)
 	pong(t, r.do(r.ping()))
+	r.settle()
 	want(t, "Q_IN_INDEX", c.read(0x1028), 1)
 	want(t, "Q_OUT_INDEX", c.read(0x102c), 1)
 	r.command(1)
@@ -275,6 +276,7 @@ func TestIF02_Wrap(t *T) {
 		}
 		n += batch
 	}
+	r.settle()
 	want(t, "Q_IN_INDEX", c.read(0x1028), uint32(n))
 	want(t, "Q_OUT_INDEX", c.read(0x102c), uint32(n))
 }
@@ -304,6 +306,7 @@ func TestIF03_Runs(t *T) {
 		for _, d := range ds {
 			pong(t, r.answer(d.Tag))
 		}
+		r.settle()
 		return c.counter(ctrDescriptorReads) - r0, c.counter(ctrDescriptorWrites) - w0, c.counter(ctrDoorbellsIn) - b0
 	}
 	reads, writes, bells := batch(10)
@@ -325,6 +328,7 @@ func TestIF11_Polling(t *T) {
 		for range 20 {
 			pong(t, r.do(p))
 		}
+		r.settle()
 	})
 	want(t, "interrupts while polling", c.counter(ctrInterrupts)-irqs, 0)
 	want(t, "interrupts that arrived", w.seen(), 0)

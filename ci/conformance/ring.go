@@ -252,6 +252,16 @@ func (r *ring) await(state uint32) {
 	r.until(fmt.Sprintf("Q_STATE %d", state), func() bool { return r.state() == state })
 }
 
+// settle pauses the queue and lets it go on: what it did before is then in its
+// indexes and in the counters (SPEC.md §3.2, §13).
+func (r *ring) settle() {
+	r.Helper()
+	r.command(2)
+	r.await(2)
+	r.command(3)
+	r.await(1)
+}
+
 // tag returns a fresh tag.
 func (r *ring) tag() uint32 { r.tags++; return r.tags }
 
