@@ -3,10 +3,15 @@
 package vfiouser_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/vfiousertest"
@@ -61,19 +66,26 @@ func BenchmarkRegionWrite(b *testing.B) {
 	}
 }
 
-// BenchmarkPostedWrite sends one message a time, as QEMU does, and waits at
-// the end until all have been served.
+// BenchmarkPostedWrite sends posted writes, one in a system call as QEMU does
+// when it has nothing else to send, or many, and waits at the end until all
+// have been served. An operation is one write.
 func BenchmarkPostedWrite(b *testing.B) {
-	_, r := newRaw(b)
-	post := region(1, 10, vfiousertest.NoReply, 0, 4, 1, 2, 3, 4).Bytes()
-	read := region(2, 9, 0, 0, 4).Bytes()
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := r.conn.Write(post); err != nil {
-			b.Fatal(err)
-		}
+	for _, batch := range []int{1, 16, 512} {
+		b.Run(fmt.Sprintf("batch=%d", batch), func(b *testing.B) {
+			_, r := newRaw(b)
+			post := bytes.Repeat(region(1, 10, vfiousertest.NoReply, 0, 4, 1, 2, 3, 4).Bytes(), batch)
+			read := region(2, 9, 0, 0, 4).Bytes()
+			b.ReportAllocs()
+			b.ResetTimer()
+			for n := b.N; n > 0; n -= batch {
+				if _, err := r.conn.Write(post); err != nil {
+					b.Fatal(err)
+				}
+			}
+			r.do(read, 36)
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds()/1e6, "Mwrites/s")
+		})
 	}
-	r.do(read, 36)
 }
 
 func BenchmarkTrigger(b *testing.B) {
@@ -89,63 +101,148 @@ func BenchmarkTrigger(b *testing.B) {
 	}
 }
 
-// pages maps n pages of f, every other one of the address space, so that none
-// can be joined with its neighbour.
-func pages(t testing.TB, c *vfiouser.Client, f *os.File, n int) {
+// BenchmarkMapUnmap measures a pair of messages, round trips included, with 10
+// and with 60,000 other maps live, in rounds that take turns, and reports the
+// medians and their ratio.
+func BenchmarkMapUnmap(b *testing.B) {
+	const pairs = 2000
+	few, many := newMaps(b, 10), newMaps(b, 60000)
+	for b.Loop() {
+		var f, m []float64
+		for range rounds {
+			f = append(f, few.churn(b, pairs))
+			m = append(m, many.churn(b, pairs))
+		}
+		report(b, "10-live", f, "60000-live", m)
+	}
+}
+
+// maps is a connection with maps of single pages, no two of them adjacent.
+type maps struct {
+	srv    *vfiouser.Server
+	client *vfiouser.Client
+	file   *os.File
+	live   int
+}
+
+const memorySize = 8 << 20
+
+func newMaps(t testing.TB, live int) *maps {
 	t.Helper()
-	for i := range uint64(n) {
-		if err := c.Map(i<<13, 4096, i%2048<<12, 3, f); err != nil {
+	cfg := vfiousertest.Config()
+	cfg.MaxDMAMaps = 1 << 21
+	srv, c := vfiousertest.Start(t, quiet{}, cfg, vfiouser.ClientConfig{MaxDMAMaps: 1 << 21})
+	m := &maps{srv, c, vfiousertest.Memory(t, memorySize), live}
+	for i := range uint64(live) {
+		if err := c.Map(i<<13, 4096, i<<12%memorySize, 3, m.file); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return m
 }
 
-// BenchmarkMapUnmap measures a pair of messages, round trips included, with
-// other maps live.
-func BenchmarkMapUnmap(b *testing.B) {
-	for _, live := range []int{10, 60000} {
-		b.Run(fmt.Sprint(live), func(b *testing.B) {
-			_, c := vfiousertest.Start(b, quiet{}, vfiousertest.Config(), vfiouser.ClientConfig{})
-			f := vfiousertest.Memory(b, 8<<20)
-			pages(b, c, f, live)
-			for i := 0; b.Loop(); i++ {
-				at := uint64(i%live)<<13 + 4096
-				if err := c.Map(at, 4096, 0, 3, f); err != nil {
-					b.Fatal(err)
+// churn maps and unmaps a page n times, between the others, and returns the
+// nanoseconds that a pair took.
+func (m *maps) churn(t testing.TB, n int) float64 {
+	t.Helper()
+	start := time.Now()
+	for i := range n {
+		at := uint64(i*7919%m.live)<<13 + 4096
+		if err := m.client.Map(at, 4096, 0, 3, m.file); err != nil {
+			t.Fatal(err)
+		}
+		if size, err := m.client.Unmap(at, 4096); size != 4096 || err != nil {
+			t.Fatal(size, err)
+		}
+	}
+	return float64(time.Since(start).Nanoseconds()) / float64(n)
+}
+
+// report gives the medians of two series and how the second compares.
+func report(b *testing.B, nameX string, x []float64, nameY string, y []float64) {
+	slices.Sort(x)
+	slices.Sort(y)
+	b.ReportMetric(x[len(x)/2], "ns/"+nameX)
+	b.ReportMetric(y[len(y)/2], "ns/"+nameY)
+	b.ReportMetric(y[len(y)/2]/x[len(x)/2], "ratio")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkRead is translation of an address and a copy of 64 bytes, at
+// addresses spread over all maps, on as many processors as -cpu says.
+func BenchmarkRead(b *testing.B) {
+	for _, live := range []int{1, 1000, 60000} {
+		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {
+			d := newMaps(b, live).srv.DMA()
+			b.ReportAllocs()
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				p := make([]byte, 64)
+				for i := uint64(0); pb.Next(); i++ {
+					if err := d.Read(i*7919%uint64(live)<<13, p); err != nil {
+						b.Error(err)
+						return
+					}
 				}
-				if n, err := c.Unmap(at, 4096); n != 4096 || err != nil {
-					b.Fatal(n, err)
-				}
-			}
+			})
 		})
 	}
 }
 
-func BenchmarkRead(b *testing.B) {
-	for _, bb := range []struct{ live, size int }{{1, 64}, {10, 64}, {60000, 64}, {1, 1500}, {1, 64 << 10}} {
-		b.Run(fmt.Sprintf("live=%d/size=%d", bb.live, bb.size), func(b *testing.B) {
-			srv, c := vfiousertest.Start(b, quiet{}, vfiousertest.Config(), vfiouser.ClientConfig{})
-			f := vfiousertest.Memory(b, 8<<20)
-			pages(b, c, f, bb.live)
-			const big = 1 << 40
-			if err := c.Map(big, 8<<20, 0, 3, f); err != nil {
+// BenchmarkCopy compares copying 64 KiB to and from guest memory with a plain
+// copy between two mappings, in rounds that take turns.
+func BenchmarkCopy(b *testing.B) {
+	const size, copies = 64 << 10, 2000
+	srv, c := vfiousertest.Start(b, quiet{}, vfiousertest.Config(), vfiouser.ClientConfig{})
+	guest := vfiousertest.Memory(b, memorySize)
+	if err := c.Map(0, memorySize, 0, 3, guest); err != nil {
+		b.Fatal(err)
+	}
+	plain, own := attach(b, guest), attach(b, vfiousertest.Memory(b, memorySize))
+	clear(plain) // fault all pages in
+	clear(own)
+	d := srv.DMA()
+	run := func(f func(at int) error) float64 {
+		start := time.Now()
+		for i := range copies {
+			if err := f(i * size % memorySize); err != nil {
 				b.Fatal(err)
 			}
-			d := srv.DMA()
-			p := make([]byte, bb.size)
-			b.SetBytes(int64(bb.size))
-			b.ReportAllocs()
-			for i := uint64(0); b.Loop(); i++ {
-				at := i * 7919 % uint64(bb.live) << 13
-				if bb.size > 64 {
-					at = big
+		}
+		return float64(time.Since(start).Nanoseconds()) / copies
+	}
+	for _, bb := range []struct {
+		name  string
+		plain func(at int) error
+		ours  func(at int) error
+	}{
+		{"read", func(at int) error { copy(own[at:at+size], plain[at:]); return nil },
+			func(at int) error { return d.Read(uint64(at), own[at:at+size]) }},
+		{"write", func(at int) error { copy(plain[at:at+size], own[at:]); return nil },
+			func(at int) error { return d.Write(uint64(at), own[at:at+size]) }},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			run(bb.ours)
+			for b.Loop() {
+				var x, y []float64
+				for range rounds {
+					x = append(x, run(bb.plain))
+					y = append(y, run(bb.ours))
 				}
-				if err := d.Read(at, p); err != nil {
-					b.Fatal(err)
-				}
+				report(b, "plain", x, "ours", y)
 			}
 		})
 	}
+}
+
+func attach(t testing.TB, f *os.File) []byte {
+	t.Helper()
+	m, err := unix.Mmap(int(f.Fd()), 0, memorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(m) })
+	return m
 }
 
 func BenchmarkView(b *testing.B) {

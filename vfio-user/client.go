@@ -28,6 +28,7 @@ type ClientConfig struct {
 	MaxTransfer   int           // bytes of data in a message, default 1 MiB
 	MaxFDs        int           // file descriptors in a message, default 16
 	WriteMultiple bool          // ask for VFIO_USER_REGION_WRITE_MULTI
+	MaxDMAMaps    int           // to ask for, default 65535, at most 2^24
 	Timeout       time.Duration // of a request, default 5 s
 	Spin          time.Duration // as Config.Spin
 }
@@ -75,9 +76,11 @@ func Dial(ctx context.Context, path string, cfg ClientConfig) (*Client, error) {
 func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 	preset(&cfg.MaxTransfer, defaultMaxTransfer)
 	preset(&cfg.MaxFDs, defaultServerFDs)
+	preset(&cfg.MaxDMAMaps, defaultMaxDMAMaps)
 	preset(&cfg.Timeout, defaultTimeout)
 	preset(&cfg.Spin, defaultSpin)
-	if cfg.MaxTransfer < 0 || cfg.MaxTransfer > mostTransfer || cfg.MaxFDs < 0 || cfg.MaxFDs > mostFDs {
+	if cfg.MaxTransfer < 0 || cfg.MaxTransfer > mostTransfer || cfg.MaxFDs < 0 || cfg.MaxFDs > mostFDs ||
+		cfg.MaxDMAMaps < 0 || cfg.MaxDMAMaps > mostDMAMaps {
 		conn.Close()
 		return nil, fmt.Errorf("vfiouser: client limit out of range: %w", syscall.EINVAL)
 	}
@@ -96,7 +99,7 @@ func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 }
 
 func (c *Client) version() error {
-	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(defaultMaxDMAMaps), uint64(pageSize)
+	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(c.cfg.MaxDMAMaps), uint64(pageSize)
 	text := versionText{capabilities{MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages}}
 	if c.cfg.WriteMultiple {
 		text.Capabilities.WriteMultiple = &c.cfg.WriteMultiple

@@ -200,7 +200,7 @@ func TestConfig(t *testing.T) {
 		"2049 vectors":      func(c *vfiouser.Config) { c.IRQs[vfiouser.IRQMSIX].Count = 2049 },
 		"254 fds":           func(c *vfiouser.Config) { c.MaxFDs = 254 },
 		"transfer":          func(c *vfiouser.Config) { c.MaxTransfer = 64<<20 + 1 },
-		"maps":              func(c *vfiouser.Config) { c.MaxDMAMaps = 65536 },
+		"maps":              func(c *vfiouser.Config) { c.MaxDMAMaps = 1<<24 + 1 },
 		"negative timeouts": func(c *vfiouser.Config) { c.DMATimeout = -1 },
 	} {
 		cfg := vfiousertest.Config()

@@ -81,7 +81,7 @@ type Config struct {
 
 	MaxTransfer int           // bytes of data in a message, default 1 MiB, at most 64 MiB
 	MaxFDs      int           // file descriptors in a message, default 16, at most 253
-	MaxDMAMaps  int           // at one time, default and most 65535
+	MaxDMAMaps  int           // at one time, default 65535, at most 2^24
 	DMATimeout  time.Duration // of a DMA message to the client, default 2 s
 	SendTimeout time.Duration // for a client that does not read, default 10 s
 }
@@ -91,6 +91,7 @@ const (
 	defaultServerFDs   = 16
 	mostFDs            = 253 // SCM_MAX_FD
 	mostTransfer       = 64 << 20
+	mostDMAMaps        = 1 << 24
 	defaultDMATimeout  = 2 * time.Second
 	defaultSendTimeout = 10 * time.Second
 	acceptRetry        = 20 * time.Millisecond
@@ -110,7 +111,7 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	if c.MaxTransfer < 0 || c.MaxTransfer > mostTransfer || c.MaxFDs < 0 || c.MaxFDs > mostFDs ||
-		c.MaxDMAMaps < 0 || c.MaxDMAMaps > defaultMaxDMAMaps || c.DMATimeout < 0 || c.SendTimeout < 0 {
+		c.MaxDMAMaps < 0 || c.MaxDMAMaps > mostDMAMaps || c.DMATimeout < 0 || c.SendTimeout < 0 {
 		return c, errors.New("vfiouser: limit out of range")
 	}
 	preset(&c.Spin, defaultSpin)

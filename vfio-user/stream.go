@@ -21,10 +21,11 @@ const (
 	inputBuffer = 64 << 10
 	// minRead is the least room a recvmsg gets before input is moved down.
 	minRead = 4 << 10
-	// After spinMisses vain polls in a row, one fill in spinProbe still polls: on
-	// a processor that the peer needs to run, polling can only delay it.
+	// After spinMisses vain polls in a row only the fills numbered by powers of
+	// two and one in spinProbe still poll: on a processor that the peer needs to
+	// run, polling can only delay it.
 	spinMisses = 4
-	spinProbe  = 16
+	spinProbe  = 256
 )
 
 // message is one message as it came in.
@@ -214,7 +215,7 @@ func (s *stream) tryRecv(fd uintptr) bool {
 			}
 			now := time.Now()
 			switch {
-			case until.IsZero() && s.misses >= spinMisses && s.misses%spinProbe != 0:
+			case until.IsZero() && s.misses >= spinMisses && s.misses%spinProbe != 0 && s.misses&(s.misses-1) != 0:
 				s.misses++
 				s.got.slept = true
 				return false
