@@ -59,6 +59,8 @@ type request struct {
 	cmd     Command
 	done    chan struct{}
 	payload []byte // of the reply, a copy
+	takes   bool   // a reply may bring descriptors
+	fds     []int  // of the reply
 	err     error
 }
 
@@ -100,7 +102,8 @@ func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 
 func (c *Client) version() error {
 	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(c.cfg.MaxDMAMaps), uint64(pageSize)
-	text := versionText{capabilities{MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages}}
+	yes := true
+	text := versionText{capabilities{MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages, SparseMmapFDs: &yes}}
 	if c.cfg.WriteMultiple {
 		text.Capabilities.WriteMultiple = &c.cfg.WriteMultiple
 	}
@@ -170,10 +173,13 @@ func (c *Client) read() error {
 			}
 			continue
 		}
-		m.close() // no reply of a kind that we ask for carries any
 		if m.flags&flagTypeMask == typeReply {
 			c.answer(&m)
-		} else if err := c.serve(&m); err != nil {
+			m.close()
+			continue
+		}
+		m.close() // no command that we know carries any
+		if err := c.serve(&m); err != nil {
 			return err
 		}
 	}
@@ -197,8 +203,13 @@ func (c *Client) answer(m *message) {
 		r.err = e
 	case m.tooLong:
 		r.err = fmt.Errorf("vfiouser: %v: reply of %d bytes: %w", m.cmd, m.size, syscall.EMSGSIZE)
+	case m.badFDs:
+		r.err = fmt.Errorf("vfiouser: %v: reply with too many file descriptors: %w", m.cmd, syscall.EPROTO)
 	default:
 		r.payload = append([]byte(nil), m.payload...)
+		if r.takes {
+			r.fds, m.fds = m.fds, nil
+		}
 	}
 	close(r.done)
 }
@@ -287,17 +298,36 @@ func (c *Client) post(cmd Command, head, data []byte, r *request, fds ...int) er
 // do makes a request and returns the payload of the reply.
 func (c *Client) do(cmd Command, head, data []byte, fds ...int) ([]byte, error) {
 	r := &request{cmd: cmd, done: make(chan struct{})}
+	err := c.await(r, head, data, fds...)
+	return r.payload, err
+}
+
+// doFDs makes a request and returns the payload of the reply and the descriptors
+// that came with it, which are the caller's.
+func (c *Client) doFDs(cmd Command, head []byte) ([]byte, []int, error) {
+	r := &request{cmd: cmd, done: make(chan struct{}), takes: true}
+	err := c.await(r, head, nil)
+	return r.payload, r.fds, err
+}
+
+func (c *Client) await(r *request, head, data []byte, fds ...int) error {
 	timer := time.NewTimer(c.cfg.Timeout)
 	defer timer.Stop()
-	if err := c.post(cmd, head, data, r, fds...); err != nil {
-		return nil, err
+	if err := c.post(r.cmd, head, data, r, fds...); err != nil {
+		return err
 	}
 	select {
 	case <-r.done:
-		return r.payload, r.err
+		return r.err
 	case <-timer.C:
 		c.st.close()
-		return nil, fmt.Errorf("vfiouser: %v: %w", cmd, os.ErrDeadlineExceeded)
+		c.mu.Lock()
+		r.takes = false
+		late := r.fds
+		r.fds = nil
+		c.mu.Unlock()
+		closeFDs(late)
+		return fmt.Errorf("vfiouser: %v: %w", r.cmd, os.ErrDeadlineExceeded)
 	}
 }
 
@@ -321,7 +351,7 @@ func (c *Client) Info() (regions, irqs int, resettable bool, err error) {
 	return int(r.regions), int(r.irqs), r.flags&deviceFlagReset != 0, nil
 }
 
-// Region returns the description of a region.
+// Region returns the description of a region, without its areas.
 func (c *Client) Region(index int) (Region, error) {
 	head, _ := regionInfo{argsz: regionInfoSize, index: uint32(index)}.AppendBinary(nil)
 	p, err := c.do(CommandRegionInfo, head, nil)
@@ -332,7 +362,7 @@ func (c *Client) Region(index int) (Region, error) {
 	if r.UnmarshalBinary(p) != nil || r.index != uint32(index) {
 		return Region{}, short(CommandRegionInfo)
 	}
-	return Region{Size: r.size, Flags: RegionFlags(r.flags)}, nil
+	return Region{Size: r.size, Flags: RegionFlags(r.flags) & (RegionRead | RegionWrite)}, nil
 }
 
 // IRQ returns the description of an IRQ index.

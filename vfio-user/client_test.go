@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,7 +32,7 @@ func TestClient(t *testing.T) {
 		t.Errorf("info: %d regions, %d irqs, reset %v, %v", r, q, reset, err)
 	}
 	for i, want := range cfg.Regions {
-		if got, err := c.Region(i); got != want || err != nil {
+		if got, err := c.Region(i); !reflect.DeepEqual(got, want) || err != nil {
 			t.Errorf("region %d: %+v, %v", i, got, err)
 		}
 	}

@@ -35,6 +35,7 @@ type conn struct {
 	negotiated bool
 	limits     limits
 	out        []byte // replies to send
+	outFDs     []int  // ours, to go with the reply that is being made, and then be closed
 	failures   uint64
 
 	calls   calls
@@ -103,8 +104,11 @@ func (c *conn) serve() error {
 			}
 			continue
 		}
-		c.handle(&m)
+		err = c.handle(&m)
 		m.close()
+		if err != nil {
+			return err
+		}
 		if len(c.out) >= maxBatch {
 			if err := c.flush(); err != nil {
 				return err
@@ -126,8 +130,8 @@ func (c *conn) flush() error {
 	return err
 }
 
-// handle answers one message.
-func (c *conn) handle(m *message) {
+// handle answers one message. An error is the end of the connection.
+func (c *conn) handle(m *message) error {
 	c.srv.stats.messages.Add(1)
 	if c.srv.trace {
 		c.srv.log.Debug("vfiouser: message", "cmd", m.cmd.String(), "id", m.id, "size", m.size, "flags", m.flags, "fds", len(m.fds))
@@ -136,7 +140,7 @@ func (c *conn) handle(m *message) {
 		if !c.calls.answer(m) {
 			c.srv.stats.strayReplies.Add(1)
 		}
-		return
+		return nil
 	}
 	mark := len(c.out)
 	c.out = append(c.out, make([]byte, headerSize)...)
@@ -147,14 +151,35 @@ func (c *conn) handle(m *message) {
 	switch {
 	case m.flags&flagNoReply != 0:
 		c.out = c.out[:mark]
-		return
+		closeFDs(c.outFDs)
+		c.outFDs = c.outFDs[:0]
+		return nil
 	case err != nil:
 		c.out = c.out[:mark]
 		c.out = header{id: m.id, cmd: m.cmd, size: headerSize, flags: typeReply | flagError, errno: uint32(errnoOf(err))}.appendTo(c.out)
-		return
+		return nil
 	}
 	h := header{id: m.id, cmd: m.cmd, size: uint32(len(c.out) - mark), flags: typeReply}
 	h.appendTo(c.out[mark:mark])
+	if len(c.outFDs) > 0 {
+		return c.flushLent(mark)
+	}
+	return nil
+}
+
+// flushLent sends the replies that have been gathered, the last of them, which
+// starts at mark, with descriptors: those belong to the message that the first
+// byte sent with them belongs to.
+func (c *conn) flushLent(mark int) (err error) {
+	if mark > 0 {
+		err = c.st.send(c.out[:mark])
+	}
+	if err == nil {
+		err = c.st.send(c.out[mark:], c.outFDs...)
+	}
+	closeFDs(c.outFDs)
+	c.out, c.outFDs = c.out[:0], c.outFDs[:0]
+	return err
 }
 
 // failed counts a request that is refused and logs the first few.
@@ -240,16 +265,6 @@ func (c *conn) deviceInfo(m *message) error {
 		r.flags |= deviceFlagReset
 	}
 	c.out, _ = r.AppendBinary(c.out)
-	return nil
-}
-
-func (c *conn) regionInfo(m *message) error {
-	var r regionInfo
-	if err := r.UnmarshalBinary(m.payload); err != nil || r.argsz < regionInfoSize || r.index >= NumRegions {
-		return fmt.Errorf("argsz %d region %d in %d bytes: %w", r.argsz, r.index, len(m.payload), syscall.EINVAL)
-	}
-	g := c.srv.cfg.Regions[r.index]
-	c.out, _ = regionInfo{argsz: regionInfoSize, flags: uint32(g.Flags), index: r.index, size: g.Size}.AppendBinary(c.out)
 	return nil
 }
 

@@ -9,9 +9,10 @@
 // and, for the meaning of DMA map and unmap, the kernel's type1 v2 IOMMU.
 // Comments name the message by its number in the specification's table.
 // Supported: version, DMA map and unmap, device, region and IRQ information,
-// IRQ set-up in all its forms, region read, write and write-multi, reset, and
-// DMA by message. Everything else gets an error reply. Migration, dirty page
-// logging, sparse mmap areas, I/O region fds and the twin socket are absent.
+// IRQ set-up in all its forms, region read, write and write-multi, mappable
+// areas of regions, reset, and DMA by message. Everything else gets an error
+// reply. Migration, dirty page logging, I/O region fds and the twin socket are
+// absent.
 //
 // # Server
 //
@@ -32,6 +33,14 @@
 // messages; such an access takes a round trip, must not be made from a device
 // call (it would wait for a reply that the same goroutine has to read, and
 // gets EDEADLK), and ends by its time-out at the latest.
+//
+// # Areas
+//
+// A region may have areas that a client maps into its own memory ([Area]). The
+// file behind an area stays the device's; each client that asks is lent a
+// descriptor, which outlives the connection if the client wants it to. [Shared]
+// is such memory made for the purpose. On the client's side [Client.Areas] hands
+// out files that the caller closes.
 //
 // # Interrupts
 //

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -44,6 +45,7 @@ const (
 type Region struct {
 	Size  uint64
 	Flags RegionFlags
+	Areas []Area // what clients may map, at most 128; none may overlap
 }
 
 // Device is what a server offers. The server calls it from one goroutine at a
@@ -103,6 +105,10 @@ func (c Config) withDefaults() (Config, error) {
 	for i, r := range c.Regions {
 		if r.Flags&^(RegionRead|RegionWrite) != 0 {
 			return c, fmt.Errorf("vfiouser: region %d: unknown flags %#x", i, uint32(r.Flags))
+		}
+		c.Regions[i].Areas = slices.Clone(r.Areas)
+		if err := checkAreas(r); err != nil {
+			return c, fmt.Errorf("vfiouser: region %d: %w", i, err)
 		}
 	}
 	for i, q := range c.IRQs {
@@ -173,7 +179,7 @@ func (s *Server) DMA() *DMA { return s.dma }
 func (s *Server) own() limits {
 	return limits{
 		maxFDs: s.cfg.MaxFDs, maxTransfer: s.cfg.MaxTransfer, maxDMAMaps: s.cfg.MaxDMAMaps,
-		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple,
+		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple, sparseFDs: true,
 	}
 }
 

@@ -331,6 +331,8 @@ func TestVersion(t *testing.T) {
 			prefix(0, 0, `{"capabilities":{}}`)},
 		{"write multiple not offered", prefix(0, 0, `{"capabilities":{"write_multiple":true}}`), false, prefix(0, 0, `{"capabilities":{}}`)},
 		{"write multiple declined", prefix(0, 0, `{"capabilities":{"write_multiple":false}}`), true, prefix(0, 0, `{"capabilities":{}}`)},
+		{"several files", prefix(0, 0, `{"capabilities":{"sparse_mmap_fds":true}}`), false, prefix(0, 0, `{"capabilities":{"sparse_mmap_fds":true}}`)},
+		{"several files declined", prefix(0, 0, `{"capabilities":{"sparse_mmap_fds":false}}`), false, prefix(0, 0, `{"capabilities":{}}`)},
 		{"major", prefix(1, 0, ""), false, nil},
 		{"no payload", nil, false, nil},
 		{"half a prefix", []byte{0, 0}, false, nil},

@@ -35,11 +35,13 @@ const (
 
 // limits are the capabilities in force on a connection.
 type limits struct {
-	maxFDs        int    // file descriptors in one message
+	maxFDs        int    // file descriptors in one message to us
 	maxTransfer   int    // bytes of data in one region or DMA message
 	maxDMAMaps    int    // mappings at one time
 	pageSizes     uint64 // bit mask; the lowest bit is the granule of DMA maps
 	writeMultiple bool
+	sparseFDs     bool // areas of a region may be in several files
+	peerFDs       int  // file descriptors that the peer takes in one message
 }
 
 // granule returns the alignment that DMA maps must have.
@@ -52,6 +54,7 @@ type capabilities struct {
 	MaxDMAMaps    *uint64 `json:"max_dma_maps,omitempty"`
 	PageSizes     *uint64 `json:"pgsizes,omitempty"`
 	WriteMultiple *bool   `json:"write_multiple,omitempty"`
+	SparseMmapFDs *bool   `json:"sparse_mmap_fds,omitempty"`
 }
 
 type versionText struct {
@@ -105,6 +108,7 @@ func negotiate(out, payload []byte, own limits) ([]byte, limits, error) {
 	l := limits{maxFDs: defaultMaxFDs, maxTransfer: defaultMaxTransfer, maxDMAMaps: defaultMaxDMAMaps, pageSizes: defaultPageSizes}
 
 	l.maxFDs, say.MaxFDs = lesser(in.MaxFDs, l.maxFDs, own.maxFDs)
+	l.peerFDs, _ = lesser(in.MaxFDs, defaultMaxFDs, mostFDs)
 	l.maxTransfer, say.MaxTransfer = lesser(in.MaxTransfer, l.maxTransfer, own.maxTransfer)
 	l.maxDMAMaps, say.MaxDMAMaps = lesser(in.MaxDMAMaps, l.maxDMAMaps, own.maxDMAMaps)
 	if l.maxTransfer == 0 {
@@ -122,6 +126,10 @@ func negotiate(out, payload []byte, own limits) ([]byte, limits, error) {
 	if in.WriteMultiple != nil && *in.WriteMultiple && own.writeMultiple {
 		l.writeMultiple = true
 		say.WriteMultiple = &l.writeMultiple
+	}
+	if in.SparseMmapFDs != nil && *in.SparseMmapFDs && own.sparseFDs {
+		l.sparseFDs = true
+		say.SparseMmapFDs = &l.sparseFDs
 	}
 
 	n := len(out)

@@ -145,6 +145,12 @@ func (p *Peer) Recv() Message {
 	p.t.Helper()
 	var h [16]byte
 	p.read(h[:])
+	return p.recvBody(h)
+}
+
+// recvBody returns the message that h opens.
+func (p *Peer) recvBody(h [16]byte) Message {
+	p.t.Helper()
 	m := Message{
 		ID:      binary.NativeEndian.Uint16(h[:]),
 		Command: binary.NativeEndian.Uint16(h[2:]),
@@ -158,6 +164,44 @@ func (p *Peer) Recv() Message {
 	m.Payload = make([]byte, m.Size-16)
 	p.read(m.Payload)
 	return m
+}
+
+// RecvFDs returns the next message and the file descriptors that came with it,
+// which are closed when the test ends.
+func (p *Peer) RecvFDs() (Message, []*os.File) {
+	p.t.Helper()
+	// The kernel ends a read behind the bytes that descriptors came with, and a
+	// header is in the first of those.
+	var h [16]byte
+	oob := make([]byte, unix.CmsgSpace(4*253))
+	p.c.SetReadDeadline(time.Now().Add(patience))
+	n, k, flags, _, err := p.c.ReadMsgUnix(h[:], oob)
+	if err != nil || n == 0 || flags&unix.MSG_CTRUNC != 0 {
+		p.t.Fatalf("receive: %d bytes, flags %#x, %v", n, flags, err)
+	}
+	var files []*os.File
+	cmsgs, _ := unix.ParseSocketControlMessage(oob[:k])
+	for i := range cmsgs {
+		fds, _ := unix.ParseUnixRights(&cmsgs[i])
+		for _, fd := range fds {
+			f := os.NewFile(uintptr(fd), "received")
+			p.t.Cleanup(func() { f.Close() })
+			files = append(files, f)
+		}
+	}
+	p.read(h[n:])
+	return p.recvBody(h), files
+}
+
+// DoFDs sends a command and returns the reply with its file descriptors.
+func (p *Peer) DoFDs(m Message) (Message, []*os.File) {
+	p.t.Helper()
+	p.Send(m.Bytes())
+	r, files := p.RecvFDs()
+	if r.ID != m.ID || r.Command != m.Command || r.Flags&0xf != Reply {
+		p.t.Fatalf("reply %+v to %+v", r, m)
+	}
+	return r, files
 }
 
 func (p *Peer) read(b []byte) {
