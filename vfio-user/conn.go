@@ -37,6 +37,7 @@ type conn struct {
 	out        []byte // replies to send
 	outFDs     []int  // ours, to go with the reply that is being made, and then be closed
 	failures   uint64
+	watch      *ioWatch // nil: the client has been lent no eventfd
 
 	calls   calls
 	peerMax atomic.Int64 // what the client takes in one message, bytes of data
@@ -78,6 +79,7 @@ func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 		s.log.Error("vfiouser: disconnect", "err", e)
 	}
 	s.irqs.disableAll()
+	k.watch.stop()
 	s.dev.Disconnected()
 	if err == nil || isClosed(err) || ctx.Err() != nil {
 		return nil
@@ -221,6 +223,8 @@ func (c *conn) dispatch(m *message) error {
 		return c.deviceInfo(m)
 	case CommandRegionInfo:
 		return c.regionInfo(m)
+	case CommandRegionIOFDs:
+		return c.regionIOFDs(m)
 	case CommandIRQInfo:
 		return c.irqInfo(m)
 	case CommandSetIRQs:

@@ -10,9 +10,9 @@
 // Comments name the message by its number in the specification's table.
 // Supported: version, DMA map and unmap, device, region and IRQ information,
 // IRQ set-up in all its forms, region read, write and write-multi, mappable
-// areas of regions, reset, and DMA by message. Everything else gets an error
-// reply. Migration, dirty page logging, I/O region fds and the twin socket are
-// absent.
+// areas of regions, ioeventfds, reset, and DMA by message. Everything else gets
+// an error reply. Migration, dirty page logging, ioregionfds and the twin socket
+// are absent.
 //
 // # Server
 //
@@ -49,7 +49,8 @@
 //
 // # Concurrency
 //
-// Methods of [Server], [DMA] and [Client] are safe for concurrent use.
+// Methods of [Server], [DMA] and [Client] are safe for concurrent use. A device
+// that is told of events ([IOEventDevice]) is called from a second goroutine.
 //
 // # Debugging
 //

@@ -46,6 +46,8 @@ type Region struct {
 	Size  uint64
 	Flags RegionFlags
 	Areas []Area // what clients may map, at most 128; none may overlap
+
+	IOEvents []IOEvent // stores that a kernel may signal, at most 128
 }
 
 // Device is what a server offers. The server calls it from one goroutine at a
@@ -101,13 +103,17 @@ const (
 )
 
 // withDefaults returns c with the zero limits filled in, or an error.
-func (c Config) withDefaults() (Config, error) {
+func (c Config) withDefaults(dev Device) (Config, error) {
 	for i, r := range c.Regions {
 		if r.Flags&^(RegionRead|RegionWrite) != 0 {
 			return c, fmt.Errorf("vfiouser: region %d: unknown flags %#x", i, uint32(r.Flags))
 		}
 		c.Regions[i].Areas = slices.Clone(r.Areas)
 		if err := checkAreas(r); err != nil {
+			return c, fmt.Errorf("vfiouser: region %d: %w", i, err)
+		}
+		c.Regions[i].IOEvents = slices.Clone(r.IOEvents)
+		if err := checkIOEvents(r, dev); err != nil {
 			return c, fmt.Errorf("vfiouser: region %d: %w", i, err)
 		}
 	}
@@ -153,7 +159,7 @@ type Server struct {
 // NewServer returns a server for dev. The server starts no goroutine before it
 // serves and holds nothing that must be closed.
 func NewServer(dev Device, cfg Config) (*Server, error) {
-	cfg, err := cfg.withDefaults()
+	cfg, err := cfg.withDefaults(dev)
 	if err != nil {
 		return nil, err
 	}
@@ -334,6 +340,8 @@ type Stats struct {
 	Triggers           uint64 // interrupts signalled
 	TriggersUnassigned uint64 // interrupts of a vector without eventfd
 	TriggersFailed     uint64
+
+	IOEvents uint64 // times that the device was told of an event
 }
 
 type counters struct {
@@ -343,6 +351,7 @@ type counters struct {
 	dmaMaps, dmaUnmaps                            atomic.Uint64
 	dmaMapped, dmaMessages, dmaMessageErrors      atomic.Uint64
 	triggers, triggersUnassigned, triggersFailed  atomic.Uint64
+	ioEvents                                      atomic.Uint64
 }
 
 // Stats returns the counts.
@@ -355,5 +364,6 @@ func (s *Server) Stats() Stats {
 		PostedWrites: c.postedWrites.Load(), DMAMapRequests: c.dmaMaps.Load(), DMAUnmaps: c.dmaUnmaps.Load(),
 		DMAMapped: c.dmaMapped.Load(), DMAMessages: c.dmaMessages.Load(), DMAMessageErrors: c.dmaMessageErrors.Load(),
 		Triggers: c.triggers.Load(), TriggersUnassigned: c.triggersUnassigned.Load(), TriggersFailed: c.triggersFailed.Load(),
+		IOEvents: c.ioEvents.Load(),
 	}
 }
