@@ -35,6 +35,29 @@ func sysfs(t *testing.T, files map[string]string) string {
 	return bus
 }
 
+// Only behind an IOMMU that does not check interrupts may they go unchecked.
+func TestAllowInterrupts(t *testing.T) {
+	const param = "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"virtio": {map[string]string{param: "N\n", "bus/virtio/drivers/virtio_iommu/virtio0": "->../../devices/virtio0"}, "Y"},
+		"intel":  {map[string]string{param: "N\n", "class/iommu/dmar0": "->../../devices/dmar0", "bus/virtio/drivers/virtio_iommu/bind": ""}, "N\n"},
+	} {
+		sys := sysfs(t, test.files)
+		if err := allowInterrupts(sys); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(sys, param)); err != nil || string(b) != test.want {
+			t.Errorf("%s: parameter is %q, %v, want %q", name, b, err, test.want)
+		}
+	}
+	if err := allowInterrupts(sysfs(t, map[string]string{"bus/virtio/drivers/virtio_iommu/virtio0": ""})); err == nil {
+		t.Error("no such parameter: no error")
+	}
+}
+
 func TestBind(t *testing.T) {
 	const at = "devices/0000:00:05.0/"
 	adapter := func(more map[string]string) map[string]string {

@@ -53,11 +53,16 @@ func Main() error {
 	unix.Sethostname([]byte("toebox"))                      //nolint:errcheck // a nicety
 	os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0) //nolint:errcheck // only the console's noise
 	linkUp("lo")
+	// The port's own device waits for the driver of the IOMMU that it is behind.
+	modules, loaded := loadModules()
 	conn, err := openPort(Port, portTimeout)
 	if err != nil {
 		return err
 	}
-	g := &guest{phases: make(chan Phase, maxPhases)}
+	g := &guest{
+		phases:  make(chan Phase, maxPhases),
+		modules: func() (string, error) { return modules, loaded },
+	}
 	g.session = control.New(conn, control.Config{
 		Role: control.Guest,
 		Info: map[string]string{"kernel": kernelRelease()},
@@ -83,8 +88,9 @@ func Main() error {
 
 type guest struct {
 	session *control.Session
-	phases  chan Phase // on their way to the host
-	server  *exec.Cmd  // set once, before any power-off can matter
+	phases  chan Phase             // on their way to the host
+	modules func() (string, error) // what came of loading them
+	server  *exec.Cmd              // set once, before any power-off can matter
 }
 
 // start brings the guest up, phase after phase.
@@ -93,7 +99,7 @@ func (g *guest) start() {
 		g.startAdapter()
 		return
 	}
-	detail, err := loadModules()
+	detail, err := g.modules()
 	g.report(PhaseModules, detail, err)
 	if err == nil {
 		g.report(PhaseReady, "", nil)
@@ -106,7 +112,7 @@ func (g *guest) startAdapter() {
 		name string
 		run  func() (string, error)
 	}{
-		{PhaseModules, loadModules},
+		{PhaseModules, g.modules},
 		{PhaseBind, bindAdapter},
 		{PhaseServe, g.serve},
 	}
@@ -234,7 +240,20 @@ func loadModules() (string, error) {
 		_, name, _ = strings.Cut(name, "-")
 		names = append(names, name)
 	}
-	return strings.Join(names, " "), nil
+	return strings.Join(names, " "), allowInterrupts("/sys")
+}
+
+// allowInterrupts lets devices behind a virtio-iommu be given to programs: VFIO
+// refuses to where an IOMMU does not check interrupts, as that one does not on x86.
+func allowInterrupts(sys string) error {
+	found, err := filepath.Glob(filepath.Join(sys, "bus/virtio/drivers/virtio_iommu/virtio*"))
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(sys, "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"), []byte("Y"), 0); err != nil {
+		return fmt.Errorf("guest: %w", err)
+	}
+	return nil
 }
 
 // serve starts the guest tool and waits until it says it is ready.

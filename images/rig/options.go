@@ -30,6 +30,7 @@ type Options struct {
 	Seed    uint64
 	Verbose bool // of the device
 	GDB     bool
+	IOMMU   string // vm.IOMMUIntel, which is the default, or vm.IOMMUVirtio
 
 	CPUs, MemoryMiB int                // 0 for the defaults
 	Append          []string           // more of the kernel's command line

@@ -97,7 +97,7 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 
 // image assembles the guest's file system.
 func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, error) {
-	modules, err := p.Tools.Kernel.Modules("vfio-pci", "vfio_iommu_type1", "uio_pci_generic")
+	modules, err := p.Tools.Kernel.Modules("virtio-iommu", "vfio-pci", "vfio_iommu_type1", "uio_pci_generic")
 	if err != nil {
 		return "", err
 	}
@@ -170,7 +170,7 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 	c := vm.Config{
 		QEMU: p.Tools.QEMU, Kernel: p.Tools.Kernel, Initramfs: p.Initramfs, Accel: p.Accel.Name,
 		CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, HugePages: vm.DefaultHugePages,
-		Dir: dir, SocketDir: sockets, GDB: o.GDB, Append: o.Append, Args: o.Args,
+		Dir: dir, SocketDir: sockets, GDB: o.GDB, IOMMU: o.IOMMU, Append: o.Append, Args: o.Args,
 	}
 	if c.CPUs == 0 {
 		c.CPUs = vm.DefaultCPUs

@@ -22,6 +22,7 @@ type Config struct {
 	CPUs      int
 	MemoryMiB int
 	HugePages int    // of 2 MiB, kept free for DMA
+	IOMMU     string // IOMMUIntel, which is the default, or IOMMUVirtio
 	Device    string // path of the adapter's vfio-user socket, "" for none
 	Dir       string // for console.log, qemu.log and cmdline
 	SocketDir string
@@ -35,6 +36,12 @@ const (
 	DefaultCPUs      = 2
 	DefaultMemoryMiB = 1024
 	DefaultHugePages = 64 // twice what the driver asks for by itself
+)
+
+// Virtual IOMMUs.
+const (
+	IOMMUIntel  = "intel"  // translates and remaps interrupts
+	IOMMUVirtio = "virtio" // translates; its driver is a module
 )
 
 // Names of sockets below Config.SocketDir.
@@ -76,6 +83,15 @@ func DeviceArg(socket string) string {
 	return string(b)
 }
 
+// iommu returns the value of QEMU's -device for the IOMMU. Until the guest's driver
+// is there, devices behind a virtio-iommu reach all memory.
+func (c *Config) iommu() string {
+	if c.IOMMU == IOMMUVirtio {
+		return "virtio-iommu-pci,addr=2.0"
+	}
+	return "intel-iommu,caching-mode=on,intremap=on"
+}
+
 // QEMUArgs returns QEMU's arguments.
 func (c *Config) QEMUArgs() []string {
 	args := []string{
@@ -92,7 +108,7 @@ func (c *Config) QEMUArgs() []string {
 		return fmt.Sprintf("socket,id=%s,path=%s,server=on,wait=off", id, quoteComma(filepath.Join(c.SocketDir, name)))
 	}
 	args = append(args,
-		"-device", "intel-iommu,caching-mode=on,intremap=on",
+		"-device", c.iommu(),
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=3.0", "-chardev", socket("control", controlSocket),
 		"-device", "virtserialport,chardev=control,name="+guest.Port,

@@ -44,6 +44,20 @@ console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr
 	}
 }
 
+func TestIOMMU(t *testing.T) {
+	for kind, want := range map[string]string{
+		"":          "-device intel-iommu,caching-mode=on,intremap=on",
+		IOMMUIntel:  "-device intel-iommu,caching-mode=on,intremap=on",
+		IOMMUVirtio: "-device virtio-iommu-pci,addr=2.0",
+	} {
+		c := sample()
+		c.IOMMU = kind
+		if got := strings.Join(c.QEMUArgs(), " "); !strings.Contains(got, want) || strings.Count(got, "iommu-pci,")+strings.Count(got, "intel-iommu,") != 1 {
+			t.Errorf("%q: arguments %s, want one %s", kind, got, want)
+		}
+	}
+}
+
 // A shell must read the printed line as the very arguments QEMU gets.
 func TestCommandLineCanBePasted(t *testing.T) {
 	c := sample()

@@ -31,6 +31,7 @@ type Machine struct {
 	CPUs   int    `name:"cpus" env:"TOEBOX_CPUS" default:"2" help:"CPUs of the guest (${default})."`
 	Memory int    `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
 	Append string `name:"kernel-append" env:"TOEBOX_KERNEL_APPEND,VMTEST_KERNEL_APPEND" placeholder:"WORDS" help:"More of the guest kernel's command line."`
+	IOMMU  string `name:"iommu" env:"TOEBOX_IOMMU" default:"intel" enum:"intel,virtio" help:"The virtual IOMMU: intel or virtio (${default})."`
 	GDB    bool   `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
 	V      bool   `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
 }
@@ -48,7 +49,7 @@ func (m *Machine) apply(o *rig.Options) error {
 		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
-	o.CPUs, o.MemoryMiB = m.CPUs, m.Memory
+	o.IOMMU, o.CPUs, o.MemoryMiB = m.IOMMU, m.CPUs, m.Memory
 	o.Append = strings.Fields(m.Append)
 	var err error
 	// The device runs elsewhere and gets whole paths.
