@@ -15,7 +15,7 @@
 //	4  stream (32)  0 for hello; odd when the host opened it, even when the guest did
 //	8  payload
 //
-// Hello comes first and once. Open carries a [Request]; ids only grow. Data goes out
+// Hello comes first and once, the guest's after the host's. Open carries a [Request]; ids only grow. Data goes out
 // against credit: each side starts with 256 KiB per stream, channel and direction,
 // and a credit frame (32 bits) gives more as the reader reads. End closes a channel in
 // the sender's direction. Message carries a [Message]. Close carries a [Result] and

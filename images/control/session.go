@@ -68,6 +68,15 @@ func New(conn io.ReadWriteCloser, cfg Config) *Session {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
+		// The guest does not know when the host's end of its port is connected, or
+		// connected anew: what it says before the host does may be lost.
+		if cfg.Role == Guest {
+			select {
+			case <-s.hello:
+			case <-s.ctx.Done():
+				return
+			}
+		}
 		// A peer that does not read must not keep us from reading.
 		if err := s.sendJSON(frameHello, 0, Hello{Version: version, Info: cfg.Info}); err != nil {
 			s.fail(err)

@@ -262,3 +262,25 @@ func TestTooManyStreams(t *testing.T) {
 		t.Error(host.Err())
 	}
 }
+
+// Nobody may be at the host's end of the guest's port, or somebody who leaves.
+func TestGuestWaitsForHost(t *testing.T) {
+	a, b := net.Pipe() // a write ends when it is read
+	defer a.Close()
+	g := New(b, Config{Role: Guest})
+	defer g.Close()
+	a.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("before the host's hello: %d bytes, %v", n, err)
+	}
+	a.SetReadDeadline(time.Time{})
+	h := New(a, Config{Role: Host})
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for name, s := range map[string]*Session{"host": h, "guest": g} {
+		if _, err := s.Hello(ctx); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

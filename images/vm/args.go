@@ -27,6 +27,7 @@ type Config struct {
 	Dir       string // for console.log, qemu.log and cmdline
 	SocketDir string
 	GDB       bool     // listen for a debugger of the guest's kernel
+	Reboot    bool     // a reset starts the guest again, see [VM.Restarted], and does not end the machine
 	Append    []string // more of the kernel's command line
 	Args      []string // more of QEMU's
 }
@@ -95,11 +96,14 @@ func (c *Config) iommu() string {
 // QEMUArgs returns QEMU's arguments.
 func (c *Config) QEMUArgs() []string {
 	args := []string{
-		"-name", "toebox", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-name", "toebox", "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35,kernel-irqchip=split,memory-backend=ram",
 		"-accel", c.Accel, "-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("%dM", c.MemoryMiB),
 		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", c.MemoryMiB),
 		"-kernel", c.Kernel.Image, "-initrd", c.Initramfs, "-append", kernelLine(c),
+	}
+	if !c.Reboot {
+		args = append(args, "-no-reboot")
 	}
 	if c.QEMU.QBoot {
 		args = append(args, "-bios", "qboot.rom")

@@ -23,14 +23,14 @@ func sample() Config {
 
 func TestQEMUArgs(t *testing.T) {
 	c := sample()
-	want := `-name toebox -nodefaults -no-user-config -display none -no-reboot
+	want := `-name toebox -nodefaults -no-user-config -display none
 -machine q35,kernel-irqchip=split,memory-backend=ram
 -accel tcg -cpu max -smp 2 -m 1024M
 -object memory-backend-memfd,id=ram,size=1024M,share=on
 -kernel /k/vmlinux -initrd /i.cpio
 -append
 console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted nowatchdog hugepages=128 more=1
--bios qboot.rom
+-no-reboot -bios qboot.rom
 -device intel-iommu,caching-mode=on,intremap=on
 -chardev stdio,id=console,signal=off -serial chardev:console
 -device virtio-serial-pci,addr=3.0 -chardev socket,id=control,path=/s,,x/control,server=on,wait=off
@@ -41,6 +41,16 @@ console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr
 	got := strings.Join(c.QEMUArgs(), " ")
 	if got != strings.ReplaceAll(want, "\n", " ") {
 		t.Errorf("arguments:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestReboot(t *testing.T) {
+	for _, reboot := range []bool{false, true} {
+		c := sample()
+		c.Reboot = reboot
+		if slices.Contains(c.QEMUArgs(), "-no-reboot") == reboot {
+			t.Errorf("reboot %v: arguments %s", reboot, c.QEMUArgs())
+		}
 	}
 }
 

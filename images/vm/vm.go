@@ -26,6 +26,7 @@ const (
 	dialPeriod    = 5 * time.Millisecond
 	stopGrace     = 3 * time.Second
 	maxPhases     = 64
+	maxResets     = 16
 )
 
 // Ways a machine ends that callers tell apart.
@@ -48,13 +49,15 @@ type VM struct {
 	cfg     Config
 	proc    *proc.Process
 	mon     *monitor
-	session *control.Session
+	mux     control.Mux
 	phases  chan guest.Phase
+	resets  chan struct{} // of the machine, while Restarted has not seen them
 	console *console
 	errs    *console
 	done    chan struct{} // closed when QEMU is gone and the verdict stands
 
 	mu       sync.Mutex
+	session  *control.Session
 	verdict  error
 	noticed  bool // verdict is set
 	stopping bool
@@ -81,13 +84,16 @@ func Start(ctx context.Context, c Config, handlers control.Mux) (*VM, error) {
 		consoleLog.Close() //nolint:errcheck // nothing written
 		return nil, fmt.Errorf("vm: %w", err)
 	}
-	v := &VM{cfg: c, phases: make(chan guest.Phase, maxPhases), done: make(chan struct{})}
+	v := &VM{cfg: c, phases: make(chan guest.Phase, maxPhases), resets: make(chan struct{}, maxResets), done: make(chan struct{})}
+	gaveUp, once := make(chan struct{}), sync.Once{}
 	v.console = newConsole(consoleLog, func(line string) {
 		if why, ok := panicText(line); ok {
 			v.notice(fmt.Errorf("%w: %s", ErrPanic, why))
+			if c.Reboot {
+				once.Do(func() { close(gaveUp) })
+			}
 		}
 	})
-	gaveUp, once := make(chan struct{}), sync.Once{}
 	v.errs = newConsole(qemuLog, func(line string) {
 		if strings.HasPrefix(line, "KVM internal error") {
 			v.notice(fmt.Errorf("%w: %s", ErrKVM, line))
@@ -123,15 +129,13 @@ func Start(ctx context.Context, c Config, handlers control.Mux) (*VM, error) {
 
 // connect opens the two sockets QEMU has made.
 func (v *VM) connect(ctx context.Context, handlers control.Mux) error {
-	conn, err := v.dial(ctx, controlSocket)
-	if err != nil {
+	v.mux = control.Mux{guest.KindPhase: v.takePhase}
+	for k, h := range handlers {
+		v.mux[k] = h
+	}
+	if err := v.openSession(ctx); err != nil {
 		return err
 	}
-	mux := control.Mux{guest.KindPhase: v.takePhase}
-	for k, h := range handlers {
-		mux[k] = h
-	}
-	v.session = control.New(conn, control.Config{Role: control.Host, Handler: mux.Serve})
 	probe, err := v.dial(ctx, qmpSocket)
 	if err != nil {
 		return err
@@ -140,6 +144,41 @@ func (v *VM) connect(ctx context.Context, handlers control.Mux) error {
 	probe.Close() //nolint:errcheck // nothing was said
 	v.mon, err = dialMonitor(ctx, filepath.Join(v.cfg.SocketDir, qmpSocket), v.event)
 	return v.orVerdict(err)
+}
+
+// openSession connects to the guest, or to the next one.
+func (v *VM) openSession(ctx context.Context) error {
+	conn, err := v.dial(ctx, controlSocket)
+	if err != nil {
+		return err
+	}
+	s := control.New(conn, control.Config{Role: control.Host, Handler: v.mux.Serve})
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.session = s
+	return nil
+}
+
+// Restarted waits for the machine's next reset, by whomever, and connects to the
+// guest that starts then: Hello, Ready and Control are its from here on, and
+// sessions of the one before are closed.
+func (v *VM) Restarted(ctx context.Context) error {
+	select {
+	case <-v.resets:
+	case <-v.done:
+		return v.ended()
+	case <-ctx.Done():
+		return fmt.Errorf("vm: waiting for a reset of the machine: %w", context.Cause(ctx))
+	}
+	v.Control().Close() //nolint:errcheck // the other side is gone
+	for {
+		select {
+		case <-v.phases: // of the guest that was
+			continue
+		default:
+		}
+		return v.orVerdict(v.openSession(ctx))
+	}
 }
 
 // dial connects to a socket as soon as QEMU listens on it.
@@ -195,7 +234,7 @@ func (v *VM) Hello(ctx context.Context) (control.Hello, error) {
 		return control.Hello{}, v.ended()
 	default:
 	}
-	h, err := v.session.Hello(ctx)
+	h, err := v.Control().Hello(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return h, fmt.Errorf("vm: waiting for the guest to boot: %w", context.Cause(ctx))
@@ -245,7 +284,11 @@ func (v *VM) ended() error {
 func (v *VM) Phases() <-chan guest.Phase { return v.phases }
 
 // Control is the channel to the guest.
-func (v *VM) Control() *control.Session { return v.session }
+func (v *VM) Control() *control.Session {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.session
+}
 
 // Done is closed when the machine has ended.
 func (v *VM) Done() <-chan struct{} { return v.done }
@@ -292,8 +335,8 @@ func (v *VM) Stop() {
 	}
 	v.proc.Stop(stopGrace)
 	<-v.done
-	if v.session != nil {
-		v.session.Close() //nolint:errcheck // QEMU's end is gone
+	if s := v.Control(); s != nil {
+		s.Close() //nolint:errcheck // QEMU's end is gone
 	}
 }
 
@@ -308,13 +351,18 @@ func (v *VM) notice(err error) {
 
 // event takes what QEMU tells over QMP.
 func (v *VM) event(e qmp.Event) {
-	if e.Event != "SHUTDOWN" {
-		return
+	switch e.Event {
+	case "SHUTDOWN":
+		reason, _ := e.Data["reason"].(string)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.shutdown = reason
+	case "RESET":
+		select {
+		case v.resets <- struct{}{}:
+		default: // nobody has asked for a long time
+		}
 	}
-	reason, _ := e.Data["reason"].(string)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.shutdown = reason
 }
 
 // settle makes the verdict of a QEMU that has ended.

@@ -62,15 +62,23 @@ func playQEMU(script, sockets string) {
 	if script == "mute" {
 		io.Copy(io.Discard, conn)
 	}
-	s := control.New(conn, control.Config{Role: control.Guest, Info: map[string]string{"kernel": "6.1"}})
-	report := func(p guest.Phase) {
-		control.Call(context.Background(), s, guest.KindPhase, p, nil)
+	boot := func(conn net.Conn, kernel string) (report func(guest.Phase)) {
+		s := control.New(conn, control.Config{Role: control.Guest, Info: map[string]string{"kernel": kernel}})
+		return func(p guest.Phase) { control.Call(context.Background(), s, guest.KindPhase, p, nil) }
 	}
+	report := boot(conn, "6.1")
 	report(guest.Phase{Name: guest.PhaseModules})
 	switch script {
 	case "good":
 		report(guest.Phase{Name: guest.PhaseBind})
 		report(guest.Phase{Name: guest.PhaseServe})
+		report(guest.Phase{Name: guest.PhaseReady})
+	case "restarts":
+		report(guest.Phase{Name: guest.PhaseBind, Error: "of the first boot"})
+		if conn, err = ctl.Accept(); err != nil {
+			os.Exit(93)
+		}
+		report = boot(conn, "6.2")
 		report(guest.Phase{Name: guest.PhaseReady})
 	case "unbound":
 		report(guest.Phase{Name: guest.PhaseBind, Error: "vfio-pci did not take it"})
@@ -94,6 +102,9 @@ func serveQMP(c net.Conn) {
 		case "quit":
 			fmt.Fprintln(c, `{"return":{}}`)
 			os.Exit(0)
+		case "system_reset":
+			fmt.Fprintln(c, `{"return":{}}`)
+			fmt.Fprintln(c, `{"timestamp":{"seconds":1,"microseconds":1},"event":"RESET","data":{"guest":false,"reason":"host-qmp-system-reset"}}`)
 		case "query-name":
 			fmt.Fprintln(c, `{"timestamp":{"seconds":1,"microseconds":1},"event":"RTC_CHANGE","data":{}}`)
 			fmt.Fprintln(c, `{"return":{"name":"toebox"}}`)
@@ -150,6 +161,44 @@ func TestGoodLife(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(c.Dir, "cmdline")); err != nil || !strings.Contains(string(b), "-accel tcg") {
 		t.Errorf("cmdline = %q, %v", b, err)
+	}
+}
+
+// A machine that may restart has a new guest after a reset, whose phases are not
+// mixed up with those of the one before.
+func TestRestarted(t *testing.T) {
+	c, ctx := play(t, "restarts")
+	c.Reboot = true
+	v, err := Start(ctx, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Stop()
+	if h, err := v.Hello(ctx); err != nil || h.Info["kernel"] != "6.1" {
+		t.Errorf("hello = %+v, %v", h, err)
+	}
+	first := v.Control()
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if err := v.Restarted(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("no reset: %v", err)
+	}
+	if err := v.Execute(ctx, "system_reset", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Restarted(ctx); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-first.Done():
+	default:
+		t.Error("the session with the guest before is still there")
+	}
+	if h, err := v.Hello(ctx); err != nil || h.Info["kernel"] != "6.2" {
+		t.Errorf("hello = %+v, %v", h, err)
+	}
+	if err := v.Ready(ctx, nil); err != nil {
+		t.Error(err)
 	}
 }
 
