@@ -342,6 +342,12 @@ func (c *conn) dmaUnmap(m *message) error {
 	if err != nil {
 		return err
 	}
+	switch {
+	case n == 0:
+		c.srv.stats.dmaUnmapsVoid.Add(1)
+	case n != r.size && r.flags&dmaUnmapAll == 0:
+		c.srv.stats.dmaUnmapsWide.Add(1)
+	}
 	c.out, _ = dmaUnmap{argsz: dmaUnmapSize, flags: r.flags, addr: r.addr, size: n}.AppendBinary(c.out)
 	return nil
 }

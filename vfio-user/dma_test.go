@@ -140,6 +140,29 @@ func TestDMA(t *testing.T) {
 	errno(t, "read of the unmapped", d.Read(0x20000, got), 0x20000, syscall.EFAULT)
 }
 
+// TestUnmapCounts tells unmaps that find just what they name, parts of it, and
+// nothing.
+func TestUnmapCounts(t *testing.T) {
+	srv, c := start(t, nil)
+	mapAll(t, c, vfiousertest.Memory(t, 0x4000), mapping{0x1000, 0x1000, 0, rd}, mapping{0x2000, 0x1000, 0x1000, rd},
+		mapping{0x8000, 0x1000, 0x2000, rd}, mapping{0xa000, 0x1000, 0x3000, rd})
+	for _, tt := range []struct{ addr, size, removed, void, wide uint64 }{
+		{0x1000, 0x2000, 0x2000, 0, 0}, // two maps, to the byte
+		{0x1000, 0x2000, 0, 1, 0},      // again
+		{0x8000, 0x8000, 0x2000, 1, 1}, // a power of two around two maps
+		{0, 1 << 63, 0, 2, 1},
+	} {
+		n, err := c.Unmap(tt.addr, tt.size)
+		s := srv.Stats()
+		if n != tt.removed || err != nil || s.DMAUnmapsVoid != tt.void || s.DMAUnmapsWide != tt.wide {
+			t.Errorf("unmap(%#x, %#x) = %#x, %v; counts %d void, %d wide; want %+v", tt.addr, tt.size, n, err, s.DMAUnmapsVoid, s.DMAUnmapsWide, tt)
+		}
+	}
+	if s := srv.Stats(); s.DMAUnmaps != 4 || s.DMAMapped != 0 {
+		t.Errorf("%d unmaps, %d maps left", s.DMAUnmaps, s.DMAMapped)
+	}
+}
+
 // TestView lends memory in pieces.
 func TestView(t *testing.T) {
 	srv, c := start(t, nil)

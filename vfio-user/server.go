@@ -332,6 +332,8 @@ type Stats struct {
 	PostedWrites   uint64 // those of RegionWrites that wanted no reply
 	DMAMapRequests uint64
 	DMAUnmaps      uint64 // requests
+	DMAUnmapsVoid  uint64 // those with nothing in their range
+	DMAUnmapsWide  uint64 // those with less in their range than it could hold, but something
 
 	DMAMapped        uint64 // DMA maps there are now
 	DMAMessages      uint64 // accesses by message
@@ -349,6 +351,7 @@ type counters struct {
 	messages, errors, noReplyFailed, strayReplies atomic.Uint64
 	regionReads, regionWrites, postedWrites       atomic.Uint64
 	dmaMaps, dmaUnmaps                            atomic.Uint64
+	dmaUnmapsVoid, dmaUnmapsWide                  atomic.Uint64
 	dmaMapped, dmaMessages, dmaMessageErrors      atomic.Uint64
 	triggers, triggersUnassigned, triggersFailed  atomic.Uint64
 	ioEvents                                      atomic.Uint64
@@ -362,6 +365,7 @@ func (s *Server) Stats() Stats {
 		Messages: c.messages.Load(), Errors: c.errors.Load(), NoReplyFailed: c.noReplyFailed.Load(),
 		StrayReplies: c.strayReplies.Load(), RegionReads: c.regionReads.Load(), RegionWrites: c.regionWrites.Load(),
 		PostedWrites: c.postedWrites.Load(), DMAMapRequests: c.dmaMaps.Load(), DMAUnmaps: c.dmaUnmaps.Load(),
+		DMAUnmapsVoid: c.dmaUnmapsVoid.Load(), DMAUnmapsWide: c.dmaUnmapsWide.Load(),
 		DMAMapped: c.dmaMapped.Load(), DMAMessages: c.dmaMessages.Load(), DMAMessageErrors: c.dmaMessageErrors.Load(),
 		Triggers: c.triggers.Load(), TriggersUnassigned: c.triggersUnassigned.Load(), TriggersFailed: c.triggersFailed.Load(),
 		IOEvents: c.ioEvents.Load(),

@@ -24,6 +24,7 @@ const numBARs = 6
 // Bus is an adapter reached through VFIO. It implements [guestdriver.Bus].
 type Bus struct {
 	bdf                      string
+	mask                     uint64 // highest IOVA
 	container, group, device int
 	config                   regionInfo
 	bars                     [numBARs]bar
@@ -45,12 +46,16 @@ type bar struct {
 
 // Open opens a function that is bound to vfio-pci and whose group nobody else
 // has open.
-func Open(bdf string) (*Bus, error) {
+func Open(bdf string) (*Bus, error) { return OpenMasked(bdf, ^uint64(0)) }
+
+// OpenMasked is Open for a function that reaches IOVAs up to mask only, which has
+// all its low bits set.
+func OpenMasked(bdf string, mask uint64) (*Bus, error) {
 	group, err := realSysfs.group(bdf)
 	if err != nil {
 		return nil, err
 	}
-	b := &Bus{bdf: bdf, container: -1, group: -1, device: -1}
+	b := &Bus{bdf: bdf, mask: mask, container: -1, group: -1, device: -1}
 	if err := b.open(group); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("vfio: open %s: %w", bdf, err)
@@ -90,7 +95,7 @@ func (b *Bus) open(group string) error {
 	if err != nil {
 		return err
 	}
-	b.iovas = newIOVAs(ranges)
+	b.iovas = newIOVAs(ranges, b.mask)
 	if b.device, err = ioctlString(b.group, ioctlGroupGetDeviceFD, b.bdf); err != nil {
 		return fmt.Errorf("get the device of group %s: %w", group, err)
 	}
@@ -238,6 +243,21 @@ func (b *Bus) Write32(bar int, offset uint32, v uint32) {
 	b.pwrite(buf[:], int64(b.bars[bar].info.offset)+int64(offset)) // posted: nobody to tell
 }
 
+// vectorIndex returns the kind of vectors that the function has, and how many:
+// MSI-X or, without it, MSI.
+func (b *Bus) vectorIndex() (index uint32, n int, err error) {
+	for _, index = range []uint32{irqMSIX, irqMSI} {
+		info := irqInfoRequest(index)
+		if err := ioctlBytes(b.device, ioctlGetIRQInfo, info); err != nil {
+			return 0, 0, fmt.Errorf("vfio: info of interrupt %d: %w", index, err)
+		}
+		if n = irqCount(info); n > 0 {
+			break
+		}
+	}
+	return index, n, nil
+}
+
 // EnableVectors implements guestdriver.Bus.
 func (b *Bus) EnableVectors(n int) error {
 	b.mu.Lock()
@@ -248,12 +268,12 @@ func (b *Bus) EnableVectors(n int) error {
 	if b.vectors != nil {
 		return errors.New("vfio: vectors are enabled already")
 	}
-	info := irqInfoRequest(irqMSIX)
-	if err := ioctlBytes(b.device, ioctlGetIRQInfo, info); err != nil {
-		return fmt.Errorf("vfio: info of MSI-X: %w", err)
+	index, have, err := b.vectorIndex()
+	if err != nil {
+		return err
 	}
-	if have := irqCount(info); n < 1 || n > have {
-		return fmt.Errorf("vfio: %d MSI-X vectors: the function has %d", n, have)
+	if n < 1 || n > have {
+		return fmt.Errorf("vfio: %d vectors: the function has %d", n, have)
 	}
 	var files []*os.File
 	var fds []int32
@@ -261,7 +281,7 @@ func (b *Bus) EnableVectors(n int) error {
 		for _, f := range files {
 			f.Close()
 		}
-		return fmt.Errorf("vfio: enable %d MSI-X vectors: %w", n, err)
+		return fmt.Errorf("vfio: enable %d vectors: %w", n, err)
 	}
 	for i := range n {
 		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
@@ -272,7 +292,7 @@ func (b *Bus) EnableVectors(n int) error {
 		files = append(files, os.NewFile(uintptr(fd), fmt.Sprintf("vector %d", i)))
 		fds = append(fds, int32(fd))
 	}
-	if err := ioctlBytes(b.device, ioctlSetIRQs, irqSetRequest(irqMSIX, fds)); err != nil {
+	if err := ioctlBytes(b.device, ioctlSetIRQs, irqSetRequest(index, fds)); err != nil {
 		return fail(err)
 	}
 	b.vectors = files

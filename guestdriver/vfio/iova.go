@@ -23,14 +23,18 @@ type iovas struct {
 	ranges []iovaRange // what is left, in the order of use
 }
 
-// newIOVAs returns an allocator over what the kernel allows; nil means that it
-// does not say.
-func newIOVAs(allowed []iovaRange) *iovas {
-	if len(allowed) == 0 {
-		return &iovas{[]iovaRange{{iovaBase, iovaEnd}}}
+// newIOVAs returns an allocator over what the kernel allows, nil if it does not
+// say, and the function reaches, up to last.
+func newIOVAs(allowed []iovaRange, last uint64) *iovas {
+	switch {
+	case len(allowed) == 0 && last < iovaBase:
+		allowed = []iovaRange{{0, last}}
+	case len(allowed) == 0:
+		allowed = []iovaRange{{iovaBase, iovaEnd}}
 	}
 	var high, low []iovaRange
 	for _, r := range allowed {
+		r.end = min(r.end, last)
 		if r.end < r.start {
 			continue
 		}

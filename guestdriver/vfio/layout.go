@@ -35,6 +35,7 @@ const (
 	regionConfig = 7      // VFIO_PCI_CONFIG_REGION_INDEX
 	regionMmap   = 1 << 2 // VFIO_REGION_INFO_FLAG_MMAP
 
+	irqMSI         = 1      // VFIO_PCI_MSI_IRQ_INDEX
 	irqMSIX        = 2      // VFIO_PCI_MSIX_IRQ_INDEX
 	irqDataEventFD = 1 << 2 // VFIO_IRQ_SET_DATA_EVENTFD
 	irqTrigger     = 1 << 5 // VFIO_IRQ_SET_ACTION_TRIGGER

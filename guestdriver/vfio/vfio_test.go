@@ -212,7 +212,7 @@ func TestIOVARanges(t *testing.T) {
 }
 
 func TestIOVAs(t *testing.T) {
-	a := newIOVAs([]iovaRange{{0, 0xfedfffff}, {0xfef00000, 0x1_003f_ffff}})
+	a := newIOVAs([]iovaRange{{0, 0xfedfffff}, {0xfef00000, 0x1_003f_ffff}}, ^uint64(0))
 	for i, c := range []struct{ size, align, want uint64 }{
 		{0x1000, 0x1000, 0x1_0000_0000},       // above 4 GiB first
 		{0x20_0000, 0x20_0000, 0x1_0020_0000}, // aligned; this fills the range
@@ -225,15 +225,37 @@ func TestIOVAs(t *testing.T) {
 			t.Errorf("%d: take(%#x, %#x) = %#x, %v, want %#x", i, c.size, c.align, got, err, c.want)
 		}
 	}
-	if got, err := newIOVAs(nil).take(0x1000, 0x1000); got != 0x1_0000_0000 || err != nil {
+	if got, err := newIOVAs(nil, ^uint64(0)).take(0x1000, 0x1000); got != 0x1_0000_0000 || err != nil {
 		t.Errorf("without ranges: %#x, %v", got, err)
 	}
-	full := newIOVAs([]iovaRange{{1 << 63, ^uint64(0)}})
+	full := newIOVAs([]iovaRange{{1 << 63, ^uint64(0)}}, ^uint64(0))
 	if _, err := full.take(1<<63, 1<<62); err != nil {
 		t.Errorf("the last byte of the space: %v", err)
 	}
 	if _, err := full.take(1, 1); !errors.Is(err, errNoIOVA) {
 		t.Errorf("when empty: %v", err)
+	}
+}
+
+// A function of few address bits gets low IOVAs, and none beyond its own.
+func TestIOVAsBelowMask(t *testing.T) {
+	for name, allowed := range map[string][]iovaRange{
+		"known":   {{0, 0xfedfffff}, {0xfef00000, 0x7fffffffff}},
+		"unknown": nil,
+	} {
+		a := newIOVAs(allowed, 1<<28-1)
+		if got, err := a.take(0x20_0000, 0x20_0000); got != 0x20_0000 || err != nil {
+			t.Errorf("%s: %#x, %v", name, got, err)
+		}
+		if got, err := a.take(0xfc0_0000, 0x20_0000); got != 0x40_0000 || err != nil {
+			t.Errorf("%s: all the rest: %#x, %v", name, got, err)
+		}
+		if got, err := a.take(0x1000, 0x1000); !errors.Is(err, errNoIOVA) {
+			t.Errorf("%s: beyond the mask: %#x, %v", name, got, err)
+		}
+	}
+	if got, err := newIOVAs([]iovaRange{{0xfef00000, 0x7fffffffff}}, 1<<33-1).take(1<<32, 1<<32); got != 1<<32 || err != nil {
+		t.Errorf("33 bits: %#x, %v", got, err)
 	}
 }
 
@@ -288,7 +310,7 @@ func TestAllocDMA(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unmap(mem)
-	b := &Bus{container: -1, group: -1, device: -1, iovas: newIOVAs(nil),
+	b := &Bus{container: -1, group: -1, device: -1, iovas: newIOVAs(nil, ^uint64(0)),
 		regions: []*region{{mem: mem, iova: 0x2000_0000, free: []extent{{0, len(mem)}}}}}
 	d, err := b.AllocDMA(5000)
 	if err != nil || len(d.Bytes) != 5000 || cap(d.Bytes) != 5000 || d.IOVA != 0x2000_0000 {

@@ -228,6 +228,10 @@ func serverConfig(log *slog.Logger) vfiouser.Config {
 // Function is the PCI function.
 func (d *Device) Function() *vdev.Function { return d.function }
 
+// Server returns what serves the adapter over vfio-user, nil when a bus calls it
+// directly.
+func (d *Device) Server() *vfiouser.Server { return d.server }
+
 // NAT is the gateway, nil where the network is another.
 func (d *Device) NAT() *port.NAT { return d.nat }
 

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package guests holds tests of whole machines: a guest that drives the adapter, the
+// teaching device and their siblings behind each kind of virtual IOMMU, and is reset
+// by its own kernel and by QEMU while they work. What is proved is that QEMU has no
+// complaint, that the servers refuse it nothing, and that no mapping of a guest that
+// is gone is left.
+package guests

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guests
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"toebox/images/control"
+	"toebox/images/initramfs"
+	"toebox/images/rig"
+	"toebox/images/toolchain/toolchaintest"
+	"toebox/images/vm"
+	"toebox/vdev/device"
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/edu"
+)
+
+const (
+	patience = 2 * time.Minute // for a boot, without KVM and beside other tests
+
+	probePackage = "toebox/ci/cmd/toebox-probe"
+	probe        = "/bin/toebox-probe"
+	tool         = "/bin/toebox-guest"
+	guestPort    = 80 // where the tool serves
+
+	blob = 256 << 10 // bytes of a page
+)
+
+// machine is a guest with the devices, which are this test's.
+type machine struct {
+	*vm.VM
+	t       *testing.T
+	dir     string
+	adapter *device.Device
+	edu     *edu.Device
+	in      string       // URL of the guest's server, from here
+	out     string       // URL of a server here, from the guest
+	served  atomic.Int64 // pages of that server
+}
+
+// serve offers a device at path until the test is over.
+func serve(t *testing.T, path string, run func(context.Context, *net.UnixListener) error) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		l.Close()
+	})
+}
+
+// boot starts a guest behind an IOMMU of that kind.
+func boot(t *testing.T, iommu string) *machine {
+	t.Helper()
+	toolchaintest.QEMU(t)
+	toolchaintest.Kernel(t)
+	paths, err := rig.DefaultPaths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := toolchaintest.Config(t)
+	o := rig.Options{
+		Paths: paths, QEMU: c.QEMU, Kernel: c.Kernel, Modules: c.Modules, Accel: os.Getenv("TOEBOX_ACCEL"), Net: device.ModeNAT, IOMMU: iommu,
+	}
+	programs, err := initramfs.Programs(t.Context(), initramfs.Config{CacheDir: o.Cache, Source: o.Source}, probePackage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(programs, filepath.Base(probe)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Files = []initramfs.File{{Path: probe[1:], Mode: 0o755, Data: b}}
+	parts, err := rig.Prepare(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets, err := os.MkdirTemp(o.Runtime, "tbx") // short enough for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(sockets) })
+	m := &machine{t: t, dir: t.TempDir()}
+	mc := o.MachineConfig(parts, m.dir, sockets)
+	mc.Reboot = true
+	m.serveAdapter(mc.Device)
+	path := filepath.Join(sockets, "edu")
+	m.serveEdu(path)
+	mc.Args = append(mc.Args, "-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"6.0","socket":{"type":"unix","path":%q}}`, path))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if m.VM, err = vm.Start(ctx, mc, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Stop)
+	m.up()
+	return m
+}
+
+func (m *machine) serveAdapter(path string) {
+	m.t.Helper()
+	out, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	page := bytes.Repeat([]byte("0123456789abcdef"), blob/16)
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if n, err := w.Write(page); err == nil && n == len(page) {
+			m.served.Add(1)
+		}
+	})}
+	go s.Serve(out) //nolint:errcheck // ends with Close
+	m.t.Cleanup(func() { s.Close() })
+	in, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.in = "http://" + in.Addr().String()
+	forward := device.Forward{Listener: in, Guest: netip.AddrPortFrom(netip.Addr{}, guestPort)}
+	if m.adapter, err = device.New(device.Config{Net: device.Net{Mode: device.ModeNAT, Forwards: []device.Forward{forward}}, Seed: 1}); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		if err := m.adapter.Close(); err != nil {
+			m.t.Error(err)
+		}
+	})
+	_, port, _ := strings.Cut(out.Addr().String(), ":")
+	m.out = fmt.Sprintf("http://%v:%s/", m.adapter.NAT().Gateway(), port)
+	serve(m.t, path, m.adapter.Serve)
+}
+
+func (m *machine) serveEdu(path string) {
+	m.t.Helper()
+	var err error
+	if m.edu, err = edu.New(edu.Config{}); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { m.edu.Close() })
+	serve(m.t, path, m.edu.Server().Serve)
+}
+
+// check fails the test with the console's end and QEMU's words.
+func (m *machine) check(what string, err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatalf("%s: %v\nQEMU says: %s\nthe console ends:\n%s", what, err, m.qemuLog(), m.ConsoleTail(20))
+	}
+}
+
+func (m *machine) qemuLog() string {
+	b, err := os.ReadFile(filepath.Join(m.dir, "qemu.log"))
+	if err != nil {
+		m.t.Error(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// up waits until the guest serves over the adapter.
+func (m *machine) up() {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	defer cancel()
+	_, err := m.Hello(ctx)
+	m.check("boot", err)
+	m.check("start", m.Ready(ctx, nil))
+}
+
+// exec runs a program in the guest to its end.
+func (m *machine) exec(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	defer cancel()
+	var out, bad bytes.Buffer
+	res, err := control.Run(ctx, m.Control(), control.Request{Args: args}, control.Streams{Stdout: &out, Stderr: &bad})
+	if err == nil && (res.Error != "" || res.Status != 0) {
+		err = fmt.Errorf("%v: status %d %s: %s%s", args, res.Status, res.Error, &out, &bad)
+	}
+	return out.String(), err
+}
+
+// fetch gets blob bytes from the guest.
+func (m *machine) fetch(ctx context.Context) error {
+	cl := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/bytes/%d", m.in, blob), nil)
+	if err != nil {
+		return err
+	}
+	res, err := cl.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	n, err := io.Copy(io.Discard, res.Body)
+	if err == nil && (n != blob || res.StatusCode != http.StatusOK) {
+		err = fmt.Errorf("%d bytes, %s", n, res.Status)
+	}
+	return err
+}
+
+// mapped says whether the adapter still reaches where the driver's first memory is:
+// at 4 GiB, where a machine of 1 GiB has nothing by itself.
+func (m *machine) mapped() bool {
+	return m.adapter.Server().DMA().Backed(1<<32, 4096, vfiouser.ProtRead|vfiouser.ProtWrite)
+}
+
+// servers are the statistics of the devices' servers.
+func (m *machine) servers() map[string]vfiouser.Stats {
+	return map[string]vfiouser.Stats{"adapter": m.adapter.Server().Stats(), "edu": m.edu.Server().Stats()}
+}
