@@ -86,7 +86,7 @@ func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("vfiouser: client limit out of range: %w", syscall.EINVAL)
 	}
-	st, err := newStream(conn, headerSize+regionAccessSize+max(cfg.MaxTransfer, leastMessage), cfg.MaxFDs, cfg.Spin, cfg.Timeout)
+	st, err := newStream(conn, mostHead+max(cfg.MaxTransfer, leastMessage), cfg.MaxFDs, cfg.Spin, cfg.Timeout)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("vfiouser: client: %w", err)
@@ -103,7 +103,10 @@ func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 func (c *Client) version() error {
 	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(c.cfg.MaxDMAMaps), uint64(pageSize)
 	yes := true
-	text := versionText{capabilities{MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages, SparseMmapFDs: &yes}}
+	text := versionText{capabilities{
+		MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages,
+		SparseMmapFDs: &yes, Migration: &migrationCapability{PageSize: &pages, MaxBitmap: &xfer},
+	}}
 	if c.cfg.WriteMultiple {
 		text.Capabilities.WriteMultiple = &c.cfg.WriteMultiple
 	}
@@ -124,6 +127,10 @@ func (c *Client) version() error {
 	// What the server leaves out has the specification's default.
 	l.maxFDs, _ = lesser(in.MaxFDs, defaultMaxFDs, c.cfg.MaxFDs)
 	l.maxTransfer, _ = lesser(in.MaxTransfer, defaultMaxTransfer, c.cfg.MaxTransfer)
+	l.maxBitmap = l.maxTransfer
+	if in.Migration != nil {
+		l.maxBitmap, _ = lesser(in.Migration.MaxBitmap, l.maxTransfer, l.maxTransfer)
+	}
 	l.writeMultiple = in.WriteMultiple != nil && *in.WriteMultiple && c.cfg.WriteMultiple
 	if l.maxTransfer == 0 {
 		return fmt.Errorf("vfiouser: server takes no data: %w", syscall.EPROTO)

@@ -18,6 +18,9 @@ const (
 	maxBatch = 64 << 10
 	// keepOutput is the largest reply buffer that is kept for the next reply.
 	keepOutput = 1 << 20
+	// mostHead is the most that stands before bulk data: header, unmap and
+	// bitmap.
+	mostHead = headerSize + dmaUnmapSize + dirtyBitmapSize
 	// leastMessage is room for messages without bulk data, however small the
 	// limit on that is.
 	leastMessage = 8 << 10
@@ -55,12 +58,13 @@ func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	defer s.leave()
 	s.stats.connections.Add(1)
 
-	st, err := newStream(c, headerSize+regionAccessSize+max(s.cfg.MaxTransfer, leastMessage), s.cfg.MaxFDs, s.cfg.Spin, s.cfg.SendTimeout)
+	st, err := newStream(c, mostHead+max(s.cfg.MaxTransfer, leastMessage), s.cfg.MaxFDs, s.cfg.Spin, s.cfg.SendTimeout)
 	if err != nil {
 		return fmt.Errorf("vfiouser: serve: %w", err)
 	}
 	k := &conn{srv: s, st: st, goroutine: goroutineID(), limits: s.own()}
 	k.calls.byID = make(map[uint16]*call)
+	k.calls.wrote = s.dma.wrote
 	k.peerMax.Store(defaultMaxTransfer)
 	stop := context.AfterFunc(ctx, st.close)
 	s.dma.remote.Store(k)
@@ -238,8 +242,13 @@ func (c *conn) dispatch(m *message) error {
 	case CommandReset:
 		return c.reset()
 	case CommandFeature:
-		// The kernel's word for a feature that a device lacks.
-		return syscall.ENOTTY
+		return c.feature(m)
+	case CommandMigrationDataRead:
+		return c.readState(m)
+	case CommandMigrationDataWrite:
+		return c.writeState(m)
+	case CommandPrecopyInfo:
+		return c.precopyInfo(m)
 	case CommandDMARead, CommandDMAWrite:
 		return fmt.Errorf("%v to a server: %w", m.cmd, syscall.EINVAL)
 	}
@@ -294,7 +303,11 @@ func (c *conn) reset() error {
 	if !c.srv.cfg.Resettable {
 		return syscall.ENOTSUP
 	}
-	return c.srv.dev.Reset()
+	if err := c.srv.dev.Reset(); err != nil {
+		return err
+	}
+	c.srv.migration.state = StateRunning
+	return nil
 }
 
 func (c *conn) dmaMap(m *message) error {
@@ -336,7 +349,7 @@ func (c *conn) dmaUnmap(m *message) error {
 	case r.flags&^(dmaUnmapDirtyBitmap|dmaUnmapAll) != 0:
 		return fmt.Errorf("unmap flags %#x: %w", r.flags, syscall.EINVAL)
 	case r.flags&dmaUnmapDirtyBitmap != 0:
-		return fmt.Errorf("dirty bitmap: %w", syscall.ENOTSUP)
+		return c.unmapDirty(r, m.payload[dmaUnmapSize:])
 	}
 	n, err := c.srv.dma.unmap(r.addr, r.size, r.flags&dmaUnmapAll != 0)
 	if err != nil {

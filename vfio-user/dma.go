@@ -32,7 +32,8 @@ type DMA struct {
 	root    atomic.Pointer[mapping] // published map, nil if empty
 	epoch   atomic.Uint64
 	readers readers
-	remote  atomic.Pointer[conn] // who serves memory without a file
+	remote  atomic.Pointer[conn]     // who serves memory without a file
+	log     atomic.Pointer[dirtyLog] // nil: writes are not logged
 	stats   *counters
 
 	mu      sync.Mutex // serialises changes
@@ -188,6 +189,9 @@ func (d *DMA) copyPiece(iova uint64, p []byte, prot Prot) (n int, err error) {
 	if err != nil {
 		return n, err
 	}
+	if prot != ProtRead {
+		defer d.wrote(iova, uint64(n)) // a fault included
+	}
 	defer catchFault(b, debug.SetPanicOnFault(true), &err)
 	if prot == ProtRead {
 		copy(p, b)
@@ -205,6 +209,9 @@ func (d *DMA) viewPiece(iova uint64, size int, prot Prot, f func([]byte) error) 
 	b, _, err := d.resolve(iova, size, prot)
 	if err != nil {
 		return 0, err
+	}
+	if prot&ProtWrite != 0 {
+		defer d.wrote(iova, uint64(len(b))) // whatever f did to it
 	}
 	defer catchFault(b, debug.SetPanicOnFault(true), &err)
 	err = f(b)
@@ -315,8 +322,9 @@ func (d *DMA) unmap(addr, size uint64, all bool) (uint64, error) {
 	return bytes, nil
 }
 
-// clear removes everything, with the mmaps.
+// clear removes everything, with the mmaps and the log.
 func (d *DMA) clear() error {
+	d.stopLog()
 	_, err := d.unmap(0, 0, true)
 	if err != nil {
 		return err

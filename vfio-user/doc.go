@@ -10,9 +10,9 @@
 // Comments name the message by its number in the specification's table.
 // Supported: version, DMA map and unmap, device, region and IRQ information,
 // IRQ set-up in all its forms, region read, write and write-multi, mappable
-// areas of regions, ioeventfds, reset, and DMA by message. Everything else gets
-// an error reply. Migration, dirty page logging, ioregionfds and the twin socket
-// are absent.
+// areas of regions, ioeventfds, reset, DMA by message, migration, and logging of
+// dirty pages. Everything else gets an error reply. ioregionfds and the twin
+// socket are absent.
 //
 // # Server
 //
@@ -41,6 +41,21 @@
 // descriptor, which outlives the connection if the client wants it to. [Shared]
 // is such memory made for the purpose. On the client's side [Client.Areas] hands
 // out files that the caller closes.
+//
+// # Migration
+//
+// A device that can be moved to another server is a [Migrator], or a [Precopier]
+// if its state can be read out while it runs. The server keeps the state
+// machine of [MigrationState]; the device gets the arcs and the data. Which state
+// it is in is kept when a client goes, as the rest of the device's state is.
+//
+// Dirty pages are the server's business, for every device: while a client has
+// it log them, each write through [DMA] marks the pages that it touched, by
+// IOVA. Marking takes no lock; without a log it costs the load of a pointer. A
+// report takes what it reports out of the log, but for pages of the log that
+// reach beyond it. All writes are logged, whatever ranges a client names. A log
+// that has no room left, after writes all over an address space, takes all of
+// memory for dirty until it is started again.
 //
 // # Interrupts
 //

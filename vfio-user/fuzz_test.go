@@ -34,7 +34,10 @@ func templates() map[uint16][]byte {
 		12: make([]byte, 20),
 		13: nil,
 		15: append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, append(region(0, 10, 0, 0, 4).Payload, make([]byte, 8)...)...),
-		16: {12, 0, 0, 0, 1, 0, 7, 0},
+		16: append([]byte{64, 0, 0, 0, 6, 0, 2, 0, 0, 16}, make([]byte, 22)...), // start a log; a state, or a report by two bytes
+		17: {12, 0, 0, 0, 4, 0, 0, 0},
+		18: {12, 0, 0, 0, 4, 0, 0, 0, 1, 2, 3, 4},
+		19: append([]byte{24}, make([]byte, 23)...),
 	}
 }
 
@@ -96,6 +99,8 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte{1, 0x80, 0, 2, 0x80, 8, 9, 0x80, 0, 3, 0x80, 0, 8, 0x80, 8, 13, 0x80, 0})
 	f.Add([]byte{1, 0x80, 0, 10, 0x10, 0, 10, 0x90, 1, 12, 255, 15, 0x90, 0, 9, 1, 0, 9, 2, 0, 99, 0, 0})
 	f.Add([]byte{1, 0x80, 0, 2, 0x80, 0, 2, 0x80, 0x52, 8, 7, 16, 255, 3, 0x80, 1, 4, 2, 3, 0x80, 3, 4, 2, 9, 0, 17, 0})
+	f.Add([]byte{1, 0x80, 0, 16, 0x80, 0, 16, 0x80, 4, 4, 8, 6, 1, 17, 16, 25, 16, 3, 0x80, 2, 4, 1, 255, 24, 16, 0x80, 1, 4, 7})
+	f.Add([]byte{1, 0x80, 0, 16, 0x80, 2, 4, 2, 8, 6, 17, 0x80, 0, 19, 0x80, 0, 16, 0x80, 2, 4, 2, 8, 3, 16, 0x80, 2, 4, 2, 8, 4, 18, 0x80, 0, 13, 0x80, 0})
 	f.Add([]byte{9, 0x80, 0, 1, 0x80, 1, 255, 9, 1, 0x80, 0, 8, 0x80, 0xfe, 8, 1, 16, 4, 8, 0x80, 2, 4, 33, 16, 0})
 	ram := vfiousertest.Memory(f, 1<<16)
 	ev := vfiousertest.NewEventFD(f)
@@ -106,8 +111,9 @@ func FuzzSession(f *testing.F) {
 	cfg.Spin = -1
 	f.Fuzz(func(t *testing.T, in []byte) {
 		before := openFDs(t)
-		dev := vfiousertest.NewDevice(cfg)
-		srv, err := vfiouser.NewServer(dev, cfg)
+		dev := vfiousertest.NewMigrator(cfg)
+		dev.SetState([]byte("a state"))
+		srv, err := vfiouser.NewServer(vfiousertest.Precopier{Migrator: dev}, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,17 +21,47 @@ type calls struct {
 	byID   map[uint16]*call
 	lastID uint16
 	closed bool
+	wrote  func(iova, n uint64) // called for each write that the client has answered
 }
 
 // call is one of them. Its fields but done are under calls.mu.
 type call struct {
 	done   chan struct{} // closed with the answer, or when there will be none
 	cmd    Command
+	iova   uint64
 	reply  []byte // where the data of a read goes; nil: nobody waits any more
 	want   uint64
 	count  uint64
 	errno  syscall.Errno
 	active bool
+}
+
+// ReadByMessage is Read, but asks the client for memory that has a file as well.
+func (d *DMA) ReadByMessage(iova uint64, p []byte) error { return d.messages(iova, p, ProtRead) }
+
+// WriteByMessage is Write, but gives the client what is for memory that has a
+// file as well.
+func (d *DMA) WriteByMessage(iova uint64, p []byte) error { return d.messages(iova, p, ProtWrite) }
+
+func (d *DMA) messages(iova uint64, p []byte, prot Prot) error {
+	if err := checkRange(iova, uint64(len(p))); err != nil {
+		return err
+	}
+	for len(p) > 0 {
+		n, err := 0, error(syscall.EFAULT)
+		if m := d.root.Load().find(iova); m != nil {
+			if err = syscall.EACCES; m.prot&prot == prot {
+				have := min(m.last-iova, uint64(len(p)-1)) + 1
+				n, err = d.message(iova, p[:have], prot)
+			}
+		}
+		if err != nil {
+			return dmaError(iova, uint64(len(p)), err)
+		}
+		iova += uint64(n)
+		p = p[n:]
+	}
+	return nil
 }
 
 // message moves the first bytes of an access by VFIO_USER_DMA_READ or _WRITE
@@ -61,7 +91,7 @@ func (d *DMA) message(iova uint64, p []byte, prot Prot) (int, error) {
 
 // call sends a DMA command and waits for the answer.
 func (c *conn) call(cmd Command, iova uint64, p []byte) (int, syscall.Errno) {
-	k := &call{done: make(chan struct{}), cmd: cmd, want: uint64(len(p)), active: true}
+	k := &call{done: make(chan struct{}), cmd: cmd, iova: iova, want: uint64(len(p)), active: true}
 	out := make([]byte, 0, headerSize+dmaAccessSize+len(p))
 	size := headerSize + dmaAccessSize
 	if cmd == CommandDMARead {
@@ -135,6 +165,11 @@ func (s *calls) answer(m *message) bool {
 		return false
 	}
 	delete(s.byID, m.id)
+	if k.cmd == CommandDMAWrite {
+		// Here, where messages have an order: a report that the client asks
+		// for after its answer has the mark. What failed may have begun.
+		s.wrote(k.iova, k.want)
+	}
 	if !k.active {
 		return true
 	}

@@ -211,6 +211,15 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestConfigOfMigrator refuses a device that could not leave ERROR.
+func TestConfigOfMigrator(t *testing.T) {
+	cfg := vfiousertest.Config()
+	cfg.Resettable = false
+	if _, err := vfiouser.NewServer(vfiousertest.NewMigrator(cfg), cfg); err == nil {
+		t.Error("accepted")
+	}
+}
+
 // TestLog checks what is logged: refused requests, but not each of them for
 // ever, and with VFIOUSERDEBUG=1 every message.
 func TestLog(t *testing.T) {

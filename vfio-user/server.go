@@ -152,6 +152,8 @@ type Server struct {
 	irqs  *irqs
 	stats *counters
 
+	migration migration // of the connection's goroutine
+
 	slot   chan struct{} // holds a value while a connection is served
 	ending atomic.Bool   // that connection is being taken down
 }
@@ -175,6 +177,10 @@ func NewServer(dev Device, cfg Config) (*Server, error) {
 	s.slot = make(chan struct{}, 1)
 	s.dma = newDMA(s.stats)
 	s.irqs = newIRQs(cfg.IRQs, s.stats)
+	s.migration = newMigration(dev)
+	if s.migration.dev != nil && !cfg.Resettable {
+		return nil, errors.New("vfiouser: a device that migrates has to serve Reset")
+	}
 	return s, nil
 }
 
@@ -186,6 +192,7 @@ func (s *Server) own() limits {
 	return limits{
 		maxFDs: s.cfg.MaxFDs, maxTransfer: s.cfg.MaxTransfer, maxDMAMaps: s.cfg.MaxDMAMaps,
 		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple, sparseFDs: true,
+		maxBitmap: s.cfg.MaxTransfer, migrates: s.migration.dev != nil,
 	}
 }
 
@@ -338,6 +345,7 @@ type Stats struct {
 	DMAMapped        uint64 // DMA maps there are now
 	DMAMessages      uint64 // accesses by message
 	DMAMessageErrors uint64
+	DirtyLogsFull    uint64 // logs of dirty pages that took all of memory for dirty
 
 	Triggers           uint64 // interrupts signalled
 	TriggersUnassigned uint64 // interrupts of a vector without eventfd
@@ -353,6 +361,7 @@ type counters struct {
 	dmaMaps, dmaUnmaps                            atomic.Uint64
 	dmaUnmapsVoid, dmaUnmapsWide                  atomic.Uint64
 	dmaMapped, dmaMessages, dmaMessageErrors      atomic.Uint64
+	dirtyLogsFull                                 atomic.Uint64
 	triggers, triggersUnassigned, triggersFailed  atomic.Uint64
 	ioEvents                                      atomic.Uint64
 }
@@ -368,6 +377,6 @@ func (s *Server) Stats() Stats {
 		DMAUnmapsVoid: c.dmaUnmapsVoid.Load(), DMAUnmapsWide: c.dmaUnmapsWide.Load(),
 		DMAMapped: c.dmaMapped.Load(), DMAMessages: c.dmaMessages.Load(), DMAMessageErrors: c.dmaMessageErrors.Load(),
 		Triggers: c.triggers.Load(), TriggersUnassigned: c.triggersUnassigned.Load(), TriggersFailed: c.triggersFailed.Load(),
-		IOEvents: c.ioEvents.Load(),
+		DirtyLogsFull: c.dirtyLogsFull.Load(), IOEvents: c.ioEvents.Load(),
 	}
 }

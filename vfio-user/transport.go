@@ -65,7 +65,7 @@ func NewTransport(c *net.UnixConn, cfg TransportConfig) (*Transport, error) {
 		c.Close()
 		return nil, fmt.Errorf("vfiouser: transport limit out of range: %w", syscall.EINVAL)
 	}
-	st, err := newStream(c, headerSize+regionAccessSize+max(cfg.MaxTransfer, leastMessage), cfg.MaxFDs, cfg.Spin, cfg.SendTimeout)
+	st, err := newStream(c, mostHead+max(cfg.MaxTransfer, leastMessage), cfg.MaxFDs, cfg.Spin, cfg.SendTimeout)
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("vfiouser: transport: %w", err)

@@ -39,9 +39,11 @@ type limits struct {
 	maxTransfer   int    // bytes of data in one region or DMA message
 	maxDMAMaps    int    // mappings at one time
 	pageSizes     uint64 // bit mask; the lowest bit is the granule of DMA maps
+	maxBitmap     int    // bytes of a dirty bitmap
 	writeMultiple bool
 	sparseFDs     bool // areas of a region may be in several files
 	peerFDs       int  // file descriptors that the peer takes in one message
+	migrates      bool // own: the device can be moved
 }
 
 // granule returns the alignment that DMA maps must have.
@@ -55,6 +57,15 @@ type capabilities struct {
 	PageSizes     *uint64 `json:"pgsizes,omitempty"`
 	WriteMultiple *bool   `json:"write_multiple,omitempty"`
 	SparseMmapFDs *bool   `json:"sparse_mmap_fds,omitempty"`
+
+	Migration *migrationCapability `json:"migration,omitempty"`
+}
+
+// migrationCapability is about dirty bitmaps. The newest specification has none
+// of it; a server that names it can migrate its device.
+type migrationCapability struct {
+	PageSize  *uint64 `json:"pgsize,omitempty"`
+	MaxBitmap *uint64 `json:"max_bitmap_size,omitempty"` // bytes
 }
 
 type versionText struct {
@@ -130,6 +141,18 @@ func negotiate(out, payload []byte, own limits) ([]byte, limits, error) {
 	if in.SparseMmapFDs != nil && *in.SparseMmapFDs && own.sparseFDs {
 		l.sparseFDs = true
 		say.SparseMmapFDs = &l.sparseFDs
+	}
+
+	l.maxBitmap = min(l.maxTransfer, own.maxBitmap)
+	if mig := in.Migration; mig != nil {
+		if p := mig.PageSize; p != nil && (*p == 0 || *p&(*p-1) != 0) {
+			return out, limits{}, fmt.Errorf("migration pgsize %#x: %w", *p, syscall.EINVAL)
+		}
+		var most *uint64
+		l.maxBitmap, most = lesser(mig.MaxBitmap, l.maxBitmap, l.maxBitmap)
+		if own.migrates {
+			say.Migration = &migrationCapability{mig.PageSize, most}
+		}
 	}
 
 	n := len(out)

@@ -33,6 +33,13 @@ func TestMessages(t *testing.T) {
 		{&irqInfo{1, 2, 3, 4}, 16, []byte{1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0}},
 		{&irqSet{1, 2, 3, 4, 5}, 20, []byte{1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0}},
 		{&regionAccess{1, 2, 3}, 16, []byte{1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0}},
+		{&featureHead{1, 2}, 8, []byte{1, 0, 0, 0, 2, 0, 0, 0}},
+		{&featureState{1, 2}, 8, []byte{1, 0, 0, 0, 2, 0, 0, 0}},
+		{&logControl{1, 2, 3}, 16, []byte{1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0}},
+		{&logReport{1, 2, 3}, 24, []byte{1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0}},
+		{&dirtyBitmap{1, 2}, 16, []byte{1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0}},
+		{&stateData{1, 2}, 8, []byte{1, 0, 0, 0, 2, 0, 0, 0}},
+		{&precopyInfo{1, 2, 3, 4}, 24, []byte{1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0}},
 		{&dmaAccess{1, 2}, 16, []byte{1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0}},
 	} {
 		got, err := tt.m.AppendBinary([]byte{0xee})
@@ -64,6 +71,11 @@ func TestText(t *testing.T) {
 	for i, want := range names {
 		if got := Command(i + 1).String(); got != want {
 			t.Errorf("command %d is %q", i+1, got)
+		}
+	}
+	for i, want := range []string{"ERROR", "STOP", "RUNNING", "STOP_COPY", "RESUMING", "state 5", "PRE_COPY", "state 7"} {
+		if got := MigrationState(i).String(); got != want {
+			t.Errorf("state %d is %q", i, got)
 		}
 	}
 	for _, tt := range []struct {
