@@ -70,6 +70,9 @@ func (d *Migrator) ReadState(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := copy(p, d.out)
+	for i := n; i < len(p); i++ {
+		p[i] = 0xee // as a reader may
+	}
 	d.out = d.out[n:]
 	return n, d.cannot
 }
