@@ -360,7 +360,7 @@ func TestDirtyLogReaders(t *testing.T) {
 // the copy is the same as the memory. Each page is written once, so that nothing
 // makes up for a mark that is lost or early.
 func TestDirtyLogNothingLost(t *testing.T) {
-	const piece, writers, pieces = 16 * 4096, 3, 96
+	const piece, writers, pieces = 16 * 4096, 3, 32
 	const size = writers * pieces * piece
 	d := newDMA(new(counters))
 	if err := d.mapFile(dmaMap{size: size}, ProtRead|ProtWrite, testFile(t, size, 0), limits{pageSizes: 4096, maxDMAMaps: 10}); err != nil {
@@ -427,7 +427,7 @@ func TestDirtyLogNothingLost(t *testing.T) {
 // each once, while reports take them: each page is in one report.
 func TestDirtyLogTogether(t *testing.T) {
 	const writers = 3
-	for range 200 {
+	for range 30 {
 		l := &dirtyLog{shift: 12}
 		const pages = 512
 		var wg sync.WaitGroup
