@@ -355,14 +355,20 @@ func (c *conn) dmaUnmap(m *message) error {
 	if err != nil {
 		return err
 	}
+	c.countUnmap(r, n)
+	c.out, _ = dmaUnmap{argsz: dmaUnmapSize, flags: r.flags, addr: r.addr, size: n}.AppendBinary(c.out)
+	return nil
+}
+
+// countUnmap counts the kinds of unmap that a client need not make: n bytes
+// were mapped.
+func (c *conn) countUnmap(r dmaUnmap, n uint64) {
 	switch {
 	case n == 0:
 		c.srv.stats.dmaUnmapsVoid.Add(1)
 	case n != r.size && r.flags&dmaUnmapAll == 0:
 		c.srv.stats.dmaUnmapsWide.Add(1)
 	}
-	c.out, _ = dmaUnmap{argsz: dmaUnmapSize, flags: r.flags, addr: r.addr, size: n}.AppendBinary(c.out)
-	return nil
 }
 
 // checkAccess refuses an access that is not wholly inside its region or that

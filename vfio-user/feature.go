@@ -310,6 +310,7 @@ func (c *conn) unmapDirty(r dmaUnmap, data []byte) error {
 	if err != nil {
 		return err
 	}
+	c.countUnmap(r, size)
 	c.out, _ = dmaUnmap{argsz: uint32(head + b.size), flags: r.flags, addr: r.addr, size: size}.AppendBinary(c.out)
 	c.out, _ = b.AppendBinary(c.out)
 	start := len(c.out)
