@@ -3,7 +3,9 @@
 package guests
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -101,10 +103,13 @@ func (m *machine) load() (stop func()) {
 			}
 		})
 	}
+	guest := m.Control()
+	ended := make(chan string, 2)
 	for _, args := range [][]string{{probe, "edu-load"}, {probe, "repeat", tool, "fetch", "-o", "/dev/null", m.out}} {
-		work.Go(func() {
-			// These end with the guest.
-			control.Run(ctx, m.Control(), control.Request{Args: args}, control.Streams{}) //nolint:errcheck // as it is meant to be
+		work.Go(func() { // ends with the guest
+			var bad bytes.Buffer
+			res, err := control.Run(ctx, guest, control.Request{Args: args}, control.Streams{Stderr: &bad})
+			ended <- fmt.Sprintf("%v: %+v, %v: %s", args, res, err, &bad)
 		})
 	}
 	for deadline := time.Now().Add(patience); fetched.Load() < 5 || m.served.Load() < served+2 || m.edu.Server().Stats().Triggers < moved+50; {
@@ -112,7 +117,11 @@ func (m *machine) load() (stop func()) {
 			m.t.Fatalf("the load is not under way: %d pages in, %d out, %d interrupts of edu",
 				fetched.Load(), m.served.Load()-served, m.edu.Server().Stats().Triggers-moved)
 		}
-		<-time.After(5 * time.Millisecond)
+		select {
+		case why := <-ended:
+			m.t.Fatalf("the load has ended: %s", why)
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 	return func() {
 		cancel()
