@@ -14,8 +14,8 @@ import (
 )
 
 // Memory is what a client's device may reach by message. The client calls it
-// from one goroutine, which also reads the replies to the client's requests:
-// it must not make any.
+// from one goroutine, which without a twin socket also reads the replies to the
+// client's requests: then it must not make any.
 type Memory interface {
 	ReadDMA(iova uint64, p []byte) error
 	WriteDMA(iova uint64, p []byte) error
@@ -31,6 +31,9 @@ type ClientConfig struct {
 	MaxDMAMaps    int           // to ask for, default 65535, at most 2^24
 	Timeout       time.Duration // of a request, default 5 s
 	Spin          time.Duration // as Config.Spin
+	// TwinSocket asks for a socket for the device's DMA messages alone. They are
+	// served by another goroutine then, and Memory may make requests.
+	TwinSocket bool
 }
 
 const defaultTimeout = 5 * time.Second
@@ -50,6 +53,7 @@ type Client struct {
 	mu      sync.Mutex
 	waiting map[uint16]*request
 	lastID  uint16
+	twin    *twin // nil: there is none
 	err     error // why the connection ended
 }
 
@@ -100,45 +104,6 @@ func NewClient(conn *net.UnixConn, cfg ClientConfig) (*Client, error) {
 	return c, nil
 }
 
-func (c *Client) version() error {
-	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(c.cfg.MaxDMAMaps), uint64(pageSize)
-	yes := true
-	text := versionText{capabilities{
-		MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages,
-		SparseMmapFDs: &yes, Migration: &migrationCapability{PageSize: &pages, MaxBitmap: &xfer},
-	}}
-	if c.cfg.WriteMultiple {
-		text.Capabilities.WriteMultiple = &c.cfg.WriteMultiple
-	}
-	p, err := appendVersion(nil, versionPrefix{versionMajor, versionMinor}, text)
-	if err != nil {
-		return err
-	}
-	reply, err := c.do(CommandVersion, p, nil)
-	if err != nil {
-		return err
-	}
-	v, got, err := parseVersion(reply)
-	if err != nil || v.major != versionMajor || v.minor > versionMinor {
-		return fmt.Errorf("vfiouser: server answers version %d.%d (%v): %w", v.major, v.minor, err, syscall.EPROTO)
-	}
-	in := got.Capabilities
-	l := limits{maxDMAMaps: defaultMaxDMAMaps, pageSizes: pageSize}
-	// What the server leaves out has the specification's default.
-	l.maxFDs, _ = lesser(in.MaxFDs, defaultMaxFDs, c.cfg.MaxFDs)
-	l.maxTransfer, _ = lesser(in.MaxTransfer, defaultMaxTransfer, c.cfg.MaxTransfer)
-	l.maxBitmap = l.maxTransfer
-	if in.Migration != nil {
-		l.maxBitmap, _ = lesser(in.Migration.MaxBitmap, l.maxTransfer, l.maxTransfer)
-	}
-	l.writeMultiple = in.WriteMultiple != nil && *in.WriteMultiple && c.cfg.WriteMultiple
-	if l.maxTransfer == 0 {
-		return fmt.Errorf("vfiouser: server takes no data: %w", syscall.EPROTO)
-	}
-	c.limits = l
-	return nil
-}
-
 // Close ends the connection. Requests that wait fail with net.ErrClosed.
 func (c *Client) Close() error {
 	c.st.close()
@@ -158,6 +123,7 @@ func (c *Client) run() {
 		err = net.ErrClosed
 	}
 	c.mu.Lock()
+	t := c.twin
 	c.err = fmt.Errorf("vfiouser: client: %w", err)
 	for id, r := range c.waiting {
 		r.err = c.err
@@ -165,6 +131,7 @@ func (c *Client) run() {
 		delete(c.waiting, id)
 	}
 	c.mu.Unlock()
+	t.stop()
 	close(c.done)
 }
 
@@ -186,7 +153,7 @@ func (c *Client) read() error {
 			continue
 		}
 		m.close() // no command that we know carries any
-		if err := c.serve(&m); err != nil {
+		if err := c.serve(c.st, &m); err != nil {
 			return err
 		}
 	}
@@ -221,8 +188,8 @@ func (c *Client) answer(m *message) {
 	close(r.done)
 }
 
-// serve answers a command of the server.
-func (c *Client) serve(m *message) error {
+// serve answers a command of the server that came in by st.
+func (c *Client) serve(st *stream, m *message) error {
 	out := make([]byte, headerSize, headerSize+dmaAccessSize)
 	out, err := c.dma(out, m)
 	if m.flags&flagNoReply != 0 {
@@ -234,7 +201,7 @@ func (c *Client) serve(m *message) error {
 		h.size, h.flags, h.errno = headerSize, typeReply|flagError, uint32(errnoOf(err))
 	}
 	h.appendTo(out[:0])
-	return c.st.send(out)
+	return st.send(out)
 }
 
 // dma does what VFIO_USER_DMA_READ or _WRITE asks and appends the reply.

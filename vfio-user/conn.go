@@ -40,7 +40,8 @@ type conn struct {
 	out        []byte // replies to send
 	outFDs     []int  // ours, to go with the reply that is being made, and then be closed
 	failures   uint64
-	watch      *ioWatch // nil: the client has been lent no eventfd
+	twin       atomic.Pointer[twin] // nil: none; set once
+	watch      *ioWatch             // nil: the client has been lent no eventfd
 
 	calls   calls
 	peerMax atomic.Int64 // what the client takes in one message, bytes of data
@@ -79,6 +80,7 @@ func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	st.discard()
 	s.dma.remote.Store(nil)
 	k.calls.close()
+	k.twin.Load().stop()
 	if e := s.dma.clear(); e != nil {
 		s.log.Error("vfiouser: disconnect", "err", e)
 	}
@@ -143,7 +145,7 @@ func (c *conn) handle(m *message) error {
 		c.srv.log.Debug("vfiouser: message", "cmd", m.cmd.String(), "id", m.id, "size", m.size, "flags", m.flags, "fds", len(m.fds))
 	}
 	if m.flags&flagTypeMask == typeReply {
-		if !c.calls.answer(m) {
+		if c.limits.twin || !c.calls.answer(m) {
 			c.srv.stats.strayReplies.Add(1)
 		}
 		return nil
@@ -259,7 +261,17 @@ func (c *conn) version(m *message) error {
 	if c.negotiated {
 		return fmt.Errorf("version again: %w", syscall.EINVAL)
 	}
-	out, l, err := negotiate(c.out, m.payload, c.srv.own())
+	own := c.srv.own()
+	mark := len(c.out)
+	out, l, err := negotiate(c.out, m.payload, own)
+	if err == nil && l.twin {
+		if terr := c.startTwin(); terr != nil {
+			// It is a convenience: there is a way without.
+			c.srv.log.Warn("vfiouser: no twin socket", "err", terr)
+			own.twin = false
+			out, l, err = negotiate(out[:mark], m.payload, own)
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -10,9 +10,9 @@
 // Comments name the message by its number in the specification's table.
 // Supported: version, DMA map and unmap, device, region and IRQ information,
 // IRQ set-up in all its forms, region read, write and write-multi, mappable
-// areas of regions, ioeventfds, reset, DMA by message, migration, and logging of
-// dirty pages. Everything else gets an error reply. ioregionfds and the twin
-// socket are absent.
+// areas of regions, ioeventfds, reset, DMA by message, the twin socket,
+// migration, and logging of dirty pages. Everything else gets an error reply.
+// ioregionfds are absent.
 //
 // # Server
 //
@@ -32,7 +32,8 @@
 // have to be short. Memory announced without a file descriptor is reached by
 // messages; such an access takes a round trip, must not be made from a device
 // call (it would wait for a reply that the same goroutine has to read, and
-// gets EDEADLK), and ends by its time-out at the latest.
+// gets EDEADLK; not so with a twin socket), and ends by its time-out at the
+// latest.
 //
 // # Areas
 //

@@ -72,7 +72,7 @@ func (d *DMA) message(iova uint64, p []byte, prot Prot) (int, error) {
 	if c == nil {
 		return 0, syscall.EFAULT // the client has gone, and its maps with it
 	}
-	if goroutineID() == c.goroutine {
+	if c.twin.Load() == nil && goroutineID() == c.goroutine {
 		return 0, syscall.EDEADLK
 	}
 	p = p[:min(len(p), c.transferLimit())]
@@ -110,7 +110,7 @@ func (c *conn) call(cmd Command, iova uint64, p []byte) (int, syscall.Errno) {
 	}
 	timer := time.NewTimer(c.srv.cfg.DMATimeout)
 	defer timer.Stop()
-	if err := c.st.send(out); err != nil {
+	if err := c.commands().send(out); err != nil {
 		c.calls.abandon(k, syscall.EIO)
 		return 0, syscall.EIO
 	}

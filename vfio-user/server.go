@@ -191,7 +191,7 @@ func (s *Server) DMA() *DMA { return s.dma }
 func (s *Server) own() limits {
 	return limits{
 		maxFDs: s.cfg.MaxFDs, maxTransfer: s.cfg.MaxTransfer, maxDMAMaps: s.cfg.MaxDMAMaps,
-		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple, sparseFDs: true,
+		pageSizes: pageSize, writeMultiple: s.cfg.WriteMultiple, sparseFDs: true, twin: true,
 		maxBitmap: s.cfg.MaxTransfer, migrates: s.migration.dev != nil,
 	}
 }

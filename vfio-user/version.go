@@ -24,14 +24,8 @@ const (
 	defaultPageSizes   = 4096
 )
 
-// Our own limits.
-const (
-	// maxVersionReply is what QEMU has room for: the length of its own
-	// request, in which the JSON text and its NUL take 194 bytes.
-	maxVersionReply = 194
-	// maxVersionText bounds what is given to the JSON decoder.
-	maxVersionText = 4096
-)
+// maxVersionText bounds what is given to the JSON decoder.
+const maxVersionText = 4096
 
 // limits are the capabilities in force on a connection.
 type limits struct {
@@ -42,6 +36,7 @@ type limits struct {
 	maxBitmap     int    // bytes of a dirty bitmap
 	writeMultiple bool
 	sparseFDs     bool // areas of a region may be in several files
+	twin          bool // the server's commands have a socket of their own
 	peerFDs       int  // file descriptors that the peer takes in one message
 	migrates      bool // own: the device can be moved
 }
@@ -58,7 +53,15 @@ type capabilities struct {
 	WriteMultiple *bool   `json:"write_multiple,omitempty"`
 	SparseMmapFDs *bool   `json:"sparse_mmap_fds,omitempty"`
 
-	Migration *migrationCapability `json:"migration,omitempty"`
+	Migration  *migrationCapability `json:"migration,omitempty"`
+	TwinSocket *twinSocket          `json:"twin_socket,omitempty"`
+}
+
+// twinSocket is the capability of that name. Index is the place of the client's
+// end among the descriptors of the reply.
+type twinSocket struct {
+	Supported bool    `json:"supported"`
+	Index     *uint64 `json:"fd_index,omitempty"`
 }
 
 // migrationCapability is about dirty bitmaps. The newest specification has none
@@ -156,7 +159,13 @@ func negotiate(out, payload []byte, own limits) ([]byte, limits, error) {
 	}
 
 	n := len(out)
-	room := min(len(payload), versionPrefixSize+maxVersionReply)
+	room := len(payload)
+	if in.TwinSocket != nil && in.TwinSocket.Supported && own.twin && l.peerFDs > 0 {
+		l.twin = true
+		say.TwinSocket = &twinSocket{Supported: true, Index: new(uint64)} // the only descriptor
+		// Who asks for it expects an index, which is longer than the question.
+		room = maxVersionText
+	}
 	full, err := appendVersion(out, reply, versionText{say})
 	if err != nil {
 		return out, limits{}, err
@@ -166,6 +175,7 @@ func negotiate(out, payload []byte, own limits) ([]byte, limits, error) {
 	}
 	// A request too short for its own answer left something out: then the
 	// reply does too, and the values in force stay within what was proposed.
+	l.twin = false
 	out, err = reply.AppendBinary(full[:n])
 	return out, l, err
 }
@@ -179,4 +189,48 @@ func lesser(proposed *uint64, preset, own int) (int, *uint64) {
 	}
 	v := min(*proposed, uint64(own))
 	return int(v), &v
+}
+
+// version agrees on the version and the capabilities with the server.
+func (c *Client) version() error {
+	fds, xfer, maps, pages := uint64(c.cfg.MaxFDs), uint64(c.cfg.MaxTransfer), uint64(c.cfg.MaxDMAMaps), uint64(pageSize)
+	yes := true
+	text := versionText{capabilities{
+		MaxFDs: &fds, MaxTransfer: &xfer, MaxDMAMaps: &maps, PageSizes: &pages,
+		SparseMmapFDs: &yes, Migration: &migrationCapability{PageSize: &pages, MaxBitmap: &xfer},
+	}}
+	if c.cfg.WriteMultiple {
+		text.Capabilities.WriteMultiple = &c.cfg.WriteMultiple
+	}
+	if c.cfg.TwinSocket {
+		text.Capabilities.TwinSocket = &twinSocket{Supported: true}
+	}
+	p, err := appendVersion(nil, versionPrefix{versionMajor, versionMinor}, text)
+	if err != nil {
+		return err
+	}
+	reply, lent, err := c.doFDs(CommandVersion, p)
+	if err != nil {
+		return err
+	}
+	defer closeFDs(lent)
+	v, got, err := parseVersion(reply)
+	if err != nil || v.major != versionMajor || v.minor > versionMinor {
+		return fmt.Errorf("vfiouser: server answers version %d.%d (%v): %w", v.major, v.minor, err, syscall.EPROTO)
+	}
+	in := got.Capabilities
+	l := limits{maxDMAMaps: defaultMaxDMAMaps, pageSizes: pageSize}
+	// What the server leaves out has the specification's default.
+	l.maxFDs, _ = lesser(in.MaxFDs, defaultMaxFDs, c.cfg.MaxFDs)
+	l.maxTransfer, _ = lesser(in.MaxTransfer, defaultMaxTransfer, c.cfg.MaxTransfer)
+	l.maxBitmap = l.maxTransfer
+	if in.Migration != nil {
+		l.maxBitmap, _ = lesser(in.Migration.MaxBitmap, l.maxTransfer, l.maxTransfer)
+	}
+	l.writeMultiple = in.WriteMultiple != nil && *in.WriteMultiple && c.cfg.WriteMultiple
+	if l.maxTransfer == 0 {
+		return fmt.Errorf("vfiouser: server takes no data: %w", syscall.EPROTO)
+	}
+	c.limits = l
+	return c.startTwin(in.TwinSocket, lent)
 }
