@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/pci"
 )
 
 // Registers in BAR0 (docs/specs/edu.rst, "MMIO area spec"). Those below 0x80
@@ -57,14 +58,12 @@ type Config struct {
 
 // Device is the device, with its server.
 type Device struct {
+	fn   *pci.Function
 	srv  *vfiouser.Server
 	mask uint64
 	work sync.WaitGroup // the factorial and the transfer that run
 
 	mu        sync.Mutex
-	config    [configSize]byte
-	writable  [configSize]byte // bits of config
-	pin       bool
 	liveness  uint32
 	factorial uint32
 	status    uint32
@@ -84,20 +83,42 @@ func New(cfg Config) (*Device, error) {
 	if d.mask == 0 {
 		d.mask = DefaultDMAMask
 	}
-	d.config, d.writable = newConfig()
-
-	c := vfiouser.Config{Resettable: true, Logger: cfg.Logger}
-	c.Regions[vfiouser.RegionBAR0] = vfiouser.Region{Size: bar0Size, Flags: vfiouser.RegionRead | vfiouser.RegionWrite}
-	c.Regions[vfiouser.RegionConfig] = vfiouser.Region{Size: configSize, Flags: vfiouser.RegionRead | vfiouser.RegionWrite}
-	c.IRQs[vfiouser.IRQINTx] = vfiouser.IRQ{Count: 1, Flags: vfiouser.IRQEventFD | vfiouser.IRQMaskable | vfiouser.IRQAutoMasked}
-	c.IRQs[vfiouser.IRQMSI] = vfiouser.IRQ{Count: 1, Flags: vfiouser.IRQEventFD}
-	c.IRQs[vfiouser.IRQErr] = vfiouser.IRQ{Count: 1, Flags: vfiouser.IRQEventFD} // QEMU insists
 	var err error
-	if d.srv, err = vfiouser.NewServer(d, c); err != nil {
+	if d.fn, err = pci.New(d.describe()); err != nil {
 		return nil, fmt.Errorf("edu: %w", err)
 	}
+	c := d.fn.ServerConfig()
+	c.Logger = cfg.Logger
+	if d.srv, err = vfiouser.NewServer(d.fn, c); err != nil {
+		return nil, fmt.Errorf("edu: %w", err)
+	}
+	d.fn.Connect(d.srv)
 	return d, nil
 }
+
+// describe declares the function as QEMU's is.
+func (d *Device) describe() pci.Config {
+	c := pci.Config{
+		Vendor: 0x1234, Device: 0x11e8, Revision: 0x10, Class: 0x00ff00,
+		SubsystemVendor: 0x1af4, Subsystem: 0x1100, Pin: 1,
+		Capabilities: []pci.Capability{pci.At(0x40, pci.MSI{})},
+		// I/O and memory space, bus master, SERR#, INTx disable.
+		CommandMask:   0x507,
+		IgnoreCommand: true,
+		// The next client finds the device as it is now. A reset puts
+		// configuration space and the pin back, and leaves the registers alone.
+		Disconnected: func() {},
+	}
+	c.BARs[0] = pci.BAR{Size: bar0Size, Read: d.read, Write: d.write}
+	// What lies behind the capability can be written, and stays.
+	for i := 0x4e; i < 0x100; i++ {
+		c.Fields = append(c.Fields, pci.Field{Offset: i, Width: 1, Writable: 0xff, Sticky: 0xff})
+	}
+	return c
+}
+
+// Function returns the PCI function.
+func (d *Device) Function() *pci.Function { return d.fn }
 
 // Server returns what serves the device.
 func (d *Device) Server() *vfiouser.Server { return d.srv }
@@ -117,13 +138,11 @@ func (d *Device) Faults() uint64 {
 	return d.faults
 }
 
-// ReadRegion implements vfiouser.Device.
-func (d *Device) ReadRegion(region int, offset uint64, p []byte) error {
+// read serves BAR0.
+func (d *Device) read(offset uint64, p []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case region == vfiouser.RegionConfig:
-		copy(p, d.config[offset:])
 	case len(p) == 4:
 		binary.LittleEndian.PutUint32(p, uint32(d.readLocked(offset)))
 	case len(p) == 8 && offset >= wideRegisters:
@@ -133,7 +152,6 @@ func (d *Device) ReadRegion(region int, offset uint64, p []byte) error {
 	default:
 		clear(p) // no such access
 	}
-	return nil
 }
 
 // readLocked returns a register's value. What is no register reads as ones.
@@ -161,19 +179,16 @@ func (d *Device) readLocked(reg uint64) uint64 {
 	return ^uint64(0)
 }
 
-// WriteRegion implements vfiouser.Device. Accesses of other sizes do nothing.
-func (d *Device) WriteRegion(region int, offset uint64, p []byte) error {
+// write serves BAR0. Accesses of other sizes do nothing.
+func (d *Device) write(offset uint64, p []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case region == vfiouser.RegionConfig:
-		d.writeConfigLocked(offset, p)
 	case len(p) == 4:
 		d.writeLocked(offset, uint64(binary.LittleEndian.Uint32(p)))
 	case len(p) == 8 && offset >= wideRegisters:
 		d.writeLocked(offset, binary.LittleEndian.Uint64(p))
 	}
-	return nil
 }
 
 // writeLocked stores to a register. 4 bytes clear the upper half of one of 8.
@@ -194,7 +209,7 @@ func (d *Device) writeLocked(reg, v uint64) {
 	case regIRQAck:
 		d.irqs &^= uint32(v)
 		if d.irqs == 0 {
-			d.setPinLocked(false)
+			d.fn.SetINTx(false)
 		}
 	}
 	if d.dma.command&dmaStart != 0 {
@@ -220,7 +235,7 @@ func (d *Device) writeLocked(reg, v uint64) {
 func (d *Device) raiseLocked(reasons uint32) {
 	d.irqs |= reasons
 	if d.irqs != 0 {
-		d.notifyLocked()
+		d.fn.Signal(0)
 	}
 }
 
@@ -243,10 +258,7 @@ func (d *Device) compute(n uint32) {
 // run makes a transfer. Whatever becomes of it, it ends. One that has begun is
 // not stopped by the loss of bus mastering: it is 4 KiB at most.
 func (d *Device) run(t transfer) {
-	d.mu.Lock()
-	master := d.commandLocked()&commandMaster != 0
-	d.mu.Unlock()
-	err := d.move(t, master)
+	err := d.move(t, d.fn.Master())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
@@ -280,18 +292,3 @@ func (d *Device) move(t transfer, master bool) error {
 	}
 	return d.srv.DMA().Read(outside&d.mask, b)
 }
-
-// Reset implements vfiouser.Device. As with QEMU's device it puts configuration
-// space and the pin back, and leaves the registers alone.
-func (d *Device) Reset() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	fresh, _ := newConfig()
-	copy(d.config[:cfgUnused], fresh[:])
-	d.setPinLocked(false)
-	return nil
-}
-
-// Disconnected implements vfiouser.Device. The next client finds the device as
-// it is now.
-func (d *Device) Disconnected() {}

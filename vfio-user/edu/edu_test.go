@@ -480,17 +480,17 @@ func FuzzAccess(f *testing.F) {
 			offset := min(uint64(b[2])|uint64(b[3])<<8, limit-size)
 			p := append([]byte(nil), b[4:4+size]...)
 			if b[0]&1 != 0 {
-				err = dev.WriteRegion(region, offset, p)
+				err = dev.Function().WriteRegion(region, offset, p)
 			} else {
-				err = dev.ReadRegion(region, offset, p)
+				err = dev.Function().ReadRegion(region, offset, p)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
 		dev.Close()
-		status, command := make([]byte, 4), make([]byte, 8)
-		if err := errors.Join(dev.ReadRegion(0, 0x20, status), dev.ReadRegion(0, 0x98, command), dev.Reset()); err != nil {
+		fn, status, command := dev.Function(), make([]byte, 4), make([]byte, 8)
+		if err := errors.Join(fn.ReadRegion(0, 0x20, status), fn.ReadRegion(0, 0x98, command), fn.Reset()); err != nil {
 			t.Fatal(err)
 		}
 		if status[0]&1 != 0 || command[0]&1 != 0 {
