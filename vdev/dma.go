@@ -76,7 +76,7 @@ func (m *messages) do(fn func() error) error {
 // the bus.
 func (f *Function) dmaGate() (DMA, error) {
 	d := f.dma.Load()
-	if d == nil || !f.master.Load() {
+	if d == nil || !f.pci.Master() {
 		return nil, unix.EACCES
 	}
 	return *d, nil

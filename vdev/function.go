@@ -14,11 +14,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"toebox/firmware"
 	"toebox/vdev/abi"
 	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/pci"
 )
 
 // Firmware is what the function drives; *firmware.Firmware implements it.
@@ -99,13 +98,11 @@ type Function struct {
 	irq      interrupts
 	messages messages
 	link     atomic.Bool
-	memory   atomic.Bool // BARs answer: memory space enabled, D0
-	master   atomic.Bool // DMA may run: bus master enabled, D0
+	pci      *pci.Function
 	work     sync.WaitGroup
 
 	mu          sync.Mutex
 	closed      bool
-	config      *configSpace
 	regs        [globalSlots]uint32
 	queues      [abi.MaxQueues][queueSlots]uint32
 	identity    Identity
@@ -125,8 +122,13 @@ func New(cfg Config) (*Function, error) {
 	}
 	f := &Function{
 		start: cfg.Start, clock: cfg.Clock, log: cfg.Logger,
-		file: newRegisterFile(), config: newConfigSpace(),
+		file: newRegisterFile(),
 	}
+	var err error
+	if f.pci, err = pci.New(f.describe()); err != nil {
+		return nil, fmt.Errorf("vdev: %w", err)
+	}
+	f.irq.pci = f.pci
 	if f.clock == nil {
 		began := time.Now()
 		f.clock = func() time.Duration { return time.Since(began) }
@@ -152,8 +154,7 @@ func New(cfg Config) (*Function, error) {
 	f.nvm.reset()
 	f.messages.begin()
 	f.resetRegisters()
-	f.irq.reset(true, f.config.interrupts(), events)
-	f.applyConfigLocked()
+	f.irq.reset(true, events)
 	if err := f.startLocked(max(cfg.Generation, 1)); err != nil {
 		return nil, err
 	}
@@ -166,7 +167,7 @@ func (f *Function) Connect(dma DMA, irqs IRQs) {
 		f.dma.Store(&dma)
 	}
 	if irqs != nil {
-		f.irq.irqs.Store(&irqs)
+		f.pci.Connect(irqs)
 	}
 }
 
@@ -206,7 +207,7 @@ func (f *Function) Counters() map[string]uint64 {
 
 // RefusedInterrupts returns how many interrupts were lost because the client's
 // side refused them.
-func (f *Function) RefusedInterrupts() uint64 { return f.irq.refused.Load() }
+func (f *Function) RefusedInterrupts() uint64 { return f.pci.Refused() }
 
 // Identity returns what the non-volatile image said at the last reset.
 func (f *Function) Identity() Identity {
@@ -229,85 +230,13 @@ func (f *Function) startLocked(generation uint32) error {
 		return fmt.Errorf("vdev: start firmware: %w", err)
 	}
 	f.identity, f.loaded = id, f.nvm.committed
-	f.config.setSerial(id.MAC)
+	f.setSerial(id.MAC)
 	f.running.Store(&core{
 		firmware: fw, counters: counters, generation: generation,
 		id: crc32.ChecksumIEEE([]byte(id.Name)), started: f.clock(),
 	})
 	return nil
 }
-
-// ReadRegion implements [vfiouser.Device].
-func (f *Function) ReadRegion(region int, offset uint64, p []byte) error {
-	if err := checkRegion(region, offset, len(p)); err != nil {
-		return err
-	}
-	switch region {
-	case vfiouser.RegionConfig:
-		f.readConfig(int(offset), p)
-	case abi.BARRegisters:
-		f.readRegister(offset, p)
-	case abi.BARMSIX:
-		if f.memory.Load() {
-			f.irq.readTable(int(offset), p)
-		} else {
-			fill(p)
-		}
-	}
-	return nil
-}
-
-// WriteRegion implements [vfiouser.Device].
-func (f *Function) WriteRegion(region int, offset uint64, p []byte) error {
-	if err := checkRegion(region, offset, len(p)); err != nil {
-		return err
-	}
-	switch region {
-	case vfiouser.RegionConfig:
-		f.writeConfig(int(offset), p)
-	case abi.BARRegisters:
-		f.writeRegister(offset, p)
-	case abi.BARMSIX:
-		if f.memory.Load() {
-			f.irq.writeTable(int(offset), p)
-		}
-	}
-	return nil
-}
-
-// RegionSize returns the size of a VFIO region, 0 if the function has none.
-func RegionSize(region int) uint64 {
-	switch region {
-	case vfiouser.RegionConfig:
-		return configSize
-	case abi.BARRegisters:
-		return abi.BARRegistersSize
-	case abi.BARMSIX:
-		return abi.BARMSIXSize
-	}
-	return 0
-}
-
-// checkRegion is the one place that bounds an access.
-func checkRegion(region int, offset uint64, n int) error {
-	size := RegionSize(region)
-	if size == 0 || offset > size || uint64(n) > size-offset {
-		return unix.EINVAL
-	}
-	return nil
-}
-
-// Reset implements [vfiouser.Device]: a device reset.
-func (f *Function) Reset() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.resetLocked(true)
-	return nil
-}
-
-// Disconnected implements [vfiouser.Device]. The next client finds the
-// function as after a reset.
-func (f *Function) Disconnected() { _ = f.Reset() }
 
 // SetLink reports the state of the port's link.
 func (f *Function) SetLink(up bool) {
@@ -316,9 +245,9 @@ func (f *Function) SetLink(up bool) {
 	}
 }
 
-// resetLocked is every kind of reset (SPEC.md §11.3). function: also the
-// configuration space and the MSI-X table get their reset values, as after a
-// function-level or device reset.
+// resetLocked is every kind of reset (SPEC.md §11.3). function: configuration
+// space and MSI-X table get their reset values after it, it is a function-level
+// or device reset.
 //
 // The order matters. DMA by message is abandoned first, so that no worker
 // waits for the client, who may be waiting for this very register access; then
@@ -340,13 +269,9 @@ func (f *Function) resetLocked(function bool) {
 	f.nvm.reset()
 	f.resetRegisters()
 	f.checkerBase = f.load(abi.CounterCheckerViolations)
-	if function {
-		f.config.value = f.config.reset
-	}
-	if f.irq.reset(function, f.config.interrupts(), abi.EventFirmware) {
+	if f.irq.reset(function, abi.EventFirmware) {
 		f.count(abi.CounterInterrupts)
 	}
-	f.applyConfigLocked()
 }
 
 // restartLocked replaces the firmware by one with the identity of the image
@@ -374,9 +299,7 @@ func (f *Function) Close() error {
 		return nil
 	}
 	f.closed = true
-	f.memory.Store(false)
-	f.master.Store(false)
-	f.irq.configure(irqConfig{})
+	f.pci.Close()
 	f.messages.end()
 	f.test.reset()
 	f.mu.Unlock()

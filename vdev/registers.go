@@ -7,6 +7,7 @@ import (
 
 	"toebox/firmware"
 	"toebox/vdev/abi"
+	"toebox/vfio-user/pci"
 )
 
 // access is how software may use a register (SPEC.md §1).
@@ -180,10 +181,6 @@ func (f *Function) find(offset uint64) (r *register, v *uint32, q int) {
 // readRegister reads BAR0. Whatever is not one aligned 32-bit access reads all
 // ones (SPEC.md §2.1).
 func (f *Function) readRegister(offset uint64, p []byte) {
-	if !f.memory.Load() {
-		fill(p)
-		return
-	}
 	f.count(abi.CounterMMIOReads)
 	if len(p) != 4 || offset%4 != 0 {
 		f.badAccess("read", offset, len(p))
@@ -206,9 +203,6 @@ func (f *Function) readRegister(offset uint64, p []byte) {
 
 // writeRegister writes BAR0. Doorbells go to the firmware at once.
 func (f *Function) writeRegister(offset uint64, p []byte) {
-	if !f.memory.Load() {
-		return
-	}
 	f.count(abi.CounterMMIOWrites)
 	if len(p) != 4 || offset%4 != 0 {
 		f.badAccess("write", offset, len(p))
@@ -300,8 +294,8 @@ func (f *Function) readStatus(int) uint32 {
 		{c.firmware.Stopped(), abi.StatusStopped},
 		{f.failed, abi.StatusFailed},
 		{f.link.Load(), abi.StatusLink},
-		{f.config.word(cfgMSIXControl)&msixEnable != 0, abi.StatusMSIX},
-		{f.master.Load(), abi.StatusDMA},
+		{f.pci.State().Mode == pci.ModeMSIX, abi.StatusMSIX},
+		{f.pci.Master(), abi.StatusDMA},
 	} {
 		if bit.on {
 			v |= bit.mask

@@ -102,7 +102,9 @@ func (d *Device) build() error {
 	if d.cfg.DMA != nil || d.cfg.IRQs != nil {
 		return nil
 	}
-	if d.server, err = vfiouser.NewServer(d.function, serverConfig(d.cfg.Logger)); err != nil {
+	c := d.function.ServerConfig()
+	c.Logger = d.cfg.Logger
+	if d.server, err = vfiouser.NewServer(d.function, c); err != nil {
 		return err
 	}
 	d.function.Connect(d.server.DMA(), d.server)
@@ -209,20 +211,6 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 	}
 	fw := firmware.New(fc)
 	return fw, fw.Counters(), nil
-}
-
-// serverConfig describes the function to vfio-user clients.
-func serverConfig(log *slog.Logger) vfiouser.Config {
-	c := vfiouser.Config{Resettable: true, Logger: log}
-	for i := range c.Regions {
-		if size := vdev.RegionSize(i); size != 0 {
-			c.Regions[i] = vfiouser.Region{Size: size, Flags: vfiouser.RegionRead | vfiouser.RegionWrite}
-		}
-	}
-	c.IRQs[vfiouser.IRQINTx] = vfiouser.IRQ{Count: 1, Flags: vfiouser.IRQEventFD | vfiouser.IRQMaskable | vfiouser.IRQAutoMasked}
-	c.IRQs[vfiouser.IRQMSIX] = vfiouser.IRQ{Count: abi.NumVectors, Flags: vfiouser.IRQEventFD}
-	c.IRQs[vfiouser.IRQErr] = vfiouser.IRQ{Count: 1, Flags: vfiouser.IRQEventFD}
-	return c
 }
 
 // Function is the PCI function.
