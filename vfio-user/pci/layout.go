@@ -41,9 +41,9 @@ type layout struct {
 
 func (l *layout) String() string {
 	if l.extended {
-		return fmt.Sprintf("extended capability %#06x", l.id)
+		return fmt.Sprintf("extended capability %#04x", l.id)
 	}
-	return fmt.Sprintf("capability %#04x", l.id)
+	return fmt.Sprintf("capability %#02x", l.id)
 }
 
 // bounds is the part of configuration space that the capability can be in.
