@@ -126,8 +126,11 @@ func TestTableInBAR(t *testing.T) {
 	var reads, writes []call
 	r := newRig(t, pci.Config{
 		BARs: [6]pci.BAR{1: {
-			Size:  4096,
-			Read:  func(at uint64, p []byte) { reads = append(reads, call{at, len(p)}); copy(p, bytes.Repeat([]byte{0xdd}, len(p))) },
+			Size: 4096,
+			Read: func(at uint64, p []byte) {
+				reads = append(reads, call{at, len(p)})
+				copy(p, bytes.Repeat([]byte{0xdd}, len(p)))
+			},
 			Write: func(at uint64, p []byte) { writes = append(writes, call{at, len(p)}) },
 		}},
 		// Pending bits at 0x20 to 0x28, the table at 0x40 to 0x70.
