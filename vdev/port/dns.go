@@ -167,7 +167,7 @@ func (n *NAT) askOne(q []byte, to netip.AddrPort) ([]byte, error) {
 	}
 	defer c.Close()
 	defer context.AfterFunc(n.ctx, func() { c.Close() })()
-	c.SetDeadline(time.Now().Add(n.cfg.QueryTimeout))
+	defer n.cfg.Clock.AfterFunc(n.cfg.QueryTimeout, func() { c.SetDeadline(time.Unix(1, 0)) }).Stop()
 	if _, err := c.Write(q); err != nil {
 		return nil, err
 	}

@@ -69,7 +69,7 @@ func (n *NAT) accept(l net.Listener, guest netip.AddrPort) {
 			}
 			// Out of descriptors, usually: others may end.
 			n.stats.AcceptErrors.Add(1)
-			n.log.Warn("accept failed", "listener", l.Addr(), "err", err)
+			n.warn("accept failed", "listener", l.Addr(), "err", err)
 			if !n.pause(retryPause) {
 				return
 			}

@@ -3,8 +3,10 @@
 package port
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
@@ -13,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"toebox/firmware/engine"
+	"toebox/firmware/engine/enginetest"
 )
 
 // TestManyConnects opens 2,000 connections at once, with a dial limit far below,
@@ -205,6 +210,51 @@ func TestLinger(t *testing.T) {
 	defer n.mu.Unlock()
 	if len(n.lingering) != 0 || n.lingerHeld != 0 {
 		t.Errorf("%d linger with %d bytes", len(n.lingering), n.lingerHeld)
+	}
+}
+
+// TestWarnings: connects that fail for want of something on the host are told
+// of now and then, those that end with the gateway not at all.
+func TestWarnings(t *testing.T) {
+	var log syncBuffer
+	clock := enginetest.NewClock()
+	hanging := make(chan struct{})
+	n, p := setup(t, NATConfig{
+		Clock:  clock,
+		Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			if addr == "203.0.113.2:80" {
+				close(hanging)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return nil, unix.EMFILE
+		},
+	})
+	fail := func(times int) {
+		t.Helper()
+		for range times {
+			if _, err := p.dial(deadline(t), netip.MustParseAddrPort("203.0.113.1:80")); err == nil {
+				t.Fatal("connected")
+			}
+		}
+	}
+	lines := func() int { return bytes.Count(log.Bytes(), []byte("outbound connect failed")) }
+	fail(15)
+	if got := lines(); got != 10 {
+		t.Errorf("%d lines at once, want 10", got)
+	}
+	clock.Advance(time.Second)
+	fail(2)
+	if got := lines(); got != 11 || !bytes.Contains(log.Bytes(), []byte("suppressed=5")) {
+		t.Errorf("%d lines after a second, want 11; the last of them with the 5 that are missing:\n%s", got, log.Bytes())
+	}
+	go p.dial(deadline(t), netip.MustParseAddrPort("203.0.113.2:80"))
+	<-hanging
+	clock.Advance(time.Minute)
+	n.Close()
+	if got, s := lines(), n.Stats(); got != 11 || s.TCPAborted != 1 || s.TCPNoRoom != 17 {
+		t.Errorf("%d lines after Close; %+v", got, s)
 	}
 }
 

@@ -68,6 +68,8 @@ type NATConfig struct {
 	// QueryTimeout bounds the wait for one resolver. Default 3 s.
 	QueryTimeout time.Duration
 
+	// Clock times FlowIdle and QueryTimeout. Default: the system's.
+	Clock engine.Clock
 	// Logger is told about what an operator should know. Default: nobody.
 	Logger *slog.Logger
 }
@@ -127,6 +129,7 @@ const (
 type NAT struct {
 	cfg   NATConfig
 	log   *slog.Logger
+	limit limiter // of log
 	stats counters
 	link  *link
 	stack *stack.Stack
@@ -226,6 +229,9 @@ func (c *NATConfig) setDefaults() error {
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{}).DialContext
+	}
+	if c.Clock == nil {
+		c.Clock = systemClock{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

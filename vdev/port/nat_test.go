@@ -304,26 +304,28 @@ func TestOutboundFailures(t *testing.T) {
 		dial func(context.Context, string, string) (net.Conn, error)
 		want string
 		stat func(Stats) uint64
+		// timeout of the dial: 0 but where it decides.
+		timeout time.Duration
 	}{
-		{"refused", "10.0.2.2:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }},
-		{"refused v6", "[fd00:2::2]:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }},
-		{"no such service on the resolver", "10.0.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPRefused }},
-		{"loopback", "127.0.0.1:80", unexpected, "", nil}, // the stack itself does not send it
-		{"link-local", "169.254.169.254:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
-		{"this network", "0.1.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
-		{"reserved", "240.0.0.1:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
-		{"mapped", "[::ffff:127.0.0.1]:80", unexpected, "", nil},
-		{"compatible", "[::7f00:1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
-		{"site-local", "[fec0::1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }},
-		{"host unreachable", "203.0.113.1:80", fail(unix.EHOSTUNREACH), "no route", func(s Stats) uint64 { return s.TCPUnreachable }},
-		{"network unreachable", "203.0.113.1:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }},
-		{"network unreachable v6", "[2001:db8::1]:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }},
-		{"host unreachable v6", "[2001:db8::1]:80", fail(unix.EHOSTUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }},
-		{"silent", "203.0.113.1:80", blackHole, "no route", func(s Stats) uint64 { return s.TCPTimedOut }},
-		{"no descriptors", "203.0.113.1:80", fail(unix.EMFILE), "refused", func(s Stats) uint64 { return s.TCPNoRoom }},
+		{"refused", "10.0.2.2:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }, 0},
+		{"refused v6", "[fd00:2::2]:%p", nil, "refused", func(s Stats) uint64 { return s.TCPRefused }, 0},
+		{"no such service on the resolver", "10.0.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPRefused }, 0},
+		{"loopback", "127.0.0.1:80", unexpected, "", nil, 0}, // the stack itself does not send it
+		{"link-local", "169.254.169.254:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }, 0},
+		{"this network", "0.1.2.3:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }, 0},
+		{"reserved", "240.0.0.1:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }, 0},
+		{"mapped", "[::ffff:127.0.0.1]:80", unexpected, "", nil, 0},
+		{"compatible", "[::7f00:1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }, 0},
+		{"site-local", "[fec0::1]:80", unexpected, "refused", func(s Stats) uint64 { return s.TCPDenied }, 0},
+		{"host unreachable", "203.0.113.1:80", fail(unix.EHOSTUNREACH), "no route", func(s Stats) uint64 { return s.TCPUnreachable }, 0},
+		{"network unreachable", "203.0.113.1:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }, 0},
+		{"network unreachable v6", "[2001:db8::1]:80", fail(unix.ENETUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }, 0},
+		{"host unreachable v6", "[2001:db8::1]:80", fail(unix.EHOSTUNREACH), "unreachable", func(s Stats) uint64 { return s.TCPUnreachable }, 0},
+		{"silent", "203.0.113.1:80", blackHole, "no route", func(s Stats) uint64 { return s.TCPTimedOut }, time.Millisecond},
+		{"no descriptors", "203.0.113.1:80", fail(unix.EMFILE), "refused", func(s Stats) uint64 { return s.TCPNoRoom }, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := NATConfig{Dial: c.dial, DialTimeout: 200 * time.Millisecond}
+			cfg := NATConfig{Dial: c.dial, DialTimeout: c.timeout}
 			n, p := setup(t, cfg)
 			ctx, cancel := context.WithTimeout(context.Background(), limit)
 			defer cancel()
@@ -390,7 +392,7 @@ func TestInboundRefused(t *testing.T) {
 func TestInboundBeforeAdapter(t *testing.T) {
 	t.Run("in time", func(t *testing.T) {
 		checkLeaks(t)
-		n, err := NewNAT(NATConfig{})
+		n, err := NewNAT(NATConfig{ConnectTimeout: 2 * limit})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,8 +407,9 @@ func TestInboundBeforeAdapter(t *testing.T) {
 		}
 		defer h.Close()
 		eventually(t, "the gateway looks for the adapter", func() bool { return n.Stats().DroppedNotAttached > 0 })
-		p := newPeer(t, n, n.Lease(), true)
+		p := makePeer(t, n, n.Lease(), true)
 		gl := p.listen(t, netip.AddrPortFrom(n.adapter, 80))
+		p.plug(t) // listening: the next SYN finds it
 		a, err := gl.Accept()
 		if err != nil {
 			t.Fatal(err)

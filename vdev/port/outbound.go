@@ -204,6 +204,8 @@ func (n *NAT) refuse(r *tcp.ForwarderRequest, seq uint32, err error) {
 	kind := unreachNone
 	var timeout interface{ Timeout() bool }
 	switch {
+	case n.ctx.Err() != nil:
+		n.stats.TCPAborted.Add(1) // with the gateway, which is no news
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET), errors.Is(err, errNoResolver):
 		n.stats.TCPRefused.Add(1)
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EAFNOSUPPORT):
@@ -218,7 +220,7 @@ func (n *NAT) refuse(r *tcp.ForwarderRequest, seq uint32, err error) {
 	default:
 		// Descriptors, most likely, or a local policy.
 		n.stats.TCPNoRoom.Add(1)
-		n.log.Warn("outbound connect failed", "to", toNetip(id.LocalAddress), "port", id.LocalPort, "err", err)
+		n.warn("outbound connect failed", "to", toNetip(id.LocalAddress), "port", id.LocalPort, "err", err)
 	}
 	r.Complete(kind == unreachNone)
 	if kind != unreachNone {

@@ -41,6 +41,20 @@ const peerMAC = tcpip.LinkAddress("\x02\x00\x00\x00\x00\x15")
 
 func newPeer(t testing.TB, p engine.Port, lease Lease, gso bool) *peer {
 	t.Helper()
+	e := makePeer(t, p, lease, gso)
+	e.plug(t)
+	return e
+}
+
+// plug connects the peer to its port.
+func (e *peer) plug(t testing.TB) {
+	e.port.Attach(e.receive)
+	t.Cleanup(func() { e.port.Attach(nil) })
+}
+
+// makePeer returns a peer that hears nothing yet.
+func makePeer(t testing.TB, p engine.Port, lease Lease, gso bool) *peer {
+	t.Helper()
 	e := &peer{port: p, mac: peerMAC, onePkt: !gso}
 	e.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
@@ -82,11 +96,7 @@ func newPeer(t testing.TB, p engine.Port, lease Lease, gso bool) *peer {
 		routes = append(routes, tr)
 	}
 	e.stack.SetRouteTable(routes)
-	p.Attach(e.receive)
-	t.Cleanup(func() {
-		p.Attach(nil)
-		e.stack.Destroy()
-	})
+	t.Cleanup(e.stack.Destroy)
 	return e
 }
 

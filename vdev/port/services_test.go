@@ -19,6 +19,8 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
+
+	"toebox/firmware/engine/enginetest"
 )
 
 // refuseDial stands for a host without a network.
@@ -26,6 +28,17 @@ func refuseDial(context.Context, string, string) (net.Conn, error) { return nil,
 
 // udpEcho answers datagrams on the host's loopback.
 func udpEcho(t testing.TB, answer func([]byte) []byte) netip.AddrPort {
+	t.Helper()
+	return udpServe(t, func(b []byte) [][]byte {
+		if r := answer(b); r != nil {
+			return [][]byte{r}
+		}
+		return nil
+	})
+}
+
+// udpServe sends back what answers says, on the host's loopback.
+func udpServe(t testing.TB, answers func([]byte) [][]byte) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -41,7 +54,7 @@ func udpEcho(t testing.TB, answer func([]byte) []byte) netip.AddrPort {
 			if err != nil {
 				return
 			}
-			if r := answer(buf[:k]); r != nil {
+			for _, r := range answers(buf[:k]) {
 				c.WriteTo(r, from)
 			}
 		}
@@ -51,7 +64,8 @@ func udpEcho(t testing.TB, answer func([]byte) []byte) netip.AddrPort {
 }
 
 func TestUDP(t *testing.T) {
-	n, p := setup(t, NATConfig{FlowIdle: 200 * time.Millisecond})
+	clock := enginetest.NewClock()
+	n, p := setup(t, NATConfig{FlowIdle: time.Second, Clock: clock})
 	echo := udpEcho(t, func(b []byte) []byte { return b })
 	c := p.dialUDP(t, netip.AddrPortFrom(n.gateway, echo.Port()))
 	c.SetDeadline(time.Now().Add(limit))
@@ -67,9 +81,11 @@ func TestUDP(t *testing.T) {
 			t.Fatalf("%d bytes: got %d, %v", size, k, err)
 		}
 	}
+	clock.Advance(time.Second - 1)
 	if s := n.Stats(); s.UDPFlows != 1 || s.UDPOpen != 1 {
 		t.Errorf("stats: %+v", s)
 	}
+	clock.Advance(1)
 	eventually(t, "the idle flow ends", func() bool { return n.Stats().UDPOpen == 0 })
 	c.Write([]byte("again"))
 	if k, err := c.Read(buf); err != nil || string(buf[:k]) != "again" {
@@ -131,9 +147,17 @@ c00c 0001 0001 00000e10 0004 cb007105`)
 		return answer
 	}
 	good := func(t *testing.T) netip.AddrPort { return udpEcho(t, fake) }
-	silent := func(t *testing.T) netip.AddrPort { return udpEcho(t, func([]byte) []byte { return nil }) }
+	const patience = time.Second
+	clock := enginetest.NewClock()
+	silent := func(t *testing.T) netip.AddrPort {
+		return udpEcho(t, func([]byte) []byte { clock.Advance(patience); return nil })
+	}
 	wrong := func(t *testing.T) netip.AddrPort {
-		return udpEcho(t, func(b []byte) []byte { r := bytes.Clone(answer); r[0]++; return r })
+		return udpServe(t, func(b []byte) [][]byte {
+			r := bytes.Clone(answer)
+			r[0]++
+			return [][]byte{r, fake(b)}
+		})
 	}
 	servfail := hexBytes(t, `1234 8182 0000 0000 0000 0000`)
 	for _, c := range []struct {
@@ -143,7 +167,7 @@ c00c 0001 0001 00000e10 0004 cb007105`)
 	}{
 		{"answered", []func(*testing.T) netip.AddrPort{good}, answer},
 		{"by the second", []func(*testing.T) netip.AddrPort{silent, good}, answer},
-		{"another's answer is not taken", []func(*testing.T) netip.AddrPort{wrong}, servfail},
+		{"another's answer is not taken", []func(*testing.T) netip.AddrPort{wrong}, answer},
 		{"by nobody", []func(*testing.T) netip.AddrPort{silent}, servfail},
 		{"no resolver", nil, servfail},
 	} {
@@ -152,7 +176,7 @@ c00c 0001 0001 00000e10 0004 cb007105`)
 			for _, f := range c.servers {
 				servers = append(servers, f(t))
 			}
-			n, p := setup(t, NATConfig{Resolvers: servers, QueryTimeout: 200 * time.Millisecond})
+			n, p := setup(t, NATConfig{Resolvers: servers, QueryTimeout: patience, Clock: clock})
 			for _, at := range []netip.Addr{n.resolver, n.resolver6} {
 				u := p.dialUDP(t, netip.AddrPortFrom(at, 53))
 				u.SetDeadline(time.Now().Add(limit))

@@ -37,7 +37,7 @@ type Stats struct {
 	TCPUnreachable uint64 // target or network unreachable
 	TCPTimedOut    uint64 // target silent
 	TCPNoRoom      uint64 // over a limit of the gateway or of the host (descriptors)
-	TCPAborted     uint64 // the adapter gave up during the handshake
+	TCPAborted     uint64 // given up during the handshake: by the adapter, or with the gateway
 	TCPResets      uint64 // ended by a reset of either side
 	TCPDialing     uint64 // outbound, not decided yet
 	BytesToHost    uint64 // payload of connections

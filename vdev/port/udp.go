@@ -38,7 +38,7 @@ type udpFlow struct {
 	id   stack.TransportEndpointID
 	ep   tcpip.Endpoint
 	wq   *waiter.Queue
-	used atomic.Int64 // time of the last datagram, Unix nanoseconds
+	used atomic.Int64 // time of the last datagram, Unix nanoseconds of the clock
 
 	once sync.Once
 	mu   sync.Mutex
@@ -104,7 +104,7 @@ func (n *NAT) endFlow() {
 	n.mu.Unlock()
 }
 
-func (f *udpFlow) touch() { f.used.Store(time.Now().UnixNano()) }
+func (f *udpFlow) touch() { f.used.Store(f.n.cfg.Clock.Now().UnixNano()) }
 
 // shut implements closer.
 func (f *udpFlow) shut() {
@@ -156,7 +156,8 @@ func (f *udpFlow) toHost(host net.Conn) {
 	e, ch := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
 	f.wq.EventRegister(&e)
 	defer f.wq.EventUnregister(&e)
-	t := time.NewTimer(f.n.cfg.FlowIdle)
+	clock, idle := f.n.cfg.Clock, make(chan struct{}, 1)
+	t := clock.AfterFunc(f.n.cfg.FlowIdle, func() { idle <- struct{}{} })
 	defer t.Stop()
 	for {
 		f.sendAll(host)
@@ -164,8 +165,8 @@ func (f *udpFlow) toHost(host net.Conn) {
 		case <-ch:
 		case <-f.dead:
 			return
-		case <-t.C:
-			left := f.n.cfg.FlowIdle - time.Since(time.Unix(0, f.used.Load()))
+		case <-idle:
+			left := f.n.cfg.FlowIdle - clock.Now().Sub(time.Unix(0, f.used.Load()))
 			if left <= 0 {
 				return
 			}
