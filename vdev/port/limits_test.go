@@ -91,7 +91,7 @@ func TestManyConnects(t *testing.T) {
 func TestManyInbound(t *testing.T) {
 	const count = 500
 	checkLeaks(t)
-	n, err := NewNAT(NATConfig{})
+	n, err := NewNAT(NATConfig{ConnectTimeout: 3 * limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestManyInbound(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(limit))
+				c.SetDeadline(time.Now().Add(3 * limit))
 				c.Write([]byte{42})
 				b := make([]byte, 1)
 				if _, err := io.ReadFull(c, b); err != nil || b[0] != 42 {
