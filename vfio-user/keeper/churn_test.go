@@ -21,7 +21,7 @@ func TestChurn(t *testing.T) {
 	r := start(t, f.config())
 	dev, cfg := plain()
 	f.device(dev, cfg)
-	c := r.dial(vfiouser.ClientConfig{Timeout: patience})
+	c := r.dial(vfiouser.ClientConfig{})
 	ram := vfiousertest.Memory(t, workers*slots*4096)
 	done := make(chan struct{})
 	var wg sync.WaitGroup

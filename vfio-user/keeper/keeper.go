@@ -400,8 +400,13 @@ func (k *Keeper) start(ctx context.Context) (*running, error) {
 	return r, nil
 }
 
-// lastWords is how long a server that has failed gets to end by itself.
-const lastWords = 300 * time.Millisecond
+const (
+	// lastWords is how long a server that has failed gets to end by itself.
+	lastWords = 300 * time.Millisecond
+	// stackTime is how long one gets that was told to print its stacks: on a
+	// busy machine thousands of goroutines take their time.
+	stackTime = 2 * time.Second
+)
 
 // watch returns when p has ended, by itself or because it had to.
 func (k *Keeper) watch(ctx context.Context, p *running) {
@@ -411,15 +416,17 @@ func (k *Keeper) watch(ctx context.Context, p *running) {
 		p.failMu.Lock()
 		reason, hung := p.reason, p.hung
 		p.failMu.Unlock()
+		patience := lastWords
 		if hung {
 			k.event(Event{Kind: EventHung, Generation: p.gen, PID: p.PID(), Err: reason})
 			if d, ok := p.Process.(interface{ dump() }); ok {
 				d.dump()
+				patience = stackTime
 			}
 		}
 		// A server that has closed its connection is mostly about to end and
 		// to say why.
-		timer := time.NewTimer(lastWords)
+		timer := time.NewTimer(patience)
 		select {
 		case <-p.Done():
 		case <-timer.C:

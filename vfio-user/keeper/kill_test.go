@@ -85,7 +85,7 @@ func (d *driver) copy() bool {
 // TestKill kills the server under load, many times.
 func TestKill(t *testing.T) {
 	const kills = 25
-	r := start(t, Config{Command: command(t, "fd"), BackOff: time.Millisecond, MaxBackOff: 2 * time.Millisecond})
+	r := start(t, Config{Command: command(t, "fd"), Patience: patience, StartTimeout: patience, BackOff: time.Millisecond, MaxBackOff: 2 * time.Millisecond})
 	c := r.dial(vfiouser.ClientConfig{})
 	ram := vfiousertest.Memory(t, 1<<20)
 	if err := c.Map(0, 1<<20, 0, vfiouser.ProtRead|vfiouser.ProtWrite, ram); err != nil {

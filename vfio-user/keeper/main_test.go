@@ -185,9 +185,21 @@ func (r *rig) ready(n uint32) Event {
 	return r.wait("generation "+strconv.Itoa(int(n)), func(e Event) bool { return e.Kind == EventReady && e.Generation >= n })
 }
 
-// dial returns a client of the keeper.
+// outOfPatience has every request that waits be overdue.
+func (r *rig) outOfPatience() { r.session().overdue(time.Now().Add(time.Hour)) }
+
+func (r *rig) session() *session {
+	r.k.mu.Lock()
+	defer r.k.mu.Unlock()
+	return r.k.session
+}
+
+// dial returns a client of the keeper, with a test's patience unless cfg has one.
 func (r *rig) dial(cfg vfiouser.ClientConfig) *vfiouser.Client {
 	r.t.Helper()
+	if cfg.Timeout == 0 {
+		cfg.Timeout = patience
+	}
 	c, err := vfiouser.Dial(context.Background(), r.path, cfg)
 	if err != nil {
 		r.t.Fatal(err)

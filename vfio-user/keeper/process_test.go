@@ -44,7 +44,7 @@ func TestEnvironment(t *testing.T) {
 func TestBackOff(t *testing.T) {
 	var starts []time.Time
 	r := start(t, Config{
-		Command: shell("exit 1"), BackOff: 20 * time.Millisecond, MaxBackOff: time.Hour,
+		Command: shell("exit 1"), BackOff: 20 * time.Millisecond, MaxBackOff: time.Hour, Uptime: time.Hour,
 		Event: func(e Event) {
 			if e.Kind == EventStarted {
 				starts = append(starts, time.Now())
@@ -90,7 +90,7 @@ func TestNoServer(t *testing.T) {
 // before the next one is started, and the keeper's folders with them.
 func TestWrapper(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	r := start(t, Config{Command: command(t, "child"), BackOff: time.Millisecond, MaxBackOff: time.Millisecond})
+	r := start(t, Config{Command: command(t, "child"), Patience: patience, StartTimeout: patience, BackOff: time.Millisecond, MaxBackOff: time.Millisecond})
 	c := r.dial(vfiouser.ClientConfig{})
 	first := r.ready(1)
 	if err := c.WriteRegion(7, 4, []byte{6, 0}); err != nil {
@@ -164,10 +164,22 @@ func (w said) Write(p []byte) (int, error) {
 // TestStacks: the stacks of a Go server that hangs are in the event, and its
 // client is answered without it.
 func TestStacks(t *testing.T) {
-	r := start(t, Config{Command: command(t, "hang"), Patience: 300 * time.Millisecond, BackOff: time.Hour, MaxBackOff: time.Hour})
+	r := start(t, Config{Command: command(t, "hang"), Patience: patience, StopGrace: patience, StartTimeout: patience, BackOff: time.Hour, MaxBackOff: time.Hour})
 	c := r.dial(vfiouser.ClientConfig{})
+	r.ready(1)
 	b := make([]byte, 2)
-	if err := c.ReadRegion(0, 0, b); err != nil || b[0] != 0xff || b[1] != 0xff {
+	read := make(chan error, 1)
+	go func() { read <- c.ReadRegion(0, 0, b) }()
+	eventually(t, "the read to be under way", func() bool {
+		s := r.session()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.live.pending) == 1
+	})
+	r.outOfPatience()
+	eventually(t, "the read to be held", func() bool { return r.k.Stats().Held == 1 })
+	r.outOfPatience()
+	if err := <-read; err != nil || b[0] != 0xff || b[1] != 0xff {
 		t.Errorf("% x, %v", b, err)
 	}
 	e := r.wait("the end", func(e Event) bool { return e.Kind == EventExited })

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/vfiousertest"
@@ -171,8 +170,42 @@ func TestPutBackAfterReset(t *testing.T) {
 	}
 }
 
-// TestManyMaps measures how long it takes to put back as many maps as QEMU may
-// make.
+// TestMapsAtOnce: maps are put back without waiting for the answer to one before
+// the next is sent.
+func TestMapsAtOnce(t *testing.T) {
+	const count = 1000
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, first := r.connect(f)
+	ram := vfiousertest.Memory(t, 4096)
+	for i := range uint64(count) {
+		m := vfiousertest.Message{ID: uint16(i), Command: 2, Payload: unhex(t, "20000000 03000000 0000000000000000 0000000000000000 0010000000000000")}
+		binary.LittleEndian.PutUint64(m.Payload[16:], i*8192)
+		client.Send(m.Bytes(), int(ram.Fd()))
+		answer(first, first.Recv(), nil)
+		if m := client.Recv(); m.ID != uint16(i) || m.Errno != 0 {
+			t.Fatalf("map %d: %+v", i, m)
+		}
+	}
+	second := f.peer()
+	(<-f.made).kill()
+	answers(t, second, agreed)
+	var maps []vfiousertest.Message
+	for range count {
+		maps = append(maps, second.Recv())
+	}
+	for _, m := range maps {
+		if m.Command != 2 {
+			t.Errorf("%+v", m)
+		}
+		answer(second, m, nil)
+	}
+	if e := r.ready(2); e.Maps != count {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestManyMaps puts back as many maps as QEMU may make, and measures it.
 func TestManyMaps(t *testing.T) {
 	const count = 60_000
 	f := newFakes(t)
@@ -195,9 +228,6 @@ func TestManyMaps(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	t.Logf("%d maps in %v", count, e.Took)
-	if e.Took > 3*time.Second {
-		t.Errorf("it took %v", e.Took)
-	}
 	if s := r.k.Stats(); s.Files != 1 {
 		t.Errorf("%+v", s)
 	}
