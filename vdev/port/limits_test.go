@@ -21,6 +21,9 @@ import (
 	"toebox/firmware/engine/enginetest"
 )
 
+// crowdLimit is the patience of a test with all of thousands of connections.
+const crowdLimit = 9 * limit
+
 // TestManyConnects opens 2,000 connections at once, with a dial limit far below,
 // and sends a byte both ways on each.
 func TestManyConnects(t *testing.T) {
@@ -35,7 +38,7 @@ func TestManyConnects(t *testing.T) {
 			}
 			go func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(3 * limit))
+				c.SetDeadline(time.Now().Add(crowdLimit))
 				io.Copy(c, c)
 			}()
 		}
@@ -49,7 +52,7 @@ func TestManyConnects(t *testing.T) {
 	first.Close()
 	var wg sync.WaitGroup
 	up := make(chan struct{})
-	ctx, cancel := context.WithTimeout(context.Background(), 3*limit)
+	ctx, cancel := context.WithTimeout(context.Background(), crowdLimit)
 	defer cancel()
 	ready := make(chan struct{}, count)
 	for range count {
@@ -64,7 +67,7 @@ func TestManyConnects(t *testing.T) {
 			}
 			defer c.Close()
 			<-up // all are open at a time
-			c.SetDeadline(time.Now().Add(3 * limit))
+			c.SetDeadline(time.Now().Add(crowdLimit))
 			c.Write([]byte{42})
 			b := make([]byte, 1)
 			if _, err := io.ReadFull(c, b); err != nil || b[0] != 42 {
@@ -91,7 +94,7 @@ func TestManyConnects(t *testing.T) {
 func TestManyInbound(t *testing.T) {
 	const count = 500
 	checkLeaks(t)
-	n, err := NewNAT(NATConfig{ConnectTimeout: 3 * limit})
+	n, err := NewNAT(NATConfig{ConnectTimeout: crowdLimit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +129,7 @@ func TestManyInbound(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(3 * limit))
+				c.SetDeadline(time.Now().Add(crowdLimit))
 				c.Write([]byte{42})
 				b := make([]byte, 1)
 				if _, err := io.ReadFull(c, b); err != nil || b[0] != 42 {
