@@ -107,11 +107,11 @@ func TestHostileTwice(t *testing.T) {
 	for range 50 {
 		echo(t, a)
 	}
-	waitFor(t, "all to end", func() bool { return a.Stats().Connections == 0 })
 	waitFor(t, "the doubles", func() bool { return a.Stats().BadTags >= 100 })
-	if s := a.Stats(); s.Outstanding != 0 || s.Memory != 0 {
-		t.Errorf("%+v", s)
-	}
+	waitFor(t, "all to end", func() bool {
+		s := a.Stats()
+		return s.Connections == 0 && s.Outstanding == 0 && s.Memory == 0
+	})
 }
 
 // TestHostileAnswers forges the answer to a control request.
@@ -188,8 +188,10 @@ func TestBacklog(t *testing.T) {
 		defer c.Close()
 	}
 	waitFor(t, "refusals", func() bool { return a.Stats().Refused == 3 })
-	l.(*guestdriver.Listener).SetDeadline(time.Now().Add(10 * time.Millisecond))
 	for i := range 3 {
+		if i == 2 { // the last one waits for nothing
+			l.(*guestdriver.Listener).SetDeadline(time.Now().Add(10 * time.Millisecond))
+		}
 		c, err := l.Accept()
 		if (err == nil) != (i < 2) {
 			t.Errorf("accept %d: %v", i, err)

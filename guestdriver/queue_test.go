@@ -138,8 +138,14 @@ func TestQueueRefused(t *testing.T) {
 
 func TestQueueFull(t *testing.T) {
 	f := running(t)
-	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Timeout: 500 * time.Millisecond})
-	if err := q.Pause(short(t)); err != nil {
+	// Two queues of a kind: one whose Post gives up, one whose Post must not.
+	impatient, err := guestdriver.NewQueue(f, 1, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Vector: 1, Timeout: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer impatient.Destroy(short(t))
+	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Timeout: limit})
+	if err := errors.Join(q.Pause(short(t)), impatient.Pause(short(t))); err != nil {
 		t.Fatal(err)
 	}
 	reqs := make([]abi.Fields, 40)
@@ -149,7 +155,8 @@ func TestQueueFull(t *testing.T) {
 	if n := q.TryPost(reqs...); n != 16 {
 		t.Errorf("posted %d in a table of 16", n)
 	}
-	if err := q.Post(reqs[16]); !errors.Is(err, guestdriver.ErrQueueFull) {
+	impatient.TryPost(reqs...)
+	if err := impatient.Post(reqs[16]); !errors.Is(err, guestdriver.ErrQueueFull) {
 		t.Errorf("post in a full table: %v", err)
 	}
 	if err := q.Resume(short(t)); err != nil {

@@ -110,6 +110,17 @@ func (f *Fake) Inject(q int, resp ...abi.Fields) {
 	f.kickLocked()
 }
 
+// Asked returns the word by which the driver says which response of a queue it
+// wants an interrupt for (SPEC.md §4.4).
+func (f *Fake) Asked(q int) uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.queues[q] == nil {
+		return 0
+	}
+	return abi.LoadWord(f.queues[q].event[abi.EventOutPublished:])
+}
+
 // Mute makes the fake lose every interrupt, or no more.
 func (f *Fake) Mute(on bool) {
 	f.mu.Lock()
