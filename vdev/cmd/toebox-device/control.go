@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"toebox/vdev/device"
+	vfiouser "toebox/vfio-user"
 )
 
 // Limits of the control socket.
@@ -30,7 +31,7 @@ type control struct {
 // serveControl serves on path. Pprof takes as long as it is asked to, so that
 // answers have no time limit; the socket is the owner's alone.
 func serveControl(path string, d *device.Device, profile bool, log *slog.Logger) (*control, error) {
-	l, err := listenUnix(path)
+	l, err := vfiouser.Listen(path)
 	if err != nil {
 		return nil, err
 	}

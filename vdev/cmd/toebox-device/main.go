@@ -19,6 +19,7 @@ import (
 
 	"toebox/firmware/engine"
 	"toebox/vdev/device"
+	vfiouser "toebox/vfio-user"
 )
 
 // Exit codes.
@@ -117,7 +118,7 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 	if c.FD != 0 {
 		p.client, err = inheritUnix(c.FD)
 	} else {
-		p.client, err = listenUnix(c.SocketPath)
+		p.client, err = vfiouser.Listen(c.SocketPath)
 	}
 	if err != nil {
 		return nil, err
@@ -209,28 +210,4 @@ func inheritUnix(fd int) (*net.UnixListener, error) {
 	}
 	u.SetUnlinkOnClose(false) // the path is the parent's
 	return u, nil
-}
-
-// listenUnix listens on path. A socket that a process left there is replaced;
-// one that somebody listens on, or any other file, is not.
-func listenUnix(path string) (*net.UnixListener, error) {
-	address := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", address)
-	if !errors.Is(err, syscall.EADDRINUSE) {
-		return l, err
-	}
-	// Connecting to a file that is no socket is refused just the same.
-	if fi, serr := os.Lstat(path); serr != nil || fi.Mode().Type() != os.ModeSocket {
-		return nil, err
-	}
-	if c, derr := net.DialUnix("unix", nil, address); !errors.Is(derr, syscall.ECONNREFUSED) {
-		if derr == nil {
-			c.Close()
-		}
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil {
-		return nil, err
-	}
-	return net.ListenUnix("unix", address)
 }

@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 // it goes.
 func serve(ctx context.Context, s *vfiouser.Server, path string, fd int) error {
 	if path != "" {
-		l, err := listen(path)
+		l, err := vfiouser.Listen(path)
 		if err != nil {
 			return err
 		}
@@ -99,26 +99,4 @@ func serve(ctx context.Context, s *vfiouser.Server, path string, fd int) error {
 		}
 	}
 	return fmt.Errorf("--fd=%d: not a unix stream socket", fd)
-}
-
-// listen listens on path. A socket there that nobody listens on is replaced; any
-// other file is not.
-func listen(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", addr)
-	if !errors.Is(err, syscall.EADDRINUSE) {
-		return l, err
-	}
-	// Connecting to a file that is no socket is refused just the same.
-	if fi, serr := os.Lstat(path); serr != nil || fi.Mode().Type() != os.ModeSocket {
-		return nil, err
-	}
-	c, derr := net.DialUnix("unix", nil, addr)
-	if derr == nil {
-		c.Close()
-	}
-	if !errors.Is(derr, syscall.ECONNREFUSED) || os.Remove(path) != nil {
-		return nil, err
-	}
-	return net.ListenUnix("unix", addr)
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -17,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/keeper"
 )
 
@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, hup <-chan os.Signal, stdout, stder
 		fmt.Fprintln(stderr, "keeper:", err)
 		return exitUsage
 	}
-	l, err := listen(*path)
+	l, err := vfiouser.Listen(*path)
 	if err != nil {
 		fmt.Fprintln(stderr, "keeper:", err)
 		return exitFailed
@@ -128,26 +128,4 @@ func command(server []string, l keeper.Launch, stdout io.Writer) *exec.Cmd {
 		cmd.ExtraFiles = []*os.File{l.Listener}
 	}
 	return cmd
-}
-
-// listen listens on path. A socket there that nobody listens on is replaced; any
-// other file is not.
-func listen(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", addr)
-	if !errors.Is(err, syscall.EADDRINUSE) {
-		return l, err
-	}
-	// Connecting to a file that is no socket is refused just the same.
-	if fi, serr := os.Lstat(path); serr != nil || fi.Mode().Type() != os.ModeSocket {
-		return nil, err
-	}
-	c, derr := net.DialUnix("unix", nil, addr)
-	if derr == nil {
-		c.Close()
-	}
-	if !errors.Is(derr, syscall.ECONNREFUSED) || os.Remove(path) != nil {
-		return nil, err
-	}
-	return net.ListenUnix("unix", addr)
 }
