@@ -154,7 +154,7 @@ func FuzzSession(f *testing.F) {
 			if err != nil {
 				t.Fatalf("serve: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the server does not end")
 		}
 		if st := srv.Stats(); st.DMAMapped != 0 || len(dev.Gone) != 1 {
@@ -223,7 +223,7 @@ func FuzzBytes(f *testing.F) {
 			}
 			a.CloseWrite()
 		}()
-		a.SetReadDeadline(time.Now().Add(10 * time.Second))
+		a.SetReadDeadline(time.Now().Add(time.Minute))
 		var head [16]byte
 		for {
 			if n, err := readFull(a, head[:]); err != nil {

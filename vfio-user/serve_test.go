@@ -51,7 +51,7 @@ func listen(t *testing.T, srv *vfiouser.Server) (path string, end func() error) 
 		case err := <-done:
 			l.Close()
 			return err
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the server does not end")
 			return nil
 		}
@@ -187,7 +187,7 @@ func TestSilentClient(t *testing.T) {
 	}
 	select {
 	case <-dev.Gone:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the server waits for ever")
 	}
 }
@@ -310,7 +310,7 @@ func TestServeWithoutDescriptors(t *testing.T) {
 	if err == nil {
 		select {
 		case line = <-failed:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 		}
 	}
 	served := srv.Stats().Connections

@@ -24,7 +24,7 @@ import (
 const (
 	memory   = 64 << 20
 	barSize  = 1 << 20
-	patience = 10 * time.Second
+	patience = 60 * time.Second
 
 	// Guest physical addresses.
 	cookieAt = 0x100000 // where MSI writes

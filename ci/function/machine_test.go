@@ -22,7 +22,7 @@ import (
 
 const (
 	memory   = 64 << 20
-	patience = 10 * time.Second
+	patience = 60 * time.Second
 
 	// Guest physical addresses. RAM below 1 MiB has holes.
 	cookies   = 0x100000 // where MSI-X messages go, 64 bytes apart

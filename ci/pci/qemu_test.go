@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	patience = 10 * time.Second
+	patience = 60 * time.Second
 	ram      = 64 << 20
 
 	// Guest physical addresses and I/O ports.

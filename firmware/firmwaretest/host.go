@@ -11,7 +11,7 @@ import (
 )
 
 // Patience bounds every wait of a [Host].
-const Patience = 10 * time.Second
+const Patience = 60 * time.Second
 
 // Host is a driver of one queue. It asks to be told of every response and waits
 // for interrupts.

@@ -50,7 +50,7 @@ func pair(t testing.TB, h Handler) (host, guest *Session) {
 
 // testContext bounds a test's waits.
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -276,7 +276,7 @@ func TestGuestWaitsForHost(t *testing.T) {
 	a.SetReadDeadline(time.Time{})
 	h := New(a, Config{Role: Host})
 	defer h.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for name, s := range map[string]*Session{"host": h, "guest": g} {
 		if _, err := s.Hello(ctx); err != nil {

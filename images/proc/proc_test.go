@@ -82,7 +82,7 @@ func TestRunKillsTheGroup(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 	// The grandchild held the pipe's other end.
-	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	r.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := out.ReadByte(); err != io.EOF {
 		t.Errorf("the grandchild lives: %v", err)
 	}

@@ -86,7 +86,7 @@ func (d *driver) want(what string, got, want uint64) {
 // poll waits until the bits of a register are clear.
 func (d *driver) poll(offset, bits uint64) {
 	d.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); d.load(0, offset, 4)&bits != 0; {
+	for deadline := time.Now().Add(time.Minute); d.load(0, offset, 4)&bits != 0; {
 		if time.Now().After(deadline) {
 			d.t.Fatalf("bits %#x of register %#x stay set", bits, offset)
 		}
@@ -421,7 +421,7 @@ func TestRunning(t *testing.T) {
 		}
 	}
 	p.Send(vfiousertest.Message{ID: ask.ID, Command: 11, Flags: vfiousertest.Reply, Payload: append(ask.Payload, "data"...)}.Bytes())
-	for deadline := time.Now().Add(10 * time.Second); load(0x98) != 4; {
+	for deadline := time.Now().Add(time.Minute); load(0x98) != 4; {
 		if time.Now().After(deadline) {
 			t.Fatal("the transfer does not end")
 		}
@@ -438,13 +438,13 @@ func TestReconnect(t *testing.T) {
 	d.store(0, 0x60, 4, 7)
 	d.store(7, 0x04, 2, 4)
 	d.c.Close()
-	for deadline := time.Now().Add(10 * time.Second); d.dev.Server().Stats().DMAMapped > 0; {
+	for deadline := time.Now().Add(time.Minute); d.dev.Server().Stats().DMAMapped > 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("the server does not notice that the client has gone")
 		}
 	}
 	again, err := vfiouser.NewClient(vfiousertest.Connect(t, d.dev.Server()), vfiouser.ClientConfig{})
-	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, net.ErrClosed) && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); errors.Is(err, net.ErrClosed) && time.Now().Before(deadline); {
 		// The old session is just ending.
 		again, err = vfiouser.NewClient(vfiousertest.Connect(t, d.dev.Server()), vfiouser.ClientConfig{})
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait.
-const patience = 10 * time.Second
+const patience = 60 * time.Second
 
 // Pair returns the two ends of a connection.
 func Pair(t testing.TB) (a, b *net.UnixConn) {
