@@ -229,3 +229,10 @@ func (d *DMA) logged() (*dirtyLog, error) {
 	}
 	return nil, fmt.Errorf("writes are not being logged: %w", syscall.EINVAL)
 }
+
+// mix scatters x over 64 bits (the finaliser of SplitMix64).
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

@@ -5,7 +5,6 @@ package vfiouser
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -29,7 +28,7 @@ const maxPiece = 64 << 10
 // DMA is guest memory as the client has mapped it for the device. Methods are
 // safe for use from any goroutine.
 type DMA struct {
-	root    atomic.Pointer[mapping] // published map, nil if empty
+	root    atomic.Pointer[page] // published map, nil if empty
 	epoch   atomic.Uint64
 	readers readers
 	remote  atomic.Pointer[conn]     // who serves memory without a file
@@ -39,7 +38,6 @@ type DMA struct {
 	mu      sync.Mutex // serialises changes
 	files   fileTable
 	count   int
-	seed    uint64        // of the tree's priorities
 	patient time.Duration // how long a change waits for readers
 }
 
@@ -47,7 +45,7 @@ type DMA struct {
 const dmaWait = 3 * time.Second
 
 func newDMA(stats *counters) *DMA {
-	d := &DMA{stats: stats, seed: rand.Uint64(), patient: dmaWait}
+	d := &DMA{stats: stats, patient: dmaWait}
 	d.readers.wake = make(chan struct{}, 1)
 	d.files.files = make(map[fileKey]*hostFile)
 	return d
@@ -245,7 +243,7 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 	if r.size == 0 || last < r.addr || (r.addr|r.size)&(gran-1) != 0 || fd >= 0 && r.offset&(pageSize-1) != 0 {
 		return fmt.Errorf("map of %#x bytes at %#x: %w", r.size, r.addr, syscall.EINVAL)
 	}
-	m := &mapping{iova: r.addr, last: last, prot: prot, pri: mix(r.addr ^ d.seed)}
+	m := mapping{iova: r.addr, last: last, prot: prot}
 	root := d.root.Load()
 	clash := root.overlaps(r.addr, last)
 	if clash != nil && (clash.iova != m.iova || clash.last != m.last) {
@@ -265,7 +263,7 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 		}
 	}
 	if clash != nil {
-		if !clash.sameAs(m) {
+		if !clash.sameAs(&m) {
 			return fmt.Errorf("another map of [%#x, %#x]: %w", m.iova, last, syscall.EEXIST)
 		}
 		return nil
@@ -301,12 +299,9 @@ func (d *DMA) unmap(addr, size uint64, all bool) (uint64, error) {
 			}
 		}
 	}
-	rest, out := root.cut(addr, last)
-	if out == nil {
-		return 0, nil
-	}
 	var bytes uint64
-	out.each(func(m *mapping) {
+	before := d.count
+	rest := root.cut(addr, last, func(m *mapping) {
 		d.count--
 		if m.file != nil {
 			d.files.unref(m.file)
@@ -315,6 +310,9 @@ func (d *DMA) unmap(addr, size uint64, all bool) (uint64, error) {
 			bytes-- // 2^64 does not fit the field
 		}
 	})
+	if d.count == before {
+		return 0, nil
+	}
 	d.publish(rest)
 	if !d.settle() {
 		return bytes, fmt.Errorf("unmap of [%#x, %#x]: a reader does not end: %w", addr, last, syscall.EBUSY)
@@ -339,7 +337,7 @@ func (d *DMA) clear() error {
 }
 
 // publish makes a map the current one.
-func (d *DMA) publish(root *mapping) {
+func (d *DMA) publish(root *page) {
 	d.root.Store(root)
 	d.epoch.Add(1)
 	d.stats.dmaMapped.Store(uint64(d.count))
@@ -353,11 +351,4 @@ func (d *DMA) settle() bool {
 	}
 	d.files.reap(maxIdleFiles)
 	return true
-}
-
-// mix scatters x over 64 bits (the finaliser of SplitMix64).
-func mix(x uint64) uint64 {
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
 }
