@@ -17,7 +17,8 @@
 //
 // First the version that was agreed on, then every DMA map that there is, one
 // request after another without waiting, then the eventfds, masks and the
-// resampling of interrupts, then the final values of the ROM BAR, the BARs, the
+// resampling of interrupts, so that a device which has something to say the
+// moment it is allowed to is heard, then the final values of the ROM BAR, the BARs, the
 // interrupt line, PCIe device control, MSI and MSI-X control, Command and PM
 // control, as far as the client has written them since the last reset. Never is
 // a log replayed, a function reset or a bit written that clears by writing 1:

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +57,7 @@ const (
 	EventHung                         // it left a request unanswered; Err says which
 	EventExited                       // it is gone; Err says how, Trace is its last output
 	EventFailed                       // it could not be started; Err says why
+	EventPaused                       // it ended soon after its start; the next start is Took away
 )
 
 func (k EventKind) String() string {
@@ -71,6 +74,8 @@ func (k EventKind) String() string {
 		return "exited"
 	case EventFailed:
 		return "failed to start"
+	case EventPaused:
+		return "paused"
 	}
 	return fmt.Sprintf("event %d", int(k))
 }
@@ -82,7 +87,7 @@ type Event struct {
 	PID        int
 	Err        error
 	Expected   bool          // of EventExited: it was told to end
-	Took       time.Duration // of EventReady: to put the state back
+	Took       time.Duration // of EventReady: to put the state back; of EventPaused: until the next start
 	Maps       int           // of EventReady: DMA maps put back
 	Trace      []byte        // of EventExited: the end of its standard error
 }
@@ -122,8 +127,14 @@ type Keeper struct {
 	current  *running      // nil: none
 	gen      uint32
 	session  *session // nil: no client
-	replaces []chan error
+	replaces []replaceCall
 	replace  chan struct{} // holds a value if replaces were asked for
+}
+
+// replaceCall waits in Replace for the fate of a server later than after.
+type replaceCall struct {
+	after uint32
+	done  chan error
 }
 
 // running is a server between its start and its end.
@@ -318,7 +329,7 @@ func (k *Keeper) gone(ctx context.Context, p *running) error {
 func (k *Keeper) event(e Event) {
 	k.eventMu.Lock()
 	defer k.eventMu.Unlock()
-	k.log.Info("keeper: server "+e.Kind.String(), "generation", e.Generation, "pid", e.PID, "err", e.Err)
+	k.log.Info("keeper: server "+e.Kind.String(), "generation", e.Generation, "pid", e.PID, "took", e.Took, "err", e.Err)
 	if k.cfg.Event != nil {
 		k.cfg.Event(e)
 	}
@@ -335,17 +346,18 @@ func (k *Keeper) supervise(ctx context.Context) {
 			soon = time.Since(p.began) < k.cfg.Uptime && !p.told()
 		}
 		if ctx.Err() != nil {
-			k.answerReplaces(context.Cause(ctx))
+			k.answerReplaces(math.MaxUint32, context.Cause(ctx))
 			return
 		}
 		if err != nil {
-			k.answerReplaces(err)
+			k.answerReplaces(k.generation(), err)
 		}
 		if !soon {
 			backOff = 0
 			continue
 		}
 		backOff = min(max(2*backOff, k.cfg.BackOff), k.cfg.MaxBackOff)
+		k.event(Event{Kind: EventPaused, Generation: k.generation(), Took: backOff})
 		timer := time.NewTimer(backOff)
 		select {
 		case <-timer.C:
@@ -354,6 +366,13 @@ func (k *Keeper) supervise(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// generation is that of the server that was started last.
+func (k *Keeper) generation() uint32 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.gen
 }
 
 // errTold is the reason for an end that was asked for.
@@ -370,11 +389,11 @@ func (k *Keeper) start(ctx context.Context) (*running, error) {
 	k.mu.Lock()
 	k.gen++
 	gen := k.gen
-	k.mu.Unlock()
 	select {
 	case <-k.replace: // what was asked for by now is this server
 	default:
 	}
+	k.mu.Unlock()
 	k.stats.starts.Add(1)
 	var p Process
 	var err error
@@ -395,7 +414,7 @@ func (k *Keeper) start(ctx context.Context) (*running, error) {
 	k.changeLocked()
 	k.mu.Unlock()
 	if alone {
-		k.answerReplaces(nil) // there is no state to take; whether it is fit shows later
+		k.answerReplaces(gen, nil) // there is no state to take; whether it is fit shows later
 	}
 	return r, nil
 }
@@ -469,12 +488,12 @@ func (k *Keeper) Replace(ctx context.Context) error {
 		return errors.New("keeper: replace: not serving")
 	}
 	done := make(chan error, 1)
-	k.replaces = append(k.replaces, done)
-	k.mu.Unlock()
+	k.replaces = append(k.replaces, replaceCall{k.gen, done})
 	select {
 	case k.replace <- struct{}{}:
 	default:
 	}
+	k.mu.Unlock()
 	select {
 	case err := <-done:
 		return err
@@ -483,24 +502,25 @@ func (k *Keeper) Replace(ctx context.Context) error {
 	}
 }
 
-// answerReplaces tells those who wait in Replace what has become of it.
-func (k *Keeper) answerReplaces(err error) {
+// answerReplaces tells those who wait in Replace what has become of it: err is
+// that of the server of generation gen.
+func (k *Keeper) answerReplaces(gen uint32, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.replace) > 0 && err == nil {
-		return // asked for after this server was started
-	}
-	for _, c := range k.replaces {
-		c <- err
-	}
-	k.replaces = nil
+	k.replaces = slices.DeleteFunc(k.replaces, func(c replaceCall) bool {
+		if c.after >= gen {
+			return false // asked for after this server was started
+		}
+		c.done <- err
+		return true
+	})
 }
 
 // ready notes that p serves the client.
 func (k *Keeper) ready(p *running, took time.Duration, maps int) {
 	k.event(Event{Kind: EventReady, Generation: p.gen, PID: p.PID(), Took: took, Maps: maps})
 	if !p.told() {
-		k.answerReplaces(nil)
+		k.answerReplaces(p.gen, nil)
 	}
 }
 
@@ -508,7 +528,7 @@ func (k *Keeper) ready(p *running, took time.Duration, maps int) {
 func (k *Keeper) unfit(p *running, err error) {
 	if !p.told() {
 		k.event(Event{Kind: EventRefused, Generation: p.gen, PID: p.PID(), Err: err})
-		k.answerReplaces(err)
+		k.answerReplaces(p.gen, err)
 	}
 	p.fail(err, false)
 }

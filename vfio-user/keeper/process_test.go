@@ -57,7 +57,10 @@ func TestBackOff(t *testing.T) {
 			t.Errorf("start %d after %v, not %v", i+1, gap, least)
 		}
 	}
-	r.wait("the fifth end", func(e Event) bool { return e.Kind == EventExited && e.Generation == 5 })
+	e := r.wait("the fifth pause", func(e Event) bool { return e.Kind == EventPaused && e.Generation == 5 })
+	if want := 20 * time.Millisecond << 4; e.Took != want {
+		t.Errorf("a pause of %v, not %v", e.Took, want)
+	}
 	if err := r.k.Replace(t.Context()); err != nil {
 		t.Error(err)
 	}

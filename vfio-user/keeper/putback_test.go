@@ -138,6 +138,43 @@ func TestPutBack(t *testing.T) {
 	intx.Wait()
 }
 
+// TestInterruptsBeforeControl: a device that has something to say raises it as
+// soon as MSI, MSI-X or Command let it. By then its eventfds are there, and the
+// memory.
+func TestInterruptsBeforeControl(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	f.device(plain())
+	c := r.dial(vfiouser.ClientConfig{})
+	r.ready(1)
+	irq := vfiousertest.NewEventFD(t)
+	for _, err := range []error{
+		c.Map(0x1000, 0x1000, 0, 3, vfiousertest.Memory(t, 4096)),
+		c.AssignIRQ(vfiouser.IRQMSIX, 5, irq.FD()),
+		c.WriteRegion(vfiouser.RegionConfig, 0x04, []byte{6, 4}),
+		c.WriteRegion(vfiouser.RegionConfig, 0x52, []byte{0x81, 0}),
+		c.WriteRegion(vfiouser.RegionConfig, 0xb2, []byte{0, 0x80}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	dev, cfg := plain()
+	srv, writes := (*vfiouser.Server)(nil), []string{}
+	dev.SetHooks(vfiousertest.Hooks{Write: func(_ int, at uint64, _ []byte) error {
+		err := srv.Trigger(vfiouser.IRQMSIX, 5)
+		writes = append(writes, fmt.Sprintf("%#x: %d, %v, %t", at, irq.Take(), err, srv.DMA().Backed(0x1000, 0x1000, vfiouser.ProtWrite)))
+		return nil
+	}})
+	srv = f.device(dev, cfg)
+	(<-f.made).kill()
+	r.ready(2)
+	want := []string{"0x52: 1, <nil>, true", "0xb2: 1, <nil>, true", "0x4: 1, <nil>, true"}
+	if !slices.Equal(writes, want) {
+		t.Errorf("register, interrupts, error, memory:\n%q, want\n%q", writes, want)
+	}
+}
+
 // TestPutBackAfterReset: what the client wrote before a reset is not put back,
 // nor is what it wrote before a function level reset.
 func TestPutBackAfterReset(t *testing.T) {

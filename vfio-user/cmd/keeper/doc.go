@@ -21,6 +21,15 @@
 // own and dies with the keeper; with a wrapper as "go run" only the wrapper does,
 // so build the server first.
 //
+// For a program that stands above: --socket-fd=N is an inherited socket that
+// listens for QEMU, instead of --socket-path. What --inherit=N names, and can be
+// given several times, each server gets as descriptors 4, 5 and so on, in that
+// order; 3 is {fd}. --control-fd=N is one end of a socket pair, over which lines of
+// JSON go: keeper.Order to the keeper, which has another command serve and answers
+// when it does, or when it cannot and the one before serves again; keeper.Report
+// from it, for that and for what happens to the server. When the other end is
+// closed, the keeper ends.
+//
 // SIGTERM and SIGINT end the server and the keeper. A socket that a killed
 // keeper left at PATH is replaced.
 //

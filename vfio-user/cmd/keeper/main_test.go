@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "edu:"):
 		serve(strings.TrimPrefix(os.Args[1], "edu:"))
 		return
+	case len(os.Args) > 1 && os.Args[1] == "fail:4":
+		os.NewFile(4, "inherited").WriteString("failing")
+		os.Exit(1)
 	case os.Getenv(asKeeper) != "":
 		main()
 	}
@@ -190,6 +193,9 @@ func TestUsage(t *testing.T) {
 		{"--socket-path=a", exitUsage, "command of a server"},
 		{"--socket-path=a --patience=0 -- true", exitUsage, "patience"},
 		{"--socket=a -- true", exitUsage, "not defined"},
+		{"--socket-path=a --socket-fd=3 -- true", exitUsage, "--socket-path"},
+		{"--socket-path=a --inherit=x -- true", exitUsage, "inherit"},
+		{"--socket-path=a --inherit=1000 -- true", exitFailed, "--inherit: file descriptor 1000"},
 		{"--help", exitOK, "SERVER-COMMAND"},
 		{"--socket-path=a -- /no/such/server", exitFailed, "no such file"},
 		{"--socket-path=/nonexistent/s -- true", exitFailed, "no such file"},

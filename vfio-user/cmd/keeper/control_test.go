@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/keeper"
+)
+
+// above is a program that stands above a keeper.
+type above struct {
+	t       *testing.T
+	conn    net.Conn
+	reports *bufio.Scanner
+	cmd     *exec.Cmd
+	path    string // where QEMU finds the device
+}
+
+// start runs a keeper with inherited sockets, and servers that inherit extra.
+func startAbove(t *testing.T, extra *os.File, server ...string) *above {
+	t.Helper()
+	a := &above{t: t, path: filepath.Join(folder(t), "s")}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: a.path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	socket, err := l.File()
+	l.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, its := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	a.conn, err = net.FileConn(mine)
+	mine.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.conn.Close() })
+	a.conn.SetDeadline(time.Now().Add(patience))
+	a.reports = bufio.NewScanner(a.conn)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.cmd = exec.Command(exe, append([]string{"--socket-fd=3", "--control-fd=4", "--inherit=5", "--", exe}, server...)...)
+	a.cmd.Env = append(os.Environ(), asKeeper+"=1")
+	a.cmd.Stderr = os.Stderr
+	a.cmd.ExtraFiles = []*os.File{socket, its, extra}
+	if err := a.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	socket.Close()
+	its.Close()
+	t.Cleanup(func() { a.cmd.Process.Kill() })
+	return a
+}
+
+// report waits for one of the kind.
+func (a *above) report(kind string) keeper.Report {
+	a.t.Helper()
+	for a.reports.Scan() {
+		var r keeper.Report
+		if err := json.Unmarshal(a.reports.Bytes(), &r); err != nil {
+			a.t.Fatal(err)
+		}
+		if r.Kind == kind {
+			return r
+		}
+	}
+	a.t.Fatalf("no report %q: %v", kind, a.reports.Err())
+	return keeper.Report{}
+}
+
+func (a *above) order(line string) keeper.Report {
+	a.t.Helper()
+	if _, err := io.WriteString(a.conn, line+"\n"); err != nil {
+		a.t.Fatal(err)
+	}
+	return a.report(keeper.KindReplaced)
+}
+
+// TestControl: another command serves when it is ordered to, the one before when
+// the other cannot, the servers have what they inherit, and the keeper ends with
+// who ordered.
+func TestControl(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	a := startAbove(t, w, "edu:{fd}")
+	w.Close()
+	c := dial(t, a.path)
+	if got := a.report("ready"); got.Generation != 1 || got.PID == 0 {
+		t.Errorf("%+v", got)
+	}
+	exe, _ := os.Executable()
+	for _, test := range []struct {
+		order, says string
+		generation  uint32
+	}{
+		{`{"server":["` + exe + `","edu:{socket}"]}`, "", 2},
+		{`{"server":["` + exe + `","fail:4"]}`, "ended before", 4}, // 3 was the one that failed
+		{`{"server":[]}`, "no server", 4},
+		{`{`, "unexpected end", 4},
+		{`{"server":["/no/such/program"]}`, "no such file", 4},
+	} {
+		got := a.order(test.order)
+		if got.Generation != test.generation || !strings.Contains(got.Error, test.says) || (test.says == "") != (got.Error == "") {
+			t.Errorf("%s: %+v, want generation %d and %q", test.order, got, test.generation, test.says)
+		}
+		if err := c.ReadRegion(vfiouser.RegionConfig, 0, make([]byte, 4)); err != nil {
+			t.Errorf("%s: the device: %v", test.order, err)
+		}
+	}
+	// The server that failed said so to what it inherits.
+	b := make([]byte, 64)
+	r.SetReadDeadline(time.Now().Add(patience))
+	if n, err := r.Read(b); string(b[:n]) != "failing" {
+		t.Errorf("inherited: %q, %v", b[:n], err)
+	}
+	a.conn.Close()
+	if err := a.cmd.Wait(); err != nil {
+		t.Errorf("the keeper: %v", err)
+	}
+	if n, err := r.Read(b); n != 0 || err != io.EOF {
+		t.Errorf("somebody lives on: %q, %v", b[:n], err)
+	}
+}
+
+func TestInheritedRefused(t *testing.T) {
+	file, err := os.Create(filepath.Join(folder(t), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, flag := range []string{"--socket-fd", "--control-fd"} {
+		for value, says := range map[string]string{"2": "no number", "1000": "bad file descriptor", "3": "socket"} {
+			args := []string{flag + "=" + value, "--", "true"}
+			if flag == "--control-fd" {
+				args = append([]string{"--socket-path=" + filepath.Join(folder(t), "s")}, args...)
+			}
+			exe, _ := os.Executable()
+			cmd := exec.Command(exe, args...)
+			cmd.Env = append(os.Environ(), asKeeper+"=1")
+			cmd.ExtraFiles = []*os.File{file}
+			out, err := cmd.CombinedOutput()
+			if cmd.ProcessState.ExitCode() != exitFailed || !strings.Contains(string(out), says) || !strings.Contains(string(out), flag) {
+				t.Errorf("%s=%s: %v, %s; want %q", flag, value, err, out, says)
+			}
+		}
+	}
+}
