@@ -34,6 +34,11 @@ type Config struct {
 	// Capture gets all frames as pcapng. If it is an io.Closer it is closed.
 	Capture io.Writer
 
+	// Firmware makes the firmware; nil: package firmware's New. It is called
+	// again when a reset brings a new identity, after the Close of the one
+	// before. See the package's documentation.
+	Firmware func(firmware.Config) (vdev.Firmware, vdev.Counters)
+
 	// DMA and IRQs are those of a bus that calls the function directly. Nil:
 	// those of the vfio-user server.
 	DMA  vdev.DMA
@@ -208,6 +213,10 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 	}
 	for _, r := range d.lease.Resolvers {
 		fc.Resolvers = append(fc.Resolvers, abi.Address{Addr: r})
+	}
+	if d.cfg.Firmware != nil {
+		fw, counters := d.cfg.Firmware(fc)
+		return fw, counters, nil
 	}
 	fw := firmware.New(fc)
 	return fw, fw.Counters(), nil

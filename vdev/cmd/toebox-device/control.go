@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"toebox/vdev/device"
-	vfiouser "toebox/vfio-user"
 )
 
 // Limits of the control socket.
@@ -28,19 +27,15 @@ type control struct {
 	done   chan error
 }
 
-// serveControl serves on path. Pprof takes as long as it is asked to, so that
+// serveControl serves on l, which it owns. Pprof takes as long as it is asked to, so that
 // answers have no time limit; the socket is the owner's alone.
-func serveControl(path string, d *device.Device, profile bool, log *slog.Logger) (*control, error) {
-	l, err := vfiouser.Listen(path)
-	if err != nil {
-		return nil, err
-	}
+func serveControl(l net.Listener, d *device.Device, profile bool, log *slog.Logger) *control {
 	c := &control{done: make(chan error, 1), server: &http.Server{
 		Handler: controlHandler(d, profile), ReadTimeout: controlTimeout, IdleTimeout: controlIdle,
 		MaxHeaderBytes: controlHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}}
-	go func(l net.Listener) { c.done <- c.server.Serve(l) }(l)
-	return c, nil
+	go func() { c.done <- c.server.Serve(l) }()
+	return c
 }
 
 func controlHandler(d *device.Device, profile bool) http.Handler {

@@ -12,5 +12,10 @@
 // when it could not start, and 1 for what goes wrong later. Statistics are
 // served as JSON by HTTP on the socket --control-path: GET /stats.
 //
+// A parent that starts one process after another for the same adapter keeps what
+// must last: --fd, --control-fd and fwd-fd are sockets that listen already, so that
+// clients wait in between, --pcap-fd is a file that each process goes on with, and
+// TOEBOX_GENERATION in the environment counts the starts.
+//
 // VFIOUSERDEBUG=1 logs each message of vfio-user.
 package main

@@ -19,6 +19,7 @@ import (
 
 	"toebox/firmware/engine"
 	"toebox/vdev/device"
+	"toebox/vdev/port"
 	vfiouser "toebox/vfio-user"
 )
 
@@ -37,8 +38,10 @@ type flags struct {
 	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
 	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
 	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
-	Pcap        string `placeholder:"FILE" help:"Record all frames in this pcapng file."`
-	ControlPath string `placeholder:"PATH" help:"Unix socket for statistics: HTTP, GET /stats."`
+	Pcap        string `placeholder:"FILE" xor:"pcap" help:"Record all frames in this pcapng file."`
+	PcapFD      int    `placeholder:"N" xor:"pcap" name:"pcap-fd" help:"Inherited pcapng file; the record goes on where it ends."`
+	ControlPath string `placeholder:"PATH" xor:"control" help:"Unix socket for statistics: HTTP, GET /stats."`
+	ControlFD   int    `placeholder:"N" xor:"control" name:"control-fd" help:"Inherited unix socket for statistics, which listens already."`
 	NVM         string `placeholder:"FILE" name:"nvm" help:"File of the non-volatile image."`
 	Seed        uint64 `placeholder:"N" help:"Seed of everything random; 0: not repeatable."`
 	Generation  uint32 `placeholder:"N" env:"TOEBOX_GENERATION" help:"How often this adapter was started, this time included."`
@@ -100,7 +103,7 @@ func run(args []string, stderr io.Writer) int {
 type process struct {
 	device  *device.Device
 	client  *net.UnixListener
-	control *control // nil without --control-path
+	control *control // nil without a socket for it
 	log     *slog.Logger
 }
 
@@ -116,19 +119,34 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 		return nil, err
 	}
 	if c.FD != 0 {
-		p.client, err = inheritUnix(c.FD)
+		p.client, err = inheritUnix("--fd", c.FD)
 	} else {
 		p.client, err = vfiouser.Listen(c.SocketPath)
 	}
 	if err != nil {
 		return nil, err
 	}
-	cfg := device.Config{NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
-	if c.Pcap != "" {
-		file, err := os.Create(c.Pcap)
-		if err != nil {
-			return nil, fmt.Errorf("--pcap: %w", err)
+	var statistics *net.UnixListener
+	switch {
+	case c.ControlFD != 0:
+		statistics, err = inheritUnix("--control-fd", c.ControlFD)
+	case c.ControlPath != "":
+		statistics, err = vfiouser.Listen(c.ControlPath)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && statistics != nil && p.control == nil {
+			statistics.Close()
 		}
+	}()
+	cfg := device.Config{Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
+	file, err := openCapture(c)
+	if err != nil {
+		return nil, err
+	}
+	if file != nil {
 		cfg.Capture = file
 	}
 	if cfg.Net, err = device.ParseNet(c.Net); err != nil {
@@ -140,12 +158,33 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 	if p.device, err = device.New(cfg); err != nil {
 		return nil, err
 	}
-	if c.ControlPath != "" {
-		if p.control, err = serveControl(c.ControlPath, p.device, c.Pprof, log); err != nil {
-			return nil, err
-		}
+	if statistics != nil {
+		p.control = serveControl(statistics, p.device, c.Pprof, log)
 	}
 	return p, nil
+}
+
+// openCapture opens what frames are recorded in; nil: nothing.
+func openCapture(c *flags) (*os.File, error) {
+	switch {
+	case c.Pcap != "":
+		file, err := os.Create(c.Pcap)
+		if err != nil {
+			return nil, fmt.Errorf("--pcap: %w", err)
+		}
+		return file, nil
+	case c.PcapFD != 0:
+		file, err := device.InheritedFile(strconv.Itoa(c.PcapFD))
+		if err != nil {
+			return nil, fmt.Errorf("--pcap-fd: %w", err)
+		}
+		if err := port.ResumeCapture(file); err != nil {
+			file.Close()
+			return nil, fmt.Errorf("--pcap-fd: %w", err)
+		}
+		return file, nil
+	}
+	return nil, nil
 }
 
 // serve offers the adapter until ctx ends, and closes everything.
@@ -193,20 +232,20 @@ func watchParent(fd int, cancel func()) error {
 }
 
 // inheritUnix takes over an inherited unix socket that listens.
-func inheritUnix(fd int) (*net.UnixListener, error) {
+func inheritUnix(flag string, fd int) (*net.UnixListener, error) {
 	file, err := device.InheritedFile(strconv.Itoa(fd))
 	if err != nil {
-		return nil, fmt.Errorf("--fd: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	defer file.Close()
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("--fd: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	u, ok := l.(*net.UnixListener)
 	if !ok {
 		l.Close()
-		return nil, fmt.Errorf("--fd: file descriptor %d is no unix socket", fd)
+		return nil, fmt.Errorf("%s: file descriptor %d is no unix socket", flag, fd)
 	}
 	u.SetUnlinkOnClose(false) // the path is the parent's
 	return u, nil

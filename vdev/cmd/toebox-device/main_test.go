@@ -237,6 +237,62 @@ func TestParent(t *testing.T) {
 	}
 }
 
+// TestOneAfterAnother: sockets and capture that a parent keeps go from process to
+// process, whatever end one comes to.
+func TestOneAfterAnother(t *testing.T) {
+	dir := socketDir(t)
+	var files []*os.File
+	for _, name := range []string{"s", "c"} {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		file, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		files = append(files, file)
+	}
+	pcap, err := os.Create(filepath.Join(dir, "p"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pcap.Close()
+	files = append(files, pcap)
+	section := []byte("\x0a\x0d\x0d\x0a")
+	for n := 1; n <= 3; n++ {
+		t.Setenv("TOEBOX_GENERATION", fmt.Sprint(n))
+		c := start(t, true, files, "--fd=3", "--control-fd=4", "--pcap-fd=5", "--net=nat")
+		readID(t, filepath.Join(dir, "s"))
+		code, body := fetch(t, filepath.Join(dir, "c"), "/stats")
+		var stats struct{ Generation int }
+		if err := json.Unmarshal(body, &stats); err != nil || code != 200 || stats.Generation != n {
+			t.Errorf("%d, %v: %+v, want generation %d", code, err, stats, n)
+		}
+		for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
+			b, err := os.ReadFile(pcap.Name())
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("process %d: %d sections, %v", n, bytes.Count(b, section), err)
+			}
+			if bytes.Count(b, section) == n {
+				break
+			}
+		}
+		if n == 2 {
+			_ = c.Process.Kill()
+		} else {
+			_ = c.Process.Signal(syscall.SIGTERM)
+		}
+		c.status(t)
+		// What a death in the middle of a block leaves.
+		if _, err := pcap.WriteString("\x06\x00\x00\x00\x40\x00\x00\x00rest"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestForward: the listener of a forward is inherited, and ends with the process.
 func TestForward(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -320,6 +376,9 @@ func TestWrong(t *testing.T) {
 		{125, tcp.Addr().String(), []string{socket, fmt.Sprintf("--net=nat:fwd=tcp:%s-:80", tcp.Addr())}},
 		{125, "--pcap", []string{socket, "--pcap=" + dir}},
 		{125, "non-volatile", []string{socket, "--nvm=" + dir}},
+		{125, "--pcap-fd", []string{socket, "--pcap-fd=77"}},
+		{125, "--control-fd", []string{socket, "--control-fd=3"}},
+		{2, "can't be used together", []string{socket, "--pcap=p", "--pcap-fd=3"}},
 		{125, "--parent-fd", []string{socket, "--parent-fd=77"}},
 		{125, "--fd", []string{"--fd=77"}},
 		{125, "--fd", []string{"--fd=3"}},
