@@ -19,15 +19,18 @@ import (
 
 const (
 	deviceProgram = "toebox-device"
+	keeperProgram = "keeper"
+	deviceLog     = "device.log"
 	statsSocket   = "stats"
 	guestPort     = 80
 )
 
-// A device is a running device process and what belongs to it.
+// A device is what serves an adapter: a device process, or the keeper of one.
 type device struct {
 	proc  *proc.Process
 	alive *os.File // its other end is the device's --parent-fd
 	log   *os.File
+	kept  *kept // nil: the process is the device itself
 }
 
 // Forward opens the host's side of a port forward, so that a port in use is found
@@ -66,75 +69,126 @@ func ListenSocket(path string) (*net.UnixListener, error) {
 // filer is a listener whose descriptor can be duplicated.
 type filer interface{ File() (*os.File, error) }
 
-// startDevice starts the device process on sockets that are open already: nobody can
-// be too early. logs may be nil.
-func (o *Options) startDevice(program, socketDir, logPath string, socket *net.UnixListener, forward *net.TCPListener) (*device, error) {
-	var extra []*os.File
+// An outfit is what device processes are given. It outlasts them, so that clients of
+// its sockets wait while one takes over from another, and the capture goes on.
+type outfit struct {
+	socket *os.File   // for QEMU
+	files  []*os.File // descriptors of the device from firstFile on
+	args   []string   // of the device, but for its socket
+	alive  *os.File   // the other end of a pipe among files
+	log    *os.File
+}
+
+// Descriptors of a device process.
+const (
+	socketFile = 3
+	firstFile  = 4
+)
+
+// equip opens what devices are given, at sockets that listen already: nobody can be too
+// early. forward may be nil.
+func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, forward *net.TCPListener) (_ *outfit, err error) {
+	e := &outfit{}
 	defer func() {
-		for _, f := range extra {
-			f.Close() //nolint:errcheck // the child has its own
+		if err != nil {
+			e.close()
+			err = fmt.Errorf("rig: device: %w", err)
 		}
 	}()
-	// inherit returns the number a file will have in the child.
+	// inherit returns the number a file will have in the device.
 	inherit := func(f *os.File) string {
-		extra = append(extra, f)
-		return strconv.Itoa(2 + len(extra))
+		e.files = append(e.files, f)
+		return strconv.Itoa(firstFile + len(e.files) - 1)
 	}
-	dup := func(l filer) (string, error) {
-		f, err := l.File()
-		if err != nil {
-			return "", fmt.Errorf("rig: device: %w", err)
-		}
-		return inherit(f), nil
-	}
-	fd, err := dup(socket)
-	if err != nil {
+	if e.socket, err = socket.File(); err != nil {
 		return nil, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("rig: device: %w", err)
+		return nil, err
 	}
-	args := []string{"--fd=" + fd, "--parent-fd=" + inherit(r), "--control-path=" + filepath.Join(socketDir, statsSocket)}
+	e.alive = w
+	stats, err := ListenSocket(filepath.Join(socketDir, statsSocket))
+	if err != nil {
+		r.Close() //nolint:errcheck // never used
+		return nil, err
+	}
+	stats.SetUnlinkOnClose(false) // the devices listen on
+	f, err := stats.File()
+	stats.Close() //nolint:errcheck // the file is a duplicate
+	e.args = []string{"--parent-fd=" + inherit(r)}
+	if err != nil {
+		return nil, err
+	}
+	e.args = append(e.args, "--control-fd="+inherit(f))
 	backend := o.Net
 	if forward != nil {
-		fd, err := dup(forward)
+		f, err := forward.File()
 		if err != nil {
-			w.Close() //nolint:errcheck // never used
 			return nil, err
 		}
 		sep := ":"
 		if strings.Contains(backend, ":") {
 			sep = ","
 		}
-		backend += fmt.Sprintf("%sfwd-fd=%s-:%d", sep, fd, guestPort)
+		backend += fmt.Sprintf("%sfwd-fd=%s-:%d", sep, inherit(f), guestPort)
 	}
-	args = append(args, "--net="+backend)
+	e.args = append(e.args, "--net="+backend)
 	if o.Pcap != "" {
-		args = append(args, "--pcap="+o.Pcap)
+		f, err := os.Create(o.Pcap)
+		if err != nil {
+			return nil, err
+		}
+		e.args = append(e.args, "--pcap-fd="+inherit(f))
 	}
 	if o.NVM != "" {
-		args = append(args, "--nvm="+o.NVM)
+		e.args = append(e.args, "--nvm="+o.NVM)
 	}
 	if o.Seed != 0 {
-		args = append(args, "--seed="+strconv.FormatUint(o.Seed, 10))
+		e.args = append(e.args, "--seed="+strconv.FormatUint(o.Seed, 10))
 	}
 	if o.Verbose {
-		args = append(args, "-v")
+		e.args = append(e.args, "-v")
 	}
-	log, err := os.Create(logPath)
-	if err != nil {
-		w.Close() //nolint:errcheck // never used
-		return nil, fmt.Errorf("rig: device: %w", err)
+	e.log, err = os.Create(logPath)
+	return e, err
+}
+
+// handedOver closes what the processes have of their own.
+func (e *outfit) handedOver() {
+	for _, f := range append(e.files, e.socket) {
+		if f != nil {
+			f.Close() //nolint:errcheck // a duplicate
+		}
 	}
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = extra
+}
+
+func (e *outfit) close() {
+	e.handedOver()
+	for _, f := range []*os.File{e.alive, e.log} {
+		if f != nil {
+			f.Close() //nolint:errcheck // nobody uses it
+		}
+	}
+}
+
+// device is what cmd, started with e, is.
+func (e *outfit) device(cmd *exec.Cmd) (*device, error) {
+	cmd.Stdout, cmd.Stderr = e.log, e.log
 	p, err := proc.Start(cmd)
 	if err != nil {
-		return nil, errors.Join(err, w.Close(), log.Close())
+		e.close()
+		return nil, err
 	}
-	return &device{proc: p, alive: w, log: log}, nil
+	e.handedOver()
+	return &device{proc: p, alive: e.alive, log: e.log}, nil
+}
+
+// startDevice starts a device process.
+func (e *outfit) startDevice(program string) (*device, error) {
+	cmd := exec.Command(program, append([]string{fmt.Sprintf("--fd=%d", socketFile)}, e.args...)...)
+	cmd.ExtraFiles = append([]*os.File{e.socket}, e.files...)
+	return e.device(cmd)
 }
 
 // lastLine returns the end of a log for a message.
@@ -156,9 +210,12 @@ func lastLine(path string) string {
 	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
-// close ends the device process, in order if it will.
+// close ends the process, in order if it will.
 func (d *device) close() {
 	d.proc.Stop(deviceGrace)
+	if d.kept != nil {
+		d.kept.close()
+	}
 	d.alive.Close() //nolint:errcheck // nobody reads any more
 	d.log.Close()   //nolint:errcheck // a log
 }

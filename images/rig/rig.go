@@ -28,12 +28,13 @@ const (
 	deviceGrace   = 3 * time.Second
 )
 
-// Packages that go into the guest, and the device's.
+// Packages that go into the guest, and the host's.
 const (
 	initPackage   = modulePath + "/images/guest/cmd/tbinit"
 	shellPackage  = modulePath + "/images/guest/cmd/tbsh"
 	toolPackage   = modulePath + "/guestdriver/cmd/toebox-guest"
 	devicePackage = modulePath + "/vdev/cmd/" + deviceProgram
+	keeperPackage = modulePath + "/vfio-user/cmd/" + keeperProgram
 )
 
 // Parts is what a machine is made of, ready to start.
@@ -68,7 +69,7 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 		}()
 		packages := []string{initPackage, shellPackage}
 		if o.adapter() {
-			packages = append(packages, toolPackage, devicePackage)
+			packages = append(packages, toolPackage, devicePackage, keeperPackage)
 		}
 		if p.Programs, built = initramfs.Programs(ctx, ic, packages...); built == nil {
 			base, built = initramfs.Base(ctx, ic)
@@ -130,12 +131,13 @@ type Instance struct {
 	Accel vm.Accel
 
 	run    *folder
-	device *device
+	device *device // nil without an adapter
 	relay  *relay
+	loader *loader // nil without an adapter
 
 	once    sync.Once
 	mu      sync.Mutex
-	verdict error // the device's death
+	verdict error // the keeper's death
 	over    chan struct{}
 }
 
@@ -211,8 +213,8 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 			return i, err
 		}
 		socket.SetUnlinkOnClose(false) // the device listens on
-		i.device, err = o.startDevice(filepath.Join(parts.Programs, deviceProgram), record.Sockets, filepath.Join(dir, "device.log"), socket, forward)
-		socket.Close() //nolint:errcheck // the device has its own
+		err = i.startKeeper(&o, parts, socket, forward)
+		socket.Close() //nolint:errcheck // the keeper has its own
 		if err != nil {
 			return i, err
 		}
@@ -245,10 +247,13 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 		return i, err
 	}
 	i.relay = newRelay(l, i.Control())
-	return i, nil
+	if i.device != nil {
+		i.loader, err = newLoader(i)
+	}
+	return i, err
 }
 
-// watch ends the machine when its device dies: QEMU never connects again.
+// watch ends the machine when its keeper dies: QEMU never connects again.
 func (i *Instance) watch() {
 	var dead <-chan struct{}
 	if i.device != nil {
@@ -257,7 +262,7 @@ func (i *Instance) watch() {
 	select {
 	case <-i.VM.Done():
 	case <-dead:
-		err := fmt.Errorf("%w (%v): %s", ErrDevice, i.device.proc.Err(), lastLine(filepath.Join(i.Dir, "device.log")))
+		err := i.device.death(i.Dir)
 		select {
 		case <-i.VM.Done():
 		case <-i.over:
@@ -277,7 +282,7 @@ func (i *Instance) blame(err error) error {
 	}
 	select {
 	case <-i.device.proc.Done():
-		return fmt.Errorf("%w (%v): %s", ErrDevice, i.device.proc.Err(), lastLine(filepath.Join(i.Dir, "device.log")))
+		return i.device.death(i.Dir)
 	default:
 		return err
 	}
@@ -321,6 +326,9 @@ func (i *Instance) Close() {
 		close(i.over)
 		if i.relay != nil {
 			i.relay.close()
+		}
+		if i.loader != nil {
+			i.loader.close()
 		}
 		if i.VM != nil {
 			i.VM.Stop()

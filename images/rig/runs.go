@@ -27,6 +27,7 @@ const (
 	instanceFile = "instance.json"
 	latest       = "latest"
 	clientSocket = "toebox" // for other toebox processes
+	loadSocket   = "load"   // for those that bring firmware
 	socketPrefix = "toebox-"
 	dialPatience = 5 * time.Second
 )
@@ -44,6 +45,9 @@ func (r Record) Socket() string { return filepath.Join(r.Sockets, clientSocket) 
 
 // StatsSocket returns the path of the device's HTTP interface.
 func (r Record) StatsSocket() string { return filepath.Join(r.Sockets, statsSocket) }
+
+// LoadSocket returns the path where firmware is taken.
+func (r Record) LoadSocket() string { return filepath.Join(r.Sockets, loadSocket) }
 
 // A folder is a run's folder while the run lasts. Its process holds a lock on the
 // record, which the kernel drops when the process dies: that is how others know.
@@ -100,7 +104,8 @@ func (f *folder) record() error {
 func (f *folder) close() {
 	os.RemoveAll(f.Sockets)                       //nolint:errcheck // only wasted space if it stays
 	os.Remove(filepath.Join(f.dir, instanceFile)) //nolint:errcheck // as above
-	f.lock.Close()                                //nolint:errcheck // drops the lock
+	dropFirmware(f.dir)
+	f.lock.Close() //nolint:errcheck // drops the lock
 }
 
 // tidy removes what killed runs left, and the oldest folders.
@@ -116,6 +121,7 @@ func tidy(runs string) {
 				os.RemoveAll(r.Sockets) //nolint:errcheck // only wasted space if it stays
 			}
 			os.Remove(filepath.Join(dir, instanceFile)) //nolint:errcheck // as above
+			dropFirmware(dir)
 		}
 		if n >= keepRuns {
 			os.RemoveAll(dir) //nolint:errcheck // as above
@@ -177,15 +183,21 @@ func Busy(p Paths) bool {
 var ErrNotRunning = errors.New("no toebox is running: start one with `make run` (or `toebox run`)")
 
 // Running returns the newest instance that answers.
-func Running(p Paths) (Record, error) {
+func Running(p Paths) (Record, error) { return Find(p, "") }
+
+// Find returns the newest instance that answers and whose id ends in suffix.
+func Find(p Paths, suffix string) (Record, error) {
 	runs := filepath.Join(p.State, "runs")
 	for _, id := range runIDs(runs) {
-		if !alive(filepath.Join(runs, id)) {
+		if !strings.HasSuffix(id, suffix) || !alive(filepath.Join(runs, id)) {
 			continue
 		}
 		if r, err := readRecord(filepath.Join(runs, id)); err == nil && reachable(r) {
 			return r, nil
 		}
+	}
+	if suffix != "" {
+		return Record{}, fmt.Errorf("rig: no run %s is up: %w", suffix, ErrNotRunning)
 	}
 	return Record{}, ErrNotRunning
 }

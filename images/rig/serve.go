@@ -56,8 +56,11 @@ func Serve(ctx context.Context, o Options, socket string) (s *Served, err error)
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // the device listens on
-	s.device, err = o.startDevice(filepath.Join(programs, deviceProgram), run.Sockets, filepath.Join(run.dir, "device.log"), l, forward)
-	l.Close() //nolint:errcheck // the device has its own
+	e, err := o.equip(run.Sockets, filepath.Join(run.dir, deviceLog), l, forward)
+	l.Close() //nolint:errcheck // the outfit has its own
+	if err == nil {
+		s.device, err = e.startDevice(filepath.Join(programs, deviceProgram))
+	}
 	if err != nil {
 		err = errors.Join(err, os.Remove(socket))
 		run.close()
@@ -72,7 +75,7 @@ func (s *Served) Done() <-chan struct{} { return s.device.proc.Done() }
 // Err waits for the device's end and says how it was.
 func (s *Served) Err() error {
 	if err := s.device.proc.Err(); err != nil {
-		return fmt.Errorf("%w (%v): %s", ErrDevice, err, lastLine(filepath.Join(s.Dir, "device.log")))
+		return fmt.Errorf("%w (%v): %s", ErrDevice, err, lastLine(filepath.Join(s.Dir, deviceLog)))
 	}
 	return nil
 }

@@ -137,6 +137,7 @@ func (d *Device) connect() error {
 		if c.Logger == nil {
 			c.Logger = d.cfg.Logger
 		}
+		c.Restarted = c.Restarted || d.cfg.Generation > 1
 		nat, err := port.NewNAT(c)
 		if err != nil {
 			return err

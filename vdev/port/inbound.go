@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -18,6 +19,10 @@ import (
 // retryPause is between attempts to reach an adapter that does not answer, and
 // between attempts to accept when the host has no descriptor left.
 const retryPause = 100 * time.Millisecond
+
+// reopenPause is between attempts to reach a program that is about to listen
+// again.
+const reopenPause = 10 * time.Millisecond
 
 // How a connect to the adapter fails.
 var (
@@ -53,14 +58,23 @@ func (n *NAT) Forward(l net.Listener, guest netip.AddrPort) error {
 		l.Close()
 		return fmt.Errorf("port: forward %v: %w", guest, net.ErrClosed)
 	}
+	f := &forward{guest: guest}
+	f.reopening.Store(n.cfg.Restarted)
 	go func() {
 		defer n.leave(c)
-		n.accept(l, guest)
+		n.accept(l, f)
 	}()
 	return nil
 }
 
-func (n *NAT) accept(l net.Listener, guest netip.AddrPort) {
+// forward is where the connections of a listener go.
+type forward struct {
+	guest netip.AddrPort
+	// reopening says that a refusal is not the last word: NATConfig.Restarted.
+	reopening atomic.Bool
+}
+
+func (n *NAT) accept(l net.Listener, f *forward) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -89,7 +103,7 @@ func (n *NAT) accept(l net.Listener, guest netip.AddrPort) {
 		go func() {
 			defer n.leave(nil)
 			defer n.release()
-			n.inbound(host, guest)
+			n.inbound(host, f)
 		}()
 	}
 }
@@ -103,8 +117,14 @@ func resetConn(c net.Conn) {
 }
 
 // inbound serves one accepted connection.
-func (n *NAT) inbound(host *net.TCPConn, guest netip.AddrPort) {
-	ep, wq, err := n.connectGuest(guest)
+func (n *NAT) inbound(host *net.TCPConn, f *forward) {
+	ep, wq, err := n.connectGuest(f.guest)
+	for errors.Is(err, errGuestRefused) && f.reopening.Load() && time.Since(n.began) < n.cfg.ConnectTimeout && n.pause(reopenPause) {
+		ep, wq, err = n.connectGuest(f.guest)
+	}
+	if err == nil {
+		f.reopening.Store(false)
+	}
 	if err != nil {
 		switch {
 		case errors.Is(err, errGuestRefused):

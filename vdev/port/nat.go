@@ -61,6 +61,11 @@ type NATConfig struct {
 	// ConnectTimeout bounds how long a host client waits for the adapter to
 	// answer before its connection is reset. Default 5 s.
 	ConnectTimeout time.Duration
+	// Restarted says that the adapter's program was there before this gateway,
+	// which took over from another: clients of a forward that the adapter
+	// refuses within ConnectTimeout of the start wait for the program to
+	// listen again, until the first is served.
+	Restarted bool
 	// Flows bounds the datagram flows. Default 2048.
 	Flows int
 	// FlowIdle ends a datagram flow without traffic. Default 60 s.
@@ -137,6 +142,7 @@ type NAT struct {
 	gateway, resolver, adapter    netip.Addr
 	gateway6, resolver6, adapter6 netip.Addr
 
+	began  time.Time
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -180,6 +186,7 @@ func NewNAT(cfg NATConfig) (*NAT, error) {
 		closers:   make(map[closer]struct{}),
 		lingering: make(map[*flow]time.Time),
 		pending:   make(map[stack.TransportEndpointID]uint32),
+		began:     time.Now(),
 	}
 	n.dhcp = dhcpServer{
 		server: n.gateway, client: n.adapter, resolver: n.resolver,

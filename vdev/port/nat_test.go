@@ -387,6 +387,57 @@ func TestInboundRefused(t *testing.T) {
 	}
 }
 
+// TestInboundRestarted: after a restart clients wait for the adapter's program to
+// listen again, but once it does a refusal is one, and also when it never does.
+func TestInboundRestarted(t *testing.T) {
+	refused := func(t *testing.T, l net.Listener) {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(limit))
+			_, err = c.Read(make([]byte, 1))
+		}
+		if !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%v, want a reset", err)
+		}
+	}
+	forward := func(t *testing.T, n *NAT) net.Listener {
+		t.Helper()
+		l := hostListen(t, "127.0.0.1:0")
+		if err := n.Forward(l, netip.AddrPortFrom(n.adapter, 80)); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	t.Run("listens again", func(t *testing.T) {
+		n, p := setup(t, NATConfig{ConnectTimeout: time.Hour, Restarted: true})
+		l := forward(t, n)
+		h, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		before := n.Stats().FramesFromAdapter
+		eventually(t, "the adapter has refused", func() bool { return n.Stats().FramesFromAdapter > before+4 })
+		gl := p.listen(t, netip.AddrPortFrom(n.adapter, 80))
+		a, err := gl.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		gl.Close()
+		refused(t, l)
+		if s := n.Stats(); s.TCPRefused != 1 || s.TCPInbound != 1 {
+			t.Errorf("stats: %+v", s)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		n, _ := setup(t, NATConfig{ConnectTimeout: 100 * time.Millisecond, Restarted: true})
+		refused(t, forward(t, n))
+	})
+}
+
 // TestInboundBeforeAdapter: a client that comes before the adapter is up gets
 // through when it comes up in time, and is reset when it does not.
 func TestInboundBeforeAdapter(t *testing.T) {

@@ -24,6 +24,7 @@ type CLI struct {
 	Shell   ShellCmd   `cmd:"" help:"Open a shell in the running machine."`
 	Exec    ExecCmd    `cmd:"" help:"Run a command in the running machine."`
 	Stats   StatsCmd   `cmd:"" help:"Show the running adapter's counters."`
+	Fw      FwCmd      `cmd:"" help:"Bring new firmware into the running adapter, while its machine stays up."`
 	Test    TestCmd    `cmd:"" help:"Run the conformance kit on rungs of the bus ladder."`
 	Serve   ServeCmd   `cmd:"" help:"Run the device only, for a QEMU of your own; prints its -device argument."`
 	Doctor  DoctorCmd  `cmd:"" help:"Try what toebox needs, and say what is wrong and how to cure it."`

@@ -38,12 +38,7 @@ func (c *StatsCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	client := http.Client{Timeout: statsPatience, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", r.StatsSocket())
-		},
-	}}
+	client := statsClient(r)
 	resp, err := client.Get("http://device/stats")
 	if err != nil {
 		return fmt.Errorf("stats: %w", err)
@@ -56,6 +51,18 @@ func (c *StatsCmd) Run(a *app) error {
 		return fmt.Errorf("stats: %w", err)
 	}
 	return nil
+}
+
+// statsClient is a client of the device's HTTP interface.
+func statsClient(r rig.Record) *http.Client {
+	return &http.Client{Timeout: statsPatience, Transport: &http.Transport{
+		// Its server may be another process the next time.
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", r.StatsSocket())
+		},
+	}}
 }
 
 // GetCmd gets and builds everything.

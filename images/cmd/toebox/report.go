@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ type reporter struct {
 	moved bool // the moving line stands
 	begin time.Time
 	stamp bool
+	raw   bool // the terminal does not return the carriage by itself
 }
 
 func newReporter(w io.Writer) *reporter {
@@ -35,11 +37,25 @@ func (r *reporter) Step(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.clearLocked()
+	end := "\n"
+	if r.raw {
+		// What is being typed goes on below.
+		fmt.Fprint(r.w, "\r\x1b[K")
+		end = "\r\n"
+	}
+	line = strings.ReplaceAll(line, "\n", end)
 	if r.stamp {
-		fmt.Fprintf(r.w, "toebox: %6.1fs %s\n", time.Since(r.begin).Seconds(), line)
+		fmt.Fprintf(r.w, "toebox: %6.1fs %s%s", time.Since(r.begin).Seconds(), line, end)
 		return
 	}
-	fmt.Fprintf(r.w, "toebox: %s\n", line)
+	fmt.Fprintf(r.w, "toebox: %s%s", line, end)
+}
+
+// setRaw says what state the terminal is in.
+func (r *reporter) setRaw(raw bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.raw = raw && r.live
 }
 
 // Amount moves the line of a download.

@@ -152,7 +152,11 @@ func (a *app) shell(ctx context.Context, s *control.Session, r *control.Request,
 		if err != nil {
 			return fmt.Errorf("terminal: %w", err)
 		}
-		defer term.Restore(fd, old) //nolint:errcheck // nothing to be done
+		a.report.setRaw(true)
+		defer func() {
+			term.Restore(fd, old) //nolint:errcheck // nothing to be done
+			a.report.setRaw(false)
+		}()
 		in = &escapes{r: a.stdin, quit: func() { cancel(errQuit) }}
 		resized := make(chan os.Signal, 1)
 		signal.Notify(resized, syscall.SIGWINCH)

@@ -1,0 +1,3 @@
+module example.com/louder
+
+go 1.26

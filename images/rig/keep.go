@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"toebox/images/proc"
+	"toebox/vfio-user/keeper"
+)
+
+// Limits of the connection to a keeper, and of what is shown of a death.
+const (
+	maxReport     = 1 << 20          // bytes: a trace, escaped
+	orderPatience = 90 * time.Second // the keeper tries two servers, for 30 s each
+	sendPatience  = 5 * time.Second
+	traceLines    = 14
+	loudPause     = 500 * time.Millisecond
+)
+
+// kept is the connection to the keeper of a device.
+type kept struct {
+	conn net.Conn
+	proc *proc.Process
+	args []string // of a device, behind its program
+	dir  string   // of the run
+	say  func(format string, args ...any)
+	done chan struct{} // closed when nothing more is reported
+
+	order   sync.Mutex // one at a time
+	answers chan keeper.Report
+
+	mu      sync.Mutex
+	program string    // that serves
+	ready   bool      // a device has served
+	died    time.Time // the last one, unasked; zero: none since the last that served
+	told    string    // what was said of its death
+	deaths  int       // one after another
+	failure string    // why the keeper was ended
+}
+
+// startKeeper starts a keeper, which starts the device.
+func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListener, forward *net.TCPListener) error {
+	program, err := i.adopt(filepath.Join(parts.Programs, deviceProgram))
+	if err != nil {
+		return err
+	}
+	e, err := o.equip(i.Sockets, filepath.Join(i.Dir, deviceLog), socket, forward)
+	if err != nil {
+		return err
+	}
+	mine, its, err := socketPair()
+	if err != nil {
+		e.close()
+		return fmt.Errorf("rig: keeper: %w", err)
+	}
+	defer its.Close() //nolint:errcheck // the keeper has its own
+	k := &kept{
+		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), dir: i.Dir, say: o.say, program: program,
+		answers: make(chan keeper.Report, 1), done: make(chan struct{}),
+	}
+	args := []string{"--socket-fd=3", "--control-fd=4"}
+	for n := range e.files {
+		args = append(args, fmt.Sprintf("--inherit=%d", 5+n))
+	}
+	cmd := exec.Command(filepath.Join(parts.Programs, keeperProgram), append(append(args, "--"), k.command(program)...)...)
+	cmd.ExtraFiles = append([]*os.File{e.socket, its}, e.files...)
+	if i.device, err = e.device(cmd); err != nil {
+		return errors.Join(err, mine.Close())
+	}
+	k.proc = i.device.proc
+	i.device.kept = k
+	go k.listen()
+	return nil
+}
+
+// socketPair returns the two ends of a connection.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	mine, its := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	defer mine.Close() //nolint:errcheck // FileConn has a duplicate
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		return nil, nil, errors.Join(err, its.Close())
+	}
+	return conn, its, nil
+}
+
+func (k *kept) command(program string) []string { return append([]string{program}, k.args...) }
+
+// listen takes the keeper's reports until it ends.
+func (k *kept) listen() {
+	defer close(k.done)
+	lines := bufio.NewScanner(k.conn)
+	lines.Buffer(nil, maxReport)
+	for lines.Scan() {
+		var r keeper.Report
+		if json.Unmarshal(lines.Bytes(), &r) != nil {
+			continue // of a keeper that is another's
+		}
+		if r.Kind == keeper.KindReplaced {
+			select {
+			case k.answers <- r:
+			default: // nobody waits any more
+			}
+			continue
+		}
+		k.tell(r)
+	}
+}
+
+// tell says what happened to the device.
+func (k *kept) tell(r keeper.Report) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch r.Kind {
+	case keeper.EventReady.String():
+		if k.deaths > 0 {
+			k.say("adapter: firmware generation %d serves, %d ms after the death of the one before", r.Generation, time.Since(k.died).Milliseconds())
+		}
+		k.ready = true
+	case keeper.EventHung.String():
+		k.say("adapter: the device process does not answer (%s): it is ended", r.Error)
+	case keeper.EventExited.String():
+		if !r.Expected {
+			k.mournLocked(r)
+		} else {
+			k.deaths = 0
+		}
+	case keeper.EventPaused.String():
+		if r.Took >= loudPause {
+			k.say("adapter: the device process died %d times in a row; the next start is in %v (toebox fw load brings better firmware at once)", k.deaths, r.Took)
+		}
+	}
+}
+
+// mournLocked says how a device died that nobody told to.
+func (k *kept) mournLocked(r keeper.Report) {
+	how := r.Error
+	if how == "" {
+		how = "exit status 0"
+	}
+	words := lastWords(r.Trace)
+	if !k.ready {
+		// None has ever served: there is nothing to keep.
+		k.failure = how
+		if n := len(words); n > 0 {
+			k.failure += ": " + words[n-1]
+		}
+		go k.proc.Stop(deviceGrace)
+		return
+	}
+	k.died = time.Now()
+	k.deaths++
+	text := fmt.Sprintf("%s\n%s", how, strings.Join(words, "\n"))
+	if k.deaths > 1 && text == k.told {
+		return // the pauses are told
+	}
+	k.told = text
+	k.say("adapter: the device process died (generation %d, %s); the machine goes on and a new one starts; all it said is in %s", r.Generation, how, filepath.Join(k.dir, deviceLog))
+	if isTrace(words) {
+		for _, line := range words {
+			k.say("adapter: | %s", line)
+		}
+	}
+}
+
+func isTrace(words []string) bool {
+	return len(words) > 0 && (strings.HasPrefix(words[0], "panic:") || strings.HasPrefix(words[0], "fatal error:") || strings.HasPrefix(words[0], "SIG"))
+}
+
+// lastWords returns what matters of what a device wrote at last: a Go program's trace
+// from its beginning, or the last line.
+func lastWords(text string) []string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for n, line := range lines {
+		if isTrace([]string{line}) {
+			return lines[n:min(len(lines), n+traceLines)]
+		}
+	}
+	return lines[len(lines)-1:]
+}
+
+// replace has the keeper start another program in the place of the device.
+func (k *kept) replace(ctx context.Context, program string) (keeper.Report, error) {
+	k.order.Lock()
+	defer k.order.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, orderPatience, fmt.Errorf("the keeper has not answered after %v: %w", orderPatience, context.DeadlineExceeded))
+	defer cancel()
+	select {
+	case <-k.answers: // to somebody who has given up
+	default:
+	}
+	b, err := json.Marshal(keeper.Order{Server: k.command(program)})
+	if err != nil {
+		return keeper.Report{}, err
+	}
+	k.conn.SetWriteDeadline(time.Now().Add(sendPatience)) //nolint:errcheck // the write tells
+	if _, err := k.conn.Write(append(b, '\n')); err != nil {
+		return keeper.Report{}, fmt.Errorf("rig: keeper: %w", err)
+	}
+	select {
+	case r := <-k.answers:
+		if r.Error != "" {
+			return r, errors.New(r.Error)
+		}
+		k.mu.Lock()
+		old := k.program
+		k.program = program
+		k.mu.Unlock()
+		os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
+		return r, nil
+	case <-k.done:
+		return keeper.Report{}, ErrDevice
+	case <-ctx.Done():
+		return keeper.Report{}, fmt.Errorf("rig: %w", context.Cause(ctx))
+	}
+}
+
+func (k *kept) close() {
+	k.conn.Close() //nolint:errcheck // its other end is gone
+	<-k.done
+}
+
+// death says how the process ended.
+func (d *device) death(dir string) error {
+	words := lastLine(filepath.Join(dir, deviceLog))
+	err := d.proc.Err()
+	if d.kept != nil {
+		<-d.kept.done
+		d.kept.mu.Lock()
+		defer d.kept.mu.Unlock()
+		if d.kept.failure != "" {
+			return fmt.Errorf("%w before the guest could use it: %s", ErrDevice, d.kept.failure)
+		}
+		return fmt.Errorf("%w with its keeper (%v): %s", ErrDevice, err, words)
+	}
+	return fmt.Errorf("%w (%v): %s", ErrDevice, err, words)
+}
