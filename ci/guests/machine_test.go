@@ -5,6 +5,7 @@ package guests
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -160,12 +161,20 @@ func (m *machine) serveEdu(path string) {
 	serve(m.t, path, m.edu.Server().Serve)
 }
 
-// check fails the test with the console's end and QEMU's words.
+// check fails the test with what there is to be known.
 func (m *machine) check(what string, err error) {
 	m.t.Helper()
-	if err != nil {
-		m.t.Fatalf("%s: %v\nQEMU says: %s\nthe console ends:\n%s", what, err, m.qemuLog(), m.ConsoleTail(20))
+	if err == nil {
+		return
 	}
+	adapter, _ := json.Marshal(m.adapter.Stats())
+	var driver bytes.Buffer
+	if m.VM != nil {
+		ctx, cancel := context.WithTimeout(m.t.Context(), 20*time.Second)
+		defer cancel()
+		control.Run(ctx, m.Control(), control.Request{Args: []string{tool, "stats"}}, control.Streams{Stdout: &driver, Stderr: &driver}) //nolint:errcheck // the guest may be gone
+	}
+	m.t.Fatalf("%s: %v\nadapter: %s\ndriver: %s\nQEMU says: %s\nthe console ends:\n%s", what, err, adapter, &driver, m.qemuLog(), m.ConsoleTail(20))
 }
 
 func (m *machine) qemuLog() string {

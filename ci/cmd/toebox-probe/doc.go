@@ -6,6 +6,7 @@
 //	edu      the teaching device (docs/specs/edu.rst of QEMU): identification,
 //	         factorials and DMA both ways, each with its interrupt
 //	edu-load transfers both ways until killed
+//	sample   the interoperability sample of libvfio-user: header, clock, memory
 //	repeat   a program with its arguments, again and again until it fails or is killed
 //	reboot   restarts the machine under whatever runs
 //

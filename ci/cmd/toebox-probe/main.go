@@ -27,7 +27,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: toebox-probe edu | edu-load | repeat PROGRAM [ARGUMENT...] | reboot")
+		fmt.Fprintln(os.Stderr, "usage: toebox-probe edu | edu-load | sample | repeat PROGRAM [ARGUMENT...] | reboot")
 		os.Exit(2)
 	}
 	if err := run(ctx, os.Args[1], os.Args[2:]); err != nil {
@@ -42,6 +42,8 @@ func run(ctx context.Context, verb string, args []string) error {
 		return withEdu(check)
 	case "edu-load":
 		return withEdu(func(e *edu) error { return load(ctx, e) })
+	case "sample":
+		return sample()
 	case "repeat":
 		return repeat(ctx, args)
 	case "reboot":
