@@ -66,7 +66,7 @@ func (m *machine) drive() {
 	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	m.check("HTTP in", m.fetch(ctx))
-	out, err := m.exec(tool, "fetch", "-o", "/tmp/page", m.out)
+	out, err := m.exec(tool, "fetch", "-connect-timeout=1m", "-timeout=90s", "-o", "/tmp/page", m.out)
 	m.check("HTTP out "+out, err)
 	out, err = m.exec("wc", "-c", "/tmp/page")
 	m.check("HTTP out", err)
