@@ -65,6 +65,9 @@ func (m *machine) drive() {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
+	began := time.Now()
+	first := m.clock()
+	read := time.Now()
 	m.check("HTTP in", m.fetch(ctx))
 	out, err := m.exec(tool, "fetch", "-connect-timeout=1m", "-timeout=90s", "-o", "/tmp/page", m.out)
 	m.check("HTTP out "+out, err)
@@ -75,6 +78,24 @@ func (m *machine) drive() {
 	}
 	_, err = m.exec(probe, "edu")
 	m.check("edu", err)
+	least := time.Since(read)
+	passed := m.clock() - first
+	most := time.Since(began)
+	// All that waits in the guest relies on it.
+	if passed < least-least/10 || passed > most+most/10 {
+		m.t.Errorf("%v passed in the guest, %v to %v here", passed, least, most)
+	}
+}
+
+// clock is how long the guest has been up, by itself.
+func (m *machine) clock() time.Duration {
+	m.t.Helper()
+	out, err := m.exec("cat", "/proc/uptime")
+	m.check("clock", err)
+	text, _, _ := strings.Cut(out, " ")
+	seconds, err := strconv.ParseFloat(text, 64)
+	m.check("clock", err)
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // load makes the devices work, and returns what ends that: HTTP both ways, and DMA

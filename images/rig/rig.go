@@ -174,6 +174,9 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 		CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, HugePages: vm.DefaultHugePages,
 		Dir: dir, SocketDir: sockets, GDB: o.GDB, IOMMU: o.IOMMU, Append: o.Append, Args: o.Args,
 	}
+	if p.Accel.Name == vm.AccelTCG {
+		c.TSC = vm.HostTSC()
+	}
 	if c.CPUs == 0 {
 		c.CPUs = vm.DefaultCPUs
 	}

@@ -19,6 +19,7 @@ type Config struct {
 	Kernel    *toolchain.Kernel
 	Initramfs string
 	Accel     string // AccelKVM or AccelTCG
+	TSC       int    // kHz that the guest's time stamp counter has; 0: its kernel is to find out
 	CPUs      int
 	MemoryMiB int
 	HugePages int    // of 2 MiB, kept free for DMA
@@ -63,6 +64,9 @@ func kernelLine(c *Config) string {
 	}
 	if c.HugePages > 0 {
 		words = append(words, fmt.Sprintf("hugepages=%d", c.HugePages))
+	}
+	if c.TSC > 0 {
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", c.TSC))
 	}
 	return strings.Join(append(words, c.Append...), " ")
 }

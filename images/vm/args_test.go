@@ -4,10 +4,12 @@ package vm
 
 import (
 	"bytes"
+	"math"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"toebox/images/toolchain"
 )
@@ -15,7 +17,7 @@ import (
 func sample() Config {
 	return Config{
 		QEMU:   &toolchain.QEMU{Argv: []string{"/q/ld.so", "/q/qemu"}, Env: []string{"QEMU_MODULE_DIR=/q/with space"}, QBoot: true},
-		Kernel: &toolchain.Kernel{Image: "/k/vmlinux"}, Initramfs: "/i.cpio", Accel: AccelTCG,
+		Kernel: &toolchain.Kernel{Image: "/k/vmlinux"}, Initramfs: "/i.cpio", Accel: AccelTCG, TSC: 2596000,
 		CPUs: 2, MemoryMiB: 1024, HugePages: 128, Device: "/s,x/device", SocketDir: "/s,x", GDB: true,
 		Append: []string{"more=1"}, Args: []string{"-device", "edu"},
 	}
@@ -29,7 +31,7 @@ func TestQEMUArgs(t *testing.T) {
 -object memory-backend-memfd,id=ram,size=1024M,share=on
 -kernel /k/vmlinux -initrd /i.cpio
 -append
-console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted nowatchdog hugepages=128 more=1
+console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted nowatchdog hugepages=128 tsc_early_khz=2596000 more=1
 -no-reboot -bios qboot.rom
 -device intel-iommu,caching-mode=on,intremap=on
 -chardev stdio,id=console,signal=off -serial chardev:console
@@ -41,6 +43,21 @@ console=ttyS0 quiet panic=-1 oops=panic intel_iommu=on mitigations=off cryptomgr
 	got := strings.Join(c.QEMUArgs(), " ")
 	if got != strings.ReplaceAll(want, "\n", " ") {
 		t.Errorf("arguments:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// The measured rate must hold over a longer time than it was measured in.
+func TestHostTSC(t *testing.T) {
+	if counter() == 0 {
+		t.Skip("no time stamp counter: run on amd64")
+	}
+	begin, first, _ := readTSC()
+	khz := HostTSC()
+	<-time.After(200 * time.Millisecond)
+	end, last, _ := readTSC()
+	want := float64(last-first) * 1e6 / float64(end.Sub(begin))
+	if khz == 0 || math.Abs(float64(khz)-want) > want/100 {
+		t.Errorf("%d kHz, over %v %.0f", khz, end.Sub(begin), want)
 	}
 }
 
