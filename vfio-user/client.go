@@ -444,7 +444,16 @@ func (c *Client) WriteRegions(w []RegionStore) (int, error) {
 // Map gives the device size bytes of f from offset on at iova. With a nil f the
 // device reaches them by message. f may be closed afterwards.
 func (c *Client) Map(iova, size, offset uint64, prot Prot, f *os.File) error {
-	r := dmaMap{argsz: dmaMapSize, offset: offset, addr: iova, size: size}
+	return c.mapDMA(dmaMap{argsz: dmaMapSize, offset: offset, addr: iova, size: size}, prot, f)
+}
+
+// MapFileIO is Map for a file that the device has to read and write instead of
+// mapping it.
+func (c *Client) MapFileIO(iova, size, offset uint64, prot Prot, f *os.File) error {
+	return c.mapDMA(dmaMap{argsz: dmaMapSize, flags: dmaMapFileIO, offset: offset, addr: iova, size: size}, prot, f)
+}
+
+func (c *Client) mapDMA(r dmaMap, prot Prot, f *os.File) error {
 	if prot&ProtRead != 0 {
 		r.flags |= dmaMapRead
 	}

@@ -334,8 +334,6 @@ func (c *conn) dmaMap(m *message) error {
 	case r.flags&^known != 0, r.flags&(dmaMapRead|dmaMapWrite) == 0, mode&(mode-1) != 0,
 		len(m.fds) > 1, mode != 0 && len(m.fds) == 0:
 		return fmt.Errorf("map flags %#x with %d file descriptors: %w", r.flags, len(m.fds), syscall.EINVAL)
-	case mode == dmaMapFileIO:
-		return fmt.Errorf("map by file access: %w", syscall.ENOTSUP)
 	}
 	fd := -1
 	if len(m.fds) == 1 {

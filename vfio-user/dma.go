@@ -86,7 +86,7 @@ func (d *DMA) transfer(iova uint64, p []byte, prot Prot) error {
 // into the server; what the guest does to the memory meanwhile shows in b, so f
 // reads each word once or uses sync/atomic. View ends with f's first error. A
 // fault in b while f runs ends f and is an error; any other panic goes on.
-// Memory without a file cannot be lent: ENOTSUP.
+// Memory without a file, or reached by file I/O, cannot be lent: ENOTSUP.
 func (d *DMA) View(iova uint64, n int, prot Prot, f func(b []byte) error) error {
 	if n < 0 {
 		return &DMAError{IOVA: iova, Errno: syscall.EINVAL}
@@ -111,8 +111,8 @@ func (d *DMA) View(iova uint64, n int, prot Prot, f func(b []byte) error) error 
 	return nil
 }
 
-// Backed reports whether the n bytes from iova on are all mapped with a file
-// and for all of prot.
+// Backed reports whether the n bytes from iova on are all mapped with a file, so
+// that they can be lent, and for all of prot.
 func (d *DMA) Backed(iova, n uint64, prot Prot) bool {
 	if checkRange(iova, n) != nil {
 		return false
@@ -120,7 +120,7 @@ func (d *DMA) Backed(iova, n uint64, prot Prot) bool {
 	root := d.root.Load()
 	for n > 0 {
 		m := root.find(iova)
-		if m == nil || m.file == nil || m.prot&prot != prot {
+		if m == nil || m.file == nil || m.file.key.io || m.prot&prot != prot {
 			return false
 		}
 		rest := m.last - iova // bytes of m after iova
@@ -166,6 +166,9 @@ func (d *DMA) resolve(iova uint64, n int, prot Prot) (b []byte, count int, err e
 		return nil, int(have), errNoFile
 	}
 	off := m.off + (iova - m.iova)
+	if m.file.key.io {
+		return nil, int(have), &byFile{m.file.fd, off}
+	}
 	for have < want {
 		next := root.find(m.last + 1)
 		if next == nil || !next.continues(m) || next.prot&prot != prot {
@@ -184,6 +187,13 @@ func (d *DMA) copyPiece(iova uint64, p []byte, prot Prot) (n int, err error) {
 	c := d.readers.enter()
 	defer d.readers.leave(c)
 	b, n, err := d.resolve(iova, len(p), prot)
+	if f, ok := err.(*byFile); ok {
+		n, err = f.copy(p[:n], prot)
+		if prot != ProtRead {
+			d.wrote(iova, uint64(max(n, 1)))
+		}
+		return n, err
+	}
 	if err != nil {
 		return n, err
 	}
@@ -240,7 +250,7 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 	defer d.mu.Unlock()
 	gran := l.granule()
 	last := r.addr + r.size - 1
-	if r.size == 0 || last < r.addr || (r.addr|r.size)&(gran-1) != 0 || fd >= 0 && r.offset&(pageSize-1) != 0 {
+	if r.size == 0 || last < r.addr || (r.addr|r.size)&(gran-1) != 0 || fd >= 0 && r.flags&dmaMapFileIO == 0 && r.offset&(pageSize-1) != 0 {
 		return fmt.Errorf("map of %#x bytes at %#x: %w", r.size, r.addr, syscall.EINVAL)
 	}
 	m := mapping{iova: r.addr, last: last, prot: prot}
@@ -253,7 +263,14 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 		return fmt.Errorf("%d maps: %w", d.count, syscall.ENOSPC)
 	}
 	if fd >= 0 {
-		f, replaced, err := d.files.open(fd, r.offset, r.size, prot)
+		var f *hostFile
+		var replaced bool
+		var err error
+		if r.flags&dmaMapFileIO != 0 {
+			f, err = d.files.openIO(fd, r.offset, r.size, prot)
+		} else {
+			f, replaced, err = d.files.open(fd, r.offset, r.size, prot)
+		}
 		if err != nil {
 			return err
 		}

@@ -27,6 +27,7 @@ type fileKey struct {
 	dev, ino uint64
 	mode     int    // O_RDONLY or O_RDWR
 	single   uint64 // not zero: a file whose dev and ino say nothing
+	io       bool   // not mapped, but read and written
 }
 
 // hostFile is a file of the client's that is mapped into this process, once
@@ -35,6 +36,7 @@ type hostFile struct {
 	key  fileKey
 	refs int // DMA maps; 0: idle
 	win  atomic.Pointer[window]
+	fd   int // with key.io, in place of win; ours
 }
 
 // window is the part of a file that is mapped.
@@ -54,40 +56,49 @@ type fileTable struct {
 	idle    []*hostFile // oldest first
 	old     [][]byte    // replaced, but a reader may still be in it
 	singles uint64
+	ios     int // files with key.io
 }
 
-// open returns the mapped file behind fd with [off, off+size) in its window.
-// It does not take over fd. replaced says that a window was exchanged, after
-// which the caller waits for readers and calls reap.
-func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, replaced bool, err error) {
-	var st unix.Stat_t
+// identify judges whether a map can have [off, off+size) of the file behind fd.
+func (t *fileTable) identify(fd int, off, size uint64, prot Prot) (key fileKey, st unix.Stat_t, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, false, fmt.Errorf("fstat: %w", err)
+		return key, st, fmt.Errorf("fstat: %w", err)
 	}
 	fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
-		return nil, false, fmt.Errorf("fcntl: %w", err)
+		return key, st, fmt.Errorf("fcntl: %w", err)
 	}
 	mode := fl & unix.O_ACCMODE
 	if mode == unix.O_WRONLY || prot&ProtWrite != 0 && mode != unix.O_RDWR {
-		return nil, false, fmt.Errorf("file is open for less than the map asks: %w", syscall.EACCES)
+		return key, st, fmt.Errorf("file is open for less than the map asks: %w", syscall.EACCES)
 	}
 	if off+size < off || off+size > 1<<63-1 {
-		return nil, false, fmt.Errorf("file offset %#x: %w", off+size, syscall.EINVAL)
+		return key, st, fmt.Errorf("file offset %#x: %w", off+size, syscall.EINVAL)
 	}
-	first, last := off, off+size // of the window to make
-	key := fileKey{dev: st.Dev, ino: st.Ino, mode: mode}
+	key = fileKey{dev: st.Dev, ino: st.Ino, mode: mode}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		// A short file would fault at each access; a file that shrinks later
 		// does, and the copy then fails.
-		if st.Size < 0 || last > uint64(st.Size) {
-			return nil, false, fmt.Errorf("map ends at %#x in a file of %#x bytes: %w", last, st.Size, syscall.EINVAL)
+		if st.Size < 0 || off+size > uint64(st.Size) {
+			return key, st, fmt.Errorf("map ends at %#x in a file of %#x bytes: %w", off+size, st.Size, syscall.EINVAL)
 		}
 	} else {
 		// Devices and anonymous inodes share numbers.
 		t.singles++
 		key.single = t.singles
 	}
+	return key, st, nil
+}
+
+// open returns the mapped file behind fd with [off, off+size) in its window.
+// It does not take over fd. replaced says that a window was exchanged, after
+// which the caller waits for readers and calls reap.
+func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, replaced bool, err error) {
+	key, st, err := t.identify(fd, off, size, prot)
+	if err != nil {
+		return nil, false, err
+	}
+	first, last := off, off+size // of the window to make
 	f = t.files[key]
 	if f == nil {
 		if len(t.files) >= maxFiles {
@@ -107,7 +118,7 @@ func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, repl
 	if key.single == 0 {
 		// The whole file, so that one mmap serves all maps to come, and never
 		// less than before: maps into the old window stay valid.
-		w, err = mapWindow(fd, 0, max(uint64(st.Size), last), mode)
+		w, err = mapWindow(fd, 0, max(uint64(st.Size), last), key.mode)
 	}
 	if w == nil {
 		block := max(uint64(pageSize), uint64(max(st.Blksize, 0)))
@@ -118,7 +129,7 @@ func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, repl
 		if last+block > last {
 			last = (last + block - 1) &^ (block - 1)
 		}
-		w, err = mapWindow(fd, first, last-first, mode)
+		w, err = mapWindow(fd, first, last-first, key.mode)
 	}
 	if err != nil {
 		return nil, false, err
@@ -186,6 +197,11 @@ func (t *fileTable) reap(keep int) {
 		}
 		t.idle = append(t.idle[:i], t.idle[i+1:]...)
 		delete(t.files, f.key)
+		if f.key.io {
+			t.ios--
+			_ = unix.Close(f.fd)
+			continue
+		}
 		_ = unix.Munmap(f.win.Load().mem)
 	}
 }
