@@ -98,7 +98,11 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 
 // image assembles the guest's file system.
 func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, error) {
-	modules, err := p.Tools.Kernel.Modules("virtio-iommu", "vfio-pci", "vfio_iommu_type1", "uio_pci_generic")
+	names := []string{"vfio-pci", "vfio_iommu_type1", "uio_pci_generic"}
+	if o.IOMMU == vm.IOMMUVirtio {
+		names = append(names, "virtio-iommu")
+	}
+	modules, err := p.Tools.Kernel.Modules(names...)
 	if err != nil {
 		return "", err
 	}
