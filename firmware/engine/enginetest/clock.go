@@ -64,6 +64,18 @@ func (t *timer) Reset(d time.Duration) {
 	c.timers[t] = struct{}{}
 }
 
+// Due says whether a timer is due d from now.
+func (c *Clock) Due(d time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range c.timers {
+		if t.due.Equal(c.now.Add(d)) {
+			return true
+		}
+	}
+	return false
+}
+
 // Advance moves the clock and calls what becomes due, in order, on the
 // caller's goroutine.
 func (c *Clock) Advance(d time.Duration) {
