@@ -28,6 +28,7 @@ const (
 	sendPatience  = 5 * time.Second
 	traceLines    = 14
 	loudPause     = 500 * time.Millisecond
+	lasting       = 2 * time.Second // a device that served for so long did not die at once
 )
 
 // kept is the connection to the keeper of a device.
@@ -44,10 +45,13 @@ type kept struct {
 
 	mu      sync.Mutex
 	program string    // that serves
+	pid     int       // of the device; 0: none
+	since   time.Time // when it began to serve
 	ready   bool      // a device has served
 	died    time.Time // the last one, unasked; zero: none since the last that served
 	told    string    // what was said of its death
-	deaths  int       // one after another
+	words   string    // last ones of the device that died last
+	deaths  int       // of those that did not last, one after another
 	failure string    // why the keeper was ended
 }
 
@@ -129,14 +133,17 @@ func (k *kept) tell(r keeper.Report) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch r.Kind {
+	case keeper.EventStarted.String():
+		k.pid = r.PID
 	case keeper.EventReady.String():
-		if k.deaths > 0 {
+		if !k.died.IsZero() {
 			k.say("adapter: firmware generation %d serves, %d ms after the death of the one before", r.Generation, time.Since(k.died).Milliseconds())
 		}
-		k.ready = true
+		k.ready, k.since, k.died = true, time.Now(), time.Time{}
 	case keeper.EventHung.String():
 		k.say("adapter: the device process does not answer (%s): it is ended", r.Error)
 	case keeper.EventExited.String():
+		k.pid = 0
 		if !r.Expected {
 			k.mournLocked(r)
 		} else {
@@ -156,16 +163,17 @@ func (k *kept) mournLocked(r keeper.Report) {
 		how = "exit status 0"
 	}
 	words := lastWords(r.Trace)
+	k.words = strings.TrimSuffix(how+": "+words[0], ": ")
 	if !k.ready {
 		// None has ever served: there is nothing to keep.
-		k.failure = how
-		if n := len(words); n > 0 {
-			k.failure += ": " + words[n-1]
-		}
+		k.failure = k.words
 		go k.proc.Stop(deviceGrace)
 		return
 	}
 	k.died = time.Now()
+	if time.Since(k.since) > lasting {
+		k.deaths, k.told = 0, ""
+	}
 	k.deaths++
 	text := fmt.Sprintf("%s\n%s", how, strings.Join(words, "\n"))
 	if k.deaths > 1 && text == k.told {
@@ -206,6 +214,9 @@ func (k *kept) replace(ctx context.Context, program string) (keeper.Report, erro
 	case <-k.answers: // to somebody who has given up
 	default:
 	}
+	k.mu.Lock()
+	k.words = "" // from here on they are the new program's
+	k.mu.Unlock()
 	b, err := json.Marshal(keeper.Order{Server: k.command(program)})
 	if err != nil {
 		return keeper.Report{}, err
@@ -216,13 +227,18 @@ func (k *kept) replace(ctx context.Context, program string) (keeper.Report, erro
 	}
 	select {
 	case r := <-k.answers:
+		k.mu.Lock()
+		old, words := k.program, k.words
+		if r.Error == "" {
+			k.program = program
+		}
+		k.mu.Unlock()
+		if r.Error != "" && words != "" {
+			r.Error += " (" + words + ")"
+		}
 		if r.Error != "" {
 			return r, errors.New(r.Error)
 		}
-		k.mu.Lock()
-		old := k.program
-		k.program = program
-		k.mu.Unlock()
 		os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
 		return r, nil
 	case <-k.done:
@@ -230,6 +246,13 @@ func (k *kept) replace(ctx context.Context, program string) (keeper.Report, erro
 	case <-ctx.Done():
 		return keeper.Report{}, fmt.Errorf("rig: %w", context.Cause(ctx))
 	}
+}
+
+// pidNow returns the process id of the device, 0 if there is none.
+func (k *kept) pidNow() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pid
 }
 
 func (k *kept) close() {
