@@ -7,7 +7,7 @@ TOEBOX = bin/toebox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run shell exec test conformance doctor stats clean lint fmt toebox
+.PHONY: help run shell exec fw-load fw-watch test conformance doctor stats clean lint fmt toebox
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ shell: toebox ## a shell in the running VM
 
 exec: toebox ## run a command in the running VM: make exec ARGS='-- uname -a'
 	@$(TOEBOX) exec $(ARGS)
+
+fw-load: toebox ## build the firmware and have it take over in the running VM
+	@$(TOEBOX) fw load $(ARGS)
+
+fw-watch: toebox ## do so at every saved change of its source
+	@$(TOEBOX) fw watch $(ARGS)
 
 stats: toebox ## the running adapter's counters
 	@$(TOEBOX) stats $(ARGS)

@@ -20,7 +20,8 @@ const (
 	ExitCannot  = 125 // this machine could not run it
 )
 
-// ErrDevice says that the device process ended while its machine ran.
+// ErrDevice says that an adapter has no process any more: its keeper ended, or the device
+// where there is no keeper, or the device never served.
 var ErrDevice = errors.New("the device process died")
 
 // ExitCode returns the code for an error.

@@ -35,6 +35,7 @@ const (
 type FwCmd struct {
 	Load  FwLoadCmd  `cmd:"" help:"Build the device process and have it take over in the running machine."`
 	Watch FwWatchCmd `cmd:"" help:"Do so at every saved change of firmware source, and say what the change did."`
+	Time  FwTimeCmd  `cmd:"" help:"Measure how long a saved change takes, on a copy of the source."`
 }
 
 // FwTarget are the flags of both.
@@ -117,14 +118,20 @@ func (l *fwLoader) say(format string, args ...any) {
 // load builds, loads, and says how long what took. since is what the time to the first
 // byte is counted from, and event names that.
 func (l *fwLoader) load(ctx context.Context, since time.Time, event string) error {
+	_, err := l.loadTimed(ctx, since, event)
+	return err
+}
+
+// loadTimed is load, and returns when the first byte of HTTP came; zero: none did.
+func (l *fwLoader) loadTimed(ctx context.Context, since time.Time, event string) (time.Time, error) {
 	program, err := rig.NewFirmware(l.a.paths, l.run)
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
 	begin := time.Now()
 	if err := l.compile(ctx, program); err != nil {
 		os.RemoveAll(filepath.Dir(program)) //nolint:errcheck // only wasted space if it stays
-		return err
+		return time.Time{}, err
 	}
 	l.say("built in %s", seconds(time.Since(begin)))
 	begin = time.Now()
@@ -134,7 +141,7 @@ func (l *fwLoader) load(ctx context.Context, since time.Time, event string) erro
 	}
 	if err != nil {
 		os.RemoveAll(filepath.Dir(program)) //nolint:errcheck // only wasted space if it stays
-		return err
+		return time.Time{}, err
 	}
 	l.say("generation %d serves after %s", done.Generation, seconds(done.Took))
 	first := make(chan error, 1)
@@ -150,13 +157,12 @@ func (l *fwLoader) load(ctx context.Context, since time.Time, event string) erro
 	} else {
 		l.say("driver back after %s: its first request is answered", seconds(recovered.Sub(begin)))
 	}
-	switch err := <-first; {
-	case err != nil:
+	if err := <-first; err != nil {
 		l.say("no HTTP answer at port %d within %v: %v", l.run.Port, recoverPatience, err)
-	default:
-		l.say("first HTTP byte through it %s after %s", seconds(byteAt.Sub(since)), event)
+		return time.Time{}, context.Cause(ctx)
 	}
-	return context.Cause(ctx)
+	l.say("first HTTP byte through it %s after %s", seconds(byteAt.Sub(since)), event)
+	return byteAt, context.Cause(ctx)
 }
 
 // refusedError is a firmware that could not take over.
@@ -211,11 +217,14 @@ func (l *fwLoader) firstByte(ctx context.Context) (time.Time, error) {
 	deadline := time.Now().Add(recoverPatience)
 	for {
 		at, err := l.askByte(ctx, deadline)
-		if err == nil || time.Now().After(deadline) {
-			return at, err
+		if err == nil {
+			return at, nil
+		}
+		if time.Now().After(deadline) {
+			return time.Time{}, err
 		}
 		if err := pause(ctx, recoverPeriod); err != nil {
-			return at, err
+			return time.Time{}, err
 		}
 	}
 }
@@ -265,7 +274,7 @@ func (l *fwLoader) watch(ctx context.Context, test string) error {
 				l.test(ctx, test)
 			}
 			// The change may have brought packages, or taken some away.
-			if _, err := l.look(ctx, w); err != nil {
+			if _, err := l.look(ctx, w); err != nil && ctx.Err() == nil {
 				l.say("%v", err)
 			}
 		case errors.As(err, &broken), errors.As(err, &refused):

@@ -64,6 +64,11 @@ func TestExitStatuses(t *testing.T) {
 		{"exec without command", []string{"exec", "--"}, "", 2, "command"},
 		{"shell without machine", []string{"shell"}, "", 125, "no toebox is running"},
 		{"stats without machine", []string{"stats"}, "", 125, "no toebox is running"},
+		{"firmware without machine", []string{"fw", "load"}, "", 125, "no toebox is running"},
+		{"firmware of no machine", []string{"fw", "load", "abc123"}, "", 125, "no run abc123 is up"},
+		{"watch without machine", []string{"fw", "watch", "--test", "x"}, "", 125, "no toebox is running"},
+		{"watch a package with the kit", []string{"fw", "watch", "--test", "x", "--firmware", "./y"}, "", 2, "--firmware"},
+		{"firmware verb", []string{"fw"}, "", 2, "load"},
 		{"serve nothing", []string{"serve", "--net", "none"}, "", 2, "nothing to serve"},
 		{"clean nothing", []string{"clean"}, "", 0, ""},
 		{"environment", []string{"env"}, "TOEBOX_PORT=9090", 0, "TOEBOX_PORT=9090\t# TOEBOX_PORT"},
@@ -147,6 +152,14 @@ func TestReporter(t *testing.T) {
 	r.Step("line")
 	if s := out.String(); s != "\r\x1b[Ktoebox: x: 50% of 0.0 MB\r\x1b[Ktoebox: line\n" {
 		t.Errorf("moving output = %q", s)
+	}
+	out.Reset()
+	r.setRaw(true)
+	r.Step("two\nlines")
+	r.setRaw(false)
+	r.Step("line")
+	if s := out.String(); s != "\r\x1b[Ktoebox: two\r\nlines\r\ntoebox: line\n" {
+		t.Errorf("output on a raw terminal = %q", s)
 	}
 }
 
