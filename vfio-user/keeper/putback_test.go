@@ -160,18 +160,23 @@ func TestInterruptsBeforeControl(t *testing.T) {
 		}
 	}
 	dev, cfg := plain()
-	srv, writes := (*vfiouser.Server)(nil), []string{}
+	var srv *vfiouser.Server
+	writes := make(chan string, 16)
 	dev.SetHooks(vfiousertest.Hooks{Write: func(_ int, at uint64, _ []byte) error {
 		err := srv.Trigger(vfiouser.IRQMSIX, 5)
-		writes = append(writes, fmt.Sprintf("%#x: %d, %v, %t", at, irq.Take(), err, srv.DMA().Backed(0x1000, 0x1000, vfiouser.ProtWrite)))
+		writes <- fmt.Sprintf("%#x: %d, %v, %t", at, irq.Take(), err, srv.DMA().Backed(0x1000, 0x1000, vfiouser.ProtWrite))
 		return nil
 	}})
 	srv = f.device(dev, cfg)
 	(<-f.made).kill()
 	r.ready(2)
 	want := []string{"0x52: 1, <nil>, true", "0xb2: 1, <nil>, true", "0x4: 1, <nil>, true"}
-	if !slices.Equal(writes, want) {
-		t.Errorf("register, interrupts, error, memory:\n%q, want\n%q", writes, want)
+	var got []string
+	for len(writes) > 0 {
+		got = append(got, <-writes)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("register, interrupts, error, memory:\n%q, want\n%q", got, want)
 	}
 }
 
