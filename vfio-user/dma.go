@@ -5,6 +5,7 @@ package vfiouser
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -131,6 +132,26 @@ func (d *DMA) Backed(iova, n uint64, prot Prot) bool {
 		iova += rest + 1
 	}
 	return true
+}
+
+// Map is a DMA map of a client's.
+type Map struct {
+	IOVA, Size uint64 // Size is 0 if it is 2^64
+	Prot       Prot
+	Backed     bool // it can be lent, see [DMA.View]
+}
+
+// Maps returns the maps that there are, in order of their addresses. They may be
+// gone when the caller looks.
+func (d *DMA) Maps() iter.Seq[Map] {
+	return func(yield func(Map) bool) {
+		for m := d.root.Load().ceil(0); m != nil; m = d.root.Load().ceil(m.last + 1) {
+			backed := m.file != nil && !m.file.key.io
+			if !yield(Map{m.iova, m.size(), m.prot, backed}) || m.last == ^uint64(0) {
+				return
+			}
+		}
+	}
 }
 
 // checkRange is the one check of a guest's (address, length).

@@ -69,6 +69,29 @@ func (p *page) floor(a uint64) *mapping {
 	return nil
 }
 
+// ceil returns the mapping with the lowest start not below a.
+func (p *page) ceil(a uint64) *mapping {
+	if p == nil {
+		return nil
+	}
+	i := 0
+	if a > 0 {
+		i = p.upTo(a - 1)
+	}
+	if p.kids == nil {
+		if i == len(p.maps) {
+			return nil
+		}
+		return &p.maps[i]
+	}
+	for i = max(i, 1) - 1; i < len(p.kids); i++ {
+		if m := p.kids[i].ceil(a); m != nil {
+			return m
+		}
+	}
+	return nil
+}
+
 // find returns the mapping that holds a.
 func (p *page) find(a uint64) *mapping {
 	if f := p.floor(a); f != nil && a <= f.last {
