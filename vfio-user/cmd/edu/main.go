@@ -9,14 +9,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
-	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/backend"
 	"toebox/vfio-user/edu"
 )
 
@@ -52,51 +49,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	dev, err := edu.New(edu.Config{DMAMask: *mask, Logger: slog.New(slog.NewTextHandler(stderr, nil))})
 	if err == nil {
-		err = errors.Join(serve(ctx, dev.Server(), *path, *fd), dev.Close())
+		err = errors.Join(backend.Serve(ctx, dev.Server(), *path, *fd), dev.Close())
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "edu:", err)
 		return exitFailed
 	}
 	return exitOK
-}
-
-// serve serves clients until ctx ends, or the one that fd is connected to until
-// it goes.
-func serve(ctx context.Context, s *vfiouser.Server, path string, fd int) error {
-	if path != "" {
-		l, err := vfiouser.Listen(path)
-		if err != nil {
-			return err
-		}
-		defer l.Close()
-		return s.Serve(ctx, l)
-	}
-	listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil {
-		return fmt.Errorf("--fd=%d: %w", fd, err)
-	}
-	f := os.NewFile(uintptr(fd), "socket")
-	defer f.Close()
-	if listening != 0 {
-		l, err := net.FileListener(f)
-		if err != nil {
-			return fmt.Errorf("--fd=%d: %w", fd, err)
-		}
-		defer l.Close()
-		if u, ok := l.(*net.UnixListener); ok {
-			u.SetUnlinkOnClose(false) // the path is the parent's
-			return s.Serve(ctx, u)
-		}
-	} else {
-		c, err := net.FileConn(f)
-		if err != nil {
-			return fmt.Errorf("--fd=%d: %w", fd, err)
-		}
-		defer c.Close()
-		if u, ok := c.(*net.UnixConn); ok {
-			return s.ServeConn(ctx, u)
-		}
-	}
-	return fmt.Errorf("--fd=%d: not a unix stream socket", fd)
 }
