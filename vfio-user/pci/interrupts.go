@@ -164,10 +164,16 @@ func (f *Function) Message(v int) (taken bool) {
 		return true
 	}
 	if f.irq.keeps[mode] {
-		f.irq.pending[word].Or(bit)
-		f.release(word)
+		f.keep(word, bit)
 	}
 	return true
+}
+
+// keep makes a blocked vector pending. It may have been unblocked since that
+// was looked at, by one who did not see it pending.
+func (f *Function) keep(word int, bit uint64) {
+	f.irq.pending[word].Or(bit)
+	f.release(word)
 }
 
 // release sends what is pending in a word and not blocked any more.

@@ -102,12 +102,10 @@ func (s *space) place(ls []*layout) error {
 	for _, l := range order {
 		if l.at == 0 {
 			first, last := l.bounds()
-			for l.at = first; !s.free(l.at, l.size); l.at += 4 {
-				if l.at > min(last, s.size())-l.size {
-					return fmt.Errorf("%v: no room for %d bytes", l, l.size)
-				}
+			last = min(last, s.size()) - l.size
+			for l.at = first; l.at <= last && !s.free(l.at, l.size); l.at += 4 {
 			}
-			if l.at > last-l.size {
+			if l.at > last {
 				return fmt.Errorf("%v: no room for %d bytes", l, l.size)
 			}
 		}

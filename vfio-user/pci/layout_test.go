@@ -46,6 +46,10 @@ func TestLayout(t *testing.T) {
 		{"one after the other", pci.Config{Capabilities: []pci.Capability{
 			pci.PM{}, pci.MSI{}, pci.Vendor{Size: 5}, pci.Vendor{Size: 3}, pci.Express{}, pci.TPH{}, pci.DSN{}, pci.VSEC{Size: 10}, pci.AER{},
 		}}, "01@40 05@48 09@58 09@60 10@64 0017@100 0003@10c 000b@118 0001@124"},
+		{"a gap that is too small", pci.Config{
+			Fields:       []pci.Field{{Offset: 0x44, Width: 1}},
+			Capabilities: []pci.Capability{pci.PM{}, pci.Custom{ID: 0x99, Size: 4}},
+		}, "01@48 99@40"},
 		{"around what has a place", pci.Config{
 			Fields: []pci.Field{{Offset: 0x44, Width: 1}},
 			Capabilities: []pci.Capability{
@@ -94,7 +98,7 @@ func TestRefused(t *testing.T) {
 		{"over the end of all", caps(x, pci.DSN{}, pci.At(0xffc, pci.TPH{})), "cannot be at 0xffc"},
 		{"the place is taken", caps(pci.At(0x40, pci.PM{}), pci.At(0x44, pci.MSI{})), "0x05 at 0x44: the place is taken"},
 		{"no room", caps(pci.Vendor{Size: 100}, pci.Vendor{Size: 100}), "0x09: no room for 100 bytes"},
-		{"no room, though more beyond", caps(x, pci.Vendor{Size: 100}, pci.Vendor{Size: 100}), "no room"},
+		{"no room, though more beyond", caps(x, pci.Vendor{Size: 36}, pci.Vendor{Size: 100}), "no room"},
 		{"no room among the extended", caps(x, pci.VSEC{Size: 2000}, pci.VSEC{Size: 2000}), "0x000b: no room"},
 		{"extended without Express", caps(pci.DSN{}), "without the PCI Express"},
 		{"the first extended elsewhere", caps(x, pci.At(0x140, pci.DSN{})), "no extended capability at 0x100"},
