@@ -7,16 +7,19 @@
 // server or a function-call bus, below it the firmware, which sees the
 // function as a [firmware.Chip].
 //
-// Configuration space (config.go) and registers (registers.go) are declared in
+// What any PCI function has is that of [pci.Function], declared in config.go:
+// here is what the adapter puts on top. Registers (registers.go) are declared in
 // tables: offset, reset value, access, and the hooks that make a register do
 // something. Package vdev/device assembles a whole adapter.
 //
 // # Ownership and concurrency
 //
 // All methods of [Function] are safe for concurrent use. One lock guards the
-// configuration space and the registers; doorbells, interrupts of unmasked
-// MSI-X vectors and DMA take no lock. Guest memory belongs to the guest and is
-// reached through [DMA] only, by copy or within a callback.
+// registers and is held around accesses to configuration space and resets, with
+// all that these call; then comes the lock of events and causes, then that of
+// the [pci.Function]. Doorbells, interrupts of unmasked MSI-X vectors and DMA
+// take no lock. Guest memory belongs to the guest and is reached through [DMA]
+// only, by copy or within a callback.
 //
 // No register access waits for the guest or its VMM: DMA that has to travel by
 // message runs in goroutines of its own, and a reset abandons it.

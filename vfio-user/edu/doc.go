@@ -16,16 +16,15 @@
 // # How it is made
 //
 // A device is declared as a [pci.Function], which looks after configuration
-// space and the choice between INTx and MSI; a [vfiouser.Server] that serves it
-// also gives it guest memory. Accesses to BAR0 come in on the server's goroutine
-// and are answered at once; whatever
-// takes time is a goroutine of the device's own. There are at most two of them:
-// while one runs, its status bit is set and the registers that it was started
-// from cannot be written.
+// space and the choice between INTx and MSI; a [vfiouser.Server] serves it, and
+// gives the device guest memory. Accesses to BAR0 come in on the server's
+// goroutine and are answered at once; whatever takes time is a goroutine of the
+// device's own. There are at most two of them: while one runs, its status bit
+// is set and the registers that it was started from cannot be written.
 //
 // # Ownership
 //
-// All state of the device is under one lock, but for the DMA buffer, which belongs to the
-// transfer that runs. Guest memory is borrowed for the length of a copy. Methods
-// are safe for concurrent use.
+// All state of the device is under one lock, but for the DMA buffer, which
+// belongs to the transfer that runs. Guest memory is borrowed for the length of
+// a copy. Methods are safe for concurrent use.
 package edu

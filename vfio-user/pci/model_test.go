@@ -153,7 +153,7 @@ func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for range 100 {
+	for range 30 {
 		var ops []byte
 		for range 200 {
 			at := rng.IntN(512)
