@@ -26,6 +26,7 @@ import (
 	"toebox/vdev/device"
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/edu"
+	"toebox/vfio-user/sample"
 )
 
 const (
@@ -46,6 +47,7 @@ type machine struct {
 	dir     string
 	adapter *device.Device
 	edu     *edu.Device
+	sample  *sample.Device
 	in      string       // URL of the guest's server, from here
 	out     string       // URL of a server here, from the guest
 	served  atomic.Int64 // pages of that server
@@ -105,9 +107,12 @@ func boot(t *testing.T, iommu string) *machine {
 	mc := o.MachineConfig(parts, m.dir, sockets)
 	mc.Reboot = true
 	m.serveAdapter(mc.Device)
-	path := filepath.Join(sockets, "edu")
-	m.serveEdu(path)
-	mc.Args = append(mc.Args, "-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"6.0","socket":{"type":"unix","path":%q}}`, path))
+	m.edu, m.sample = newCards(t)
+	for i, s := range []*vfiouser.Server{m.edu.Server(), m.sample.Server()} {
+		path := filepath.Join(sockets, fmt.Sprint("card", i))
+		serve(t, path, s.Serve)
+		mc.Args = append(mc.Args, "-device", deviceArg(6+i, path))
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if m.VM, err = vm.Start(ctx, mc, nil); err != nil {
@@ -151,14 +156,25 @@ func (m *machine) serveAdapter(path string) {
 	serve(m.t, path, m.adapter.Serve)
 }
 
-func (m *machine) serveEdu(path string) {
-	m.t.Helper()
-	var err error
-	if m.edu, err = edu.New(edu.Config{}); err != nil {
-		m.t.Fatal(err)
+// newCards makes the devices besides the adapter.
+func newCards(t *testing.T) (*edu.Device, *sample.Device) {
+	t.Helper()
+	e, err := edu.New(edu.Config{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	m.t.Cleanup(func() { m.edu.Close() })
-	serve(m.t, path, m.edu.Server().Serve)
+	t.Cleanup(func() { e.Close() })
+	s, err := sample.New(sample.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return e, s
+}
+
+// deviceArg is the value of QEMU's -device for the device at a socket.
+func deviceArg(slot int, path string) string {
+	return fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"%d.0","socket":{"type":"unix","path":%q}}`, slot, path)
 }
 
 // check fails the test with what there is to be known.
@@ -234,5 +250,5 @@ func (m *machine) mapped() bool {
 
 // servers are the statistics of the devices' servers.
 func (m *machine) servers() map[string]vfiouser.Stats {
-	return map[string]vfiouser.Stats{"adapter": m.adapter.Server().Stats(), "edu": m.edu.Server().Stats()}
+	return map[string]vfiouser.Stats{"adapter": m.adapter.Server().Stats(), "edu": m.edu.Server().Stats(), "sample": m.sample.Server().Stats()}
 }

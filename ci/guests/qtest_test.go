@@ -16,12 +16,15 @@ import (
 	"toebox/vdev/device"
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/edu"
+	"toebox/vfio-user/sample"
 )
 
 const (
 	ram        = 64 << 20 // of a machine without a guest
 	adapterBAR = 0xe0000000
 	eduBAR     = 0xe1000000
+	sampleBAR0 = 0xe2000000
+	sampleBAR1 = 0xe2100000
 
 	// Registers of QEMU's intel-iommu (VT-d specification §10.4).
 	vtdBase       = 0xfed90000
@@ -46,7 +49,8 @@ const (
 	largeIOVA = 0x8200000 // of one of 2 MiB
 )
 
-var eduSlot, adapterSlot = qtest.NewBDF(0, 6, 0), qtest.NewBDF(0, 5, 0)
+// The devices' places.
+var adapterSlot, eduSlot, sampleSlot = qtest.NewBDF(0, 5, 0), qtest.NewBDF(0, 6, 0), qtest.NewBDF(0, 7, 0)
 
 // bench is a machine without a guest, which the test plays.
 type bench struct {
@@ -54,6 +58,7 @@ type bench struct {
 	t       *testing.T
 	adapter *device.Device
 	edu     *edu.Device
+	sample  *sample.Device
 }
 
 // startBench starts a machine with the devices behind an IOMMU, "" for none.
@@ -69,18 +74,15 @@ func startBench(t *testing.T, iommu string) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.adapter.Close() })
-	if b.edu, err = edu.New(edu.Config{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.edu.Close() })
+	b.edu, b.sample = newCards(t)
 	args := []string{}
 	if iommu != "" {
 		args = append(args, "-device", iommu)
 	}
-	for i, s := range []*vfiouser.Server{b.adapter.Server(), b.edu.Server()} {
+	for i, s := range []*vfiouser.Server{b.adapter.Server(), b.edu.Server(), b.sample.Server()} {
 		path := filepath.Join(dir, fmt.Sprint("d", i))
 		serve(t, path, s.Serve)
-		args = append(args, "-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"%d.0","socket":{"type":"unix","path":%q}}`, 5+i, path))
+		args = append(args, "-device", deviceArg(5+i, path))
 	}
 	if b.Machine, err = qtest.Start(t.Context(), qtest.Config{Command: toolchaintest.QEMU(t).Command, Dir: dir, Memory: ram, Args: args}); err != nil {
 		t.Fatal(err)
@@ -92,7 +94,7 @@ func startBench(t *testing.T, iommu string) *bench {
 		if log := b.Log(); log != "" {
 			t.Errorf("QEMU says: %s", log)
 		}
-		for name, s := range map[string]*vfiouser.Server{"adapter": b.adapter.Server(), "edu": b.edu.Server()} {
+		for name, s := range map[string]*vfiouser.Server{"adapter": b.adapter.Server(), "edu": b.edu.Server(), "sample": b.sample.Server()} {
 			if s := s.Stats(); s.Errors != 0 || s.NoReplyFailed != 0 || s.StrayReplies != 0 || s.DMAMessageErrors != 0 {
 				t.Errorf("the server of %s refused messages, or was refused: %+v", name, s)
 			}
@@ -138,11 +140,12 @@ func (b *bench) poll(what string, met func() bool) {
 // place does what firmware does after a reset, and finds the devices.
 func (b *bench) place() {
 	b.t.Helper()
-	for slot, bar := range map[qtest.BDF]uint32{adapterSlot: adapterBAR, eduSlot: eduBAR} {
+	b.check(b.WriteConfig(sampleSlot, 0x14, 4, sampleBAR1))
+	for slot, bar := range map[qtest.BDF]uint32{adapterSlot: adapterBAR, eduSlot: eduBAR, sampleSlot: sampleBAR0} {
 		b.check(b.WriteConfig(slot, 0x10, 4, bar))
 		b.check(b.WriteConfig(slot, 0x04, 2, 6)) // memory space, bus master
 	}
-	for slot, want := range map[qtest.BDF]uint32{adapterSlot: 0x74221234, eduSlot: 0x11e81234} {
+	for slot, want := range map[qtest.BDF]uint32{adapterSlot: 0x74221234, eduSlot: 0x11e81234, sampleSlot: 0xbeefdead} {
 		if id, err := b.ReadConfig(slot, 0, 4); id != want || err != nil {
 			b.t.Errorf("ids %#x, %v, want %#x", id, err, want)
 		}
@@ -154,13 +157,21 @@ func (b *bench) place() {
 	if v := b.read32(eduBAR); v != 0x010000ed {
 		b.t.Errorf("identification of edu is %#x", v)
 	}
+	if v := b.read32(sampleBAR0); v == 0 || v == 0xffffffff {
+		b.t.Errorf("the clock of sample stands at %#x", v)
+	}
+	b.write32(sampleBAR1+0x2ffc, 0x600dcafe) // its memory's last word
+	b.write32(sampleBAR1+0x3000, 0x600dcafe)
+	if last, beyond := b.read32(sampleBAR1+0x2ffc), b.read32(sampleBAR1+0x3000); last != 0x600dcafe || beyond != 0 {
+		b.t.Errorf("memory of sample ends with %#x, and then %#x", last, beyond)
+	}
 }
 
 // reset resets the machine.
 func (b *bench) reset() {
 	b.t.Helper()
 	b.check(b.Out8(0xcf9, 6))
-	for _, slot := range []qtest.BDF{adapterSlot, eduSlot} {
+	for _, slot := range []qtest.BDF{adapterSlot, eduSlot, sampleSlot} {
 		b.poll("the reset", func() bool { v, err := b.ReadConfig(slot, 0x10, 4); b.check(err); return v&^0xf == 0 })
 	}
 }
@@ -241,8 +252,9 @@ func TestResetUnderMaps(t *testing.T) {
 	b := startBench(t, "intel-iommu,caching-mode=on")
 	dma := b.edu.Server().DMA()
 	const both = vfiouser.ProtRead | vfiouser.ProtWrite
-	b.place()
+	b.reset()
 	fresh := b.edu.Server().Stats()
+	b.place()
 	for round := range uint64(4) {
 		small, large := 0x400000+round<<12, 0x800000+round<<21
 		b.translate(small, large)
@@ -258,7 +270,7 @@ func TestResetUnderMaps(t *testing.T) {
 			t.Errorf("round %d: a map outlives the reset", round)
 		}
 		if after.DMAMapped != fresh.DMAMapped {
-			t.Errorf("round %d: %d maps after the reset, %d before all", round, after.DMAMapped, fresh.DMAMapped)
+			t.Errorf("round %d: %d maps after the reset, %d after the first one", round, after.DMAMapped, fresh.DMAMapped)
 		}
 		if after.DMAUnmapsWide == before.DMAUnmapsWide {
 			t.Errorf("round %d: no unmap was wider than what was in its range", round)

@@ -26,7 +26,7 @@ import (
 
 const (
 	align = 512 // archives start at multiples of it
-	keep  = 4   // images left in the cache
+	keep  = 8   // images left in the cache: tests use several at once
 )
 
 // A File goes into the archive.
