@@ -49,6 +49,7 @@ type kept struct {
 	since   time.Time // when it began to serve
 	ready   bool      // a device has served
 	died    time.Time // the last one, unasked; zero: none since the last that served
+	loud    bool      // its death was said
 	told    string    // what was said of its death
 	words   string    // last ones of the device that died last
 	deaths  int       // of those that did not last, one after another
@@ -136,7 +137,7 @@ func (k *kept) tell(r keeper.Report) {
 	case keeper.EventStarted.String():
 		k.pid = r.PID
 	case keeper.EventReady.String():
-		if !k.died.IsZero() {
+		if !k.died.IsZero() && k.loud {
 			k.say("adapter: firmware generation %d serves, %d ms after the death of the one before", r.Generation, time.Since(k.died).Milliseconds())
 		}
 		k.ready, k.since, k.died = true, time.Now(), time.Time{}
@@ -175,16 +176,17 @@ func (k *kept) mournLocked(r keeper.Report) {
 		k.deaths, k.told = 0, ""
 	}
 	k.deaths++
+	if !isTrace(words) {
+		words = nil // a log's last line, mostly of no interest
+	}
 	text := fmt.Sprintf("%s\n%s", how, strings.Join(words, "\n"))
-	if k.deaths > 1 && text == k.told {
+	if k.loud = k.deaths == 1 || text != k.told; !k.loud {
 		return // the pauses are told
 	}
 	k.told = text
 	k.say("adapter: the device process died (generation %d, %s); the machine goes on and a new one starts; all it said is in %s", r.Generation, how, filepath.Join(k.dir, deviceLog))
-	if isTrace(words) {
-		for _, line := range words {
-			k.say("adapter: | %s", line)
-		}
+	for _, line := range words {
+		k.say("adapter: | %s", line)
 	}
 }
 
@@ -253,6 +255,13 @@ func (k *kept) pidNow() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.pid
+}
+
+// failed reports whether the keeper was ended because no device ever served.
+func (k *kept) failed() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failure != ""
 }
 
 func (k *kept) close() {

@@ -74,6 +74,28 @@ type machineUnderReload struct {
 }
 
 func upForReload(t *testing.T) *machineUnderReload {
+	t.Helper()
+	m, err := tryForReload(t, "nat")
+	if err != nil {
+		var run *RunError
+		if errors.As(err, &run) {
+			b, _ := os.ReadFile(filepath.Join(run.Dir, deviceLog))
+			t.Logf("device:\n%s", b)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.Close()
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(m.Dir, deviceLog))
+			t.Logf("told:\n%s\ndevice:\n%s", strings.Join(m.told.lines, "\n"), b)
+		}
+	})
+	return m
+}
+
+func tryForReload(t *testing.T, network string) (*machineUnderReload, error) {
+	t.Helper()
 	c := toolchaintest.Config(t)
 	toolchaintest.QEMU(t)
 	toolchaintest.Kernel(t)
@@ -92,24 +114,9 @@ func upForReload(t *testing.T) *machineUnderReload {
 	m := &machineUnderReload{t: t, told: &teller{news: make(chan struct{})}, url: fmt.Sprintf("http://127.0.0.1:%d", port), capture: filepath.Join(t.TempDir(), "capture")}
 	m.Instance, err = Up(t.Context(), Options{
 		Paths: p, QEMU: c.QEMU, Kernel: c.Kernel, Modules: c.Modules, Accel: os.Getenv("TOEBOX_ACCEL"),
-		Net: "nat", Port: port, Pcap: m.capture, Report: m.told,
+		Net: network, Port: port, Pcap: m.capture, Report: m.told,
 	})
-	if err != nil {
-		var run *RunError
-		if errors.As(err, &run) {
-			b, _ := os.ReadFile(filepath.Join(run.Dir, deviceLog))
-			t.Logf("device:\n%s", b)
-		}
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		m.Close()
-		if t.Failed() {
-			b, _ := os.ReadFile(filepath.Join(m.Dir, deviceLog))
-			t.Logf("told:\n%s\ndevice:\n%s", strings.Join(m.told.lines, "\n"), b)
-		}
-	})
-	return m
+	return m, err
 }
 
 // get asks the guest's server once.
@@ -336,5 +343,13 @@ func TestKeeperDies(t *testing.T) {
 	}
 	if err := m.Wait(); !errors.Is(err, ErrDevice) || ExitCode(err) != ExitCrashed {
 		t.Errorf("ended: %v", err)
+	}
+}
+
+// TestNeverServes: a device that cannot start ends the run, with its own words.
+func TestNeverServes(t *testing.T) {
+	_, err := tryForReload(t, "nat:bogus")
+	if !errors.Is(err, ErrDevice) || ExitCode(err) != ExitCrashed || !strings.Contains(err.Error(), `"bogus" is no forward`) {
+		t.Errorf("up: %v", err)
 	}
 }

@@ -287,6 +287,9 @@ func (i *Instance) blame(err error) error {
 	if i.device == nil {
 		return err
 	}
+	if k := i.device.kept; k != nil && k.failed() {
+		return i.device.death(i.Dir) // and QEMU's is what came of it
+	}
 	select {
 	case <-i.device.proc.Done():
 		return i.device.death(i.Dir)
