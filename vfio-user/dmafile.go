@@ -121,14 +121,7 @@ func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, repl
 		w, err = mapWindow(fd, 0, max(uint64(st.Size), last), key.mode)
 	}
 	if w == nil {
-		block := max(uint64(pageSize), uint64(max(st.Blksize, 0)))
-		if block&(block-1) != 0 {
-			block = pageSize
-		}
-		first &^= block - 1
-		if last+block > last {
-			last = (last + block - 1) &^ (block - 1)
-		}
+		first, last = roundOut(first, last, uint64(max(st.Blksize, 0)))
 		w, err = mapWindow(fd, first, last-first, key.mode)
 	}
 	if err != nil {
@@ -142,6 +135,19 @@ func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, repl
 		t.idle = append(t.idle, f)
 	}
 	return f, old != nil, nil
+}
+
+// roundOut returns [first, last) with both ends moved out to blocks, huge pages
+// say, of the file; the window holds what it held.
+func roundOut(first, last, block uint64) (uint64, uint64) {
+	if block = max(block, pageSize); block&(block-1) != 0 {
+		block = pageSize
+	}
+	first &^= block - 1
+	if last+block > last {
+		last = (last + block - 1) &^ (block - 1)
+	}
+	return first, last
 }
 
 func mapWindow(fd int, off, size uint64, mode int) (*window, error) {

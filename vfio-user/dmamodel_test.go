@@ -430,3 +430,25 @@ func TestLimits(t *testing.T) {
 		tbl.reap(0)
 	}
 }
+
+// TestRoundOut makes windows of whole blocks, 2 MiB among them, that hold what
+// they were asked to hold.
+func TestRoundOut(t *testing.T) {
+	const huge = 2 << 20
+	for _, tt := range []struct{ first, last, block, wantFirst, wantLast uint64 }{
+		{0x1000, 0x2000, 4096, 0x1000, 0x2000},
+		{0x1000, 0x2000, huge, 0, huge},
+		{huge - 0x1000, huge, huge, 0, huge},
+		{huge - 0x1000, huge + 0x1000, huge, 0, 2 * huge},
+		{huge, 2 * huge, huge, huge, 2 * huge},
+		{huge + 0x1000, 3*huge + 0x1000, huge, huge, 4 * huge},
+		{0x1800, 0x1900, 0, 0x1000, 0x2000},
+		{0x1000, 0x2000, 3 << 12, 0x1000, 0x2000},
+		{0x1000, 1<<64 - 0x1000, huge, 0, 1<<64 - 0x1000}, // no room for another block
+	} {
+		first, last := roundOut(tt.first, tt.last, tt.block)
+		if first != tt.wantFirst || last != tt.wantLast {
+			t.Errorf("[%#x, %#x) in blocks of %#x: [%#x, %#x)", tt.first, tt.last, tt.block, first, last)
+		}
+	}
+}
