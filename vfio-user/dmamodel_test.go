@@ -23,6 +23,8 @@ type model struct {
 	maps []modelMap // in order
 	gran uint64
 	most int
+
+	anywhere map[int]bool // files that can be mapped from any offset on
 }
 
 type modelMap struct {
@@ -33,7 +35,7 @@ type modelMap struct {
 
 func (o *model) add(iova, size, off uint64, file int, prot Prot, fileSize uint64) syscall.Errno {
 	last := iova + size - 1
-	if size == 0 || last < iova || iova%o.gran != 0 || size%o.gran != 0 || file >= 0 && off%4096 != 0 {
+	if size == 0 || last < iova || iova%o.gran != 0 || size%o.gran != 0 || file >= 0 && !o.anywhere[file] && off%4096 != 0 {
 		return syscall.EINVAL
 	}
 	m := modelMap{iova, last, off, file, prot}

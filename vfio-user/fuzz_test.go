@@ -7,7 +7,9 @@ import (
 	"encoding/binary"
 	"net"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,12 +22,12 @@ import (
 // templates are payloads that a server accepts, for the fuzzer to spoil.
 func templates() map[uint16][]byte {
 	return map[uint16][]byte{
-		1:  append([]byte{0, 0, 0, 0}, vfiousertest.QEMUVersion+"\x00"...),
+		1:  append([]byte{0, 0, 0, 0}, fuzzVersion+"\x00"...),
 		2:  dmaMap(0, 0, 0x10000, 0x1000).Payload,
 		3:  append([]byte{24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0}, 0, 16, 0, 0, 0, 0, 0, 0),
 		4:  append([]byte{16}, make([]byte, 15)...),
-		5:  append([]byte{32}, make([]byte, 31)...),
-		6:  append([]byte{16}, make([]byte, 15)...),
+		5:  append([]byte{255, 0, 0, 0, 0, 0, 0, 0, 1}, make([]byte, 23)...),
+		6:  append([]byte{255}, make([]byte, 15)...),
 		7:  append([]byte{16}, make([]byte, 15)...),
 		8:  irqs(0, 0x24, 2, 0, 1).Payload,
 		9:  region(0, 9, 0, 0, 4).Payload,
@@ -40,6 +42,14 @@ func templates() map[uint16][]byte {
 		19: append([]byte{24}, make([]byte, 23)...),
 	}
 }
+
+// fuzzVersion asks for all that there is.
+const fuzzVersion = `{"capabilities":{"max_msg_fds":16,"write_multiple":true,"sparse_mmap_fds":true,"twin_socket":{"supported":true}}}`
+
+// fuzzDevice is a device with all that a server can serve.
+type fuzzDevice struct{ vfiouser.Precopier }
+
+func (fuzzDevice) IOEvent(int, int, uint64) {}
 
 // script turns fuzz input into the bytes of a session. Each message takes a
 // command, flags, a number of file descriptors and of spoilt bytes, then the
@@ -78,6 +88,70 @@ func script(in []byte, forms map[uint16][]byte, fds []int) (msgs []scripted) {
 	return msgs
 }
 
+// oracle follows the maps of a session. It is sure of them from a VERSION that was
+// not spoilt on, until something is left to the server's choice.
+type oracle struct {
+	version    []byte
+	model      *vfiouser.Model
+	agreed     bool // on a version
+	sure, lost bool
+}
+
+// judge takes in a message and its reply, nil for one that wanted none.
+func (o *oracle) judge(t *testing.T, s scripted, r *vfiousertest.Message) {
+	if s.m.Flags&0xf != 0 || o.lost {
+		return
+	}
+	p := s.m.Payload
+	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(p[at:]) }
+	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(p[at:]) }
+	var want syscall.Errno
+	var size uint64
+	switch {
+	case s.m.Command == 1 && !o.agreed:
+		switch {
+		case len(s.fds) == 0 && slices.Equal(p, o.version):
+			o.agreed, o.sure = true, true
+		case r == nil || r.Errno == 0:
+			o.lost, o.sure = true, false // who knows on what
+		}
+		return
+	case s.m.Command != 2 && s.m.Command != 3 || !o.agreed:
+		return
+	case s.m.Command == 2 && (len(p) < 32 || u32(0) < 32 || len(s.fds) > 1), s.m.Command == 3 && (len(p) < 24 || u32(0) < 24 || len(s.fds) > 0):
+		want = syscall.EINVAL
+	case s.m.Command == 2:
+		flags, file := u32(4), len(s.fds)-1
+		switch mode := flags >> 2; {
+		case mode > 2 || flags&3 == 0 || mode != 0 && file < 0:
+			want = syscall.EINVAL
+		case mode == 2:
+			file = 1
+			fallthrough
+		default:
+			want = o.model.Map(u64(16), u64(24), u64(8), file, vfiouser.Prot(flags&3))
+		}
+	case u32(4) == 0 || u32(4) == 2:
+		size, want = o.model.Unmap(u64(8), u64(16), u32(4) == 2)
+	case u32(4)&1 != 0 && u32(4) < 4:
+		// For a dirty bitmap: if there is a log is not followed here.
+		if r == nil {
+			o.lost, o.sure = true, false
+		} else if r.Errno == 0 {
+			o.model.Unmap(u64(8), u64(16), false)
+		}
+		return
+	default:
+		want = syscall.EINVAL
+	}
+	if r == nil {
+		return
+	}
+	if syscall.Errno(r.Errno) != want || want == 0 && s.m.Command == 3 && binary.NativeEndian.Uint64(r.Payload[16:]) != size {
+		t.Fatalf("%x with %d descriptors: errno %d, %x; want errno %d, size %#x", s.m.Bytes(), len(s.fds), r.Errno, r.Payload, want, size)
+	}
+}
+
 type scripted struct {
 	m   vfiousertest.Message
 	fds []int
@@ -102,6 +176,10 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte{1, 0x80, 0, 16, 0x80, 0, 16, 0x80, 4, 4, 8, 6, 1, 17, 16, 25, 16, 3, 0x80, 2, 4, 1, 255, 24, 16, 0x80, 1, 4, 7})
 	f.Add([]byte{1, 0x80, 0, 16, 0x80, 2, 4, 2, 8, 6, 17, 0x80, 0, 19, 0x80, 0, 16, 0x80, 2, 4, 2, 8, 3, 16, 0x80, 2, 4, 2, 8, 4, 18, 0x80, 0, 13, 0x80, 0})
 	f.Add([]byte{9, 0x80, 0, 1, 0x80, 1, 255, 9, 1, 0x80, 0, 8, 0x80, 0xfe, 8, 1, 16, 4, 8, 0x80, 2, 4, 33, 16, 0})
+	// Maps of all kinds, unmaps; areas and events, of all regions, without room.
+	f.Add([]byte{1, 0x80, 0, 2, 0x80, 10, 4, 11, 8, 1, 2, 0x80, 10, 4, 11, 18, 2, 2, 0x80, 2, 4, 3, 18, 3, 2, 0x80, 10, 18, 4, 4, 7,
+		3, 0x80, 1, 10, 2, 3, 0x80, 1, 18, 1, 3, 0x80, 2, 10, 4, 17, 0, 3, 0x80, 3, 4, 2, 10, 0, 17, 0})
+	f.Add([]byte{1, 0x80, 0, 5, 0x80, 0, 6, 0x80, 0, 5, 0x10, 0, 6, 0x80, 1, 8, 1, 5, 0x80, 1, 8, 2, 5, 0x80, 1, 0, 32, 6, 0x80, 1, 0, 16, 6, 0x80, 1, 8, 9})
 	ram := vfiousertest.Memory(f, 1<<16)
 	ev := vfiousertest.NewEventFD(f)
 	fds := []int{int(ram.Fd()), ev.FD(), ev.FD(), int(ram.Fd())}
@@ -109,11 +187,16 @@ func FuzzSession(f *testing.F) {
 	cfg := vfiousertest.Config()
 	cfg.WriteMultiple = true
 	cfg.Spin = -1
+	cfg.Regions[0].IOEvents = []vfiouser.IOEvent{{Offset: 8, Size: 4}, {Offset: 12, File: eventFile(f)}, {Offset: 16, Size: 1, Shadow: ram}}
+	cfg.Regions[1] = vfiouser.Region{Size: 0x2000, Flags: rw, Areas: []vfiouser.Area{{Size: 0x1000, File: ram}}}
+	cfg.Regions[2] = vfiouser.Region{Size: 0x2000, Flags: rw, Areas: []vfiouser.Area{
+		{Size: 0x1000, File: ram}, {Offset: 0x1000, Size: 0x1000, File: vfiousertest.Memory(f, 0x1000)},
+	}}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		before := openFDs(t)
 		dev := vfiousertest.NewMigrator(cfg)
 		dev.SetState([]byte("a state"))
-		srv, err := vfiouser.NewServer(vfiousertest.Precopier{Migrator: dev}, cfg)
+		srv, err := vfiouser.NewServer(fuzzDevice{vfiousertest.Precopier{Migrator: dev}}, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,8 +218,10 @@ func FuzzSession(f *testing.F) {
 				sendRaw(a, raw[cut:], s.fds)
 			}
 		}()
+		o := oracle{version: forms[1], model: vfiouser.NewModel(1 << 16)}
 		for _, s := range msgs {
 			if s.m.Flags&0xf == 1 || s.m.Flags&vfiousertest.NoReply != 0 {
+				o.judge(t, s, nil)
 				continue
 			}
 			r := p.Recv()
@@ -146,6 +231,10 @@ func FuzzSession(f *testing.F) {
 			if failed := r.Flags&vfiousertest.Failed != 0; failed != (r.Errno != 0) || failed && r.Size != 16 {
 				t.Fatalf("reply %+v to %+v", r, s.m)
 			}
+			o.judge(t, s, &r)
+		}
+		if n := srv.Stats().DMAMapped; o.sure && n != uint64(o.model.Len()) {
+			t.Fatalf("%d maps, want %d", n, o.model.Len())
 		}
 		<-sent
 		a.Close()
