@@ -32,6 +32,7 @@ const inGuest = `RIG02|IF01_Create|IF02|IF11|CE01_Connect|CE02_Listen|MM01_Buffe
 func main() {
 	vm := flag.Bool("vm", true, "boot a guest")
 	race := flag.Bool("race", true, "use the race detector")
+	inputs := flag.Int("fuzz", 5000, "how many inputs each fuzz target of the protocol gets")
 	limit := flag.Duration("timeout", 30*time.Minute, "give up after so long")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -58,6 +59,9 @@ func main() {
 		return err
 	})
 	c.tests(ctx, *race, rig)
+	if *inputs > 0 {
+		c.fuzz(ctx, *inputs)
+	}
 	if *vm && rig {
 		c.guest(ctx, paths)
 	}
