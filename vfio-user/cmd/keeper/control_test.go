@@ -112,20 +112,23 @@ func TestControl(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	exe, _ := os.Executable()
+	last := uint32(1)
 	for _, test := range []struct {
 		order, says string
-		generation  uint32
+		starts      uint32 // at least: a server that fails may be tried again before its order is taken back
 	}{
-		{`{"server":["` + exe + `","edu:{socket}"]}`, "", 2},
-		{`{"server":["` + exe + `","fail:4"]}`, "ended before", 4}, // 3 was the one that failed
-		{`{"server":[]}`, "no server", 4},
-		{`{`, "unexpected end", 4},
-		{`{"server":["/no/such/program"]}`, "no such file", 4},
+		{`{"server":["` + exe + `","edu:{socket}"]}`, "", 1},
+		{`{"server":["` + exe + `","fail:4"]}`, "ended before", 2},
+		{`{"server":[]}`, "no server", 0},
+		{`{`, "unexpected end", 0},
+		{`{"server":["/no/such/program"]}`, "no such file", 0},
 	} {
 		got := a.order(test.order)
-		if got.Generation != test.generation || !strings.Contains(got.Error, test.says) || (test.says == "") != (got.Error == "") {
-			t.Errorf("%s: %+v, want generation %d and %q", test.order, got, test.generation, test.says)
+		starts := got.Generation - last
+		if starts < test.starts || test.starts < 2 && starts > test.starts || !strings.Contains(got.Error, test.says) || (test.says == "") != (got.Error == "") {
+			t.Errorf("%s: %+v after generation %d, want %d starts and %q", test.order, got, last, test.starts, test.says)
 		}
+		last = got.Generation
 		if err := c.ReadRegion(vfiouser.RegionConfig, 0, make([]byte, 4)); err != nil {
 			t.Errorf("%s: the device: %v", test.order, err)
 		}
@@ -133,7 +136,7 @@ func TestControl(t *testing.T) {
 	// The server that failed said so to what it inherits.
 	b := make([]byte, 64)
 	r.SetReadDeadline(time.Now().Add(patience))
-	if n, err := r.Read(b); string(b[:n]) != "failing" {
+	if n, err := r.Read(b); !strings.HasPrefix(string(b[:n]), "failing") {
 		t.Errorf("inherited: %q, %v", b[:n], err)
 	}
 	a.conn.Close()
