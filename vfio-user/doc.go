@@ -29,11 +29,11 @@
 // file, whatever the number of DMA maps into it; a client may ask for pread and
 // pwrite instead. Readers take no lock. A [DMA.View] callback borrows guest
 // memory for its own duration; the reply to DMA unmap waits until all such
-// borrows of the old map have ended, so they have to be short. Memory announced without a file descriptor is reached by
-// messages; such an access takes a round trip, must not be made from a device
-// call (it would wait for a reply that the same goroutine has to read, and
-// gets EDEADLK; not so with a twin socket), and ends by its time-out at the
-// latest.
+// borrows of the old map have ended, so they have to be short. Memory announced
+// without a file descriptor is reached by messages; such an access takes a round
+// trip, must not be made from a device call (it would wait for a reply that the
+// same goroutine has to read, and gets EDEADLK; not so with a twin socket), and
+// ends by its time-out at the latest.
 //
 // # Areas
 //

@@ -139,7 +139,7 @@ type rig struct {
 }
 
 // newRig starts a device and connects as the client sample does.
-func newRig(t *testing.T, clk *clock, file *os.File) *rig {
+func newRig(t *testing.T, clk sample.Clock, file *os.File) *rig {
 	dev, err := sample.New(sample.Config{Clock: clk})
 	if err != nil {
 		t.Fatal(err)

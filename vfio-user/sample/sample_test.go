@@ -401,3 +401,48 @@ func TestResume(t *testing.T) {
 		r.must(r.c.SetMigrationState(vfiouser.StateRunning))
 	}
 }
+
+// lateClock is one whose timers run out when the test says so, stopped or not.
+type lateClock struct {
+	mu     sync.Mutex
+	timers []func()
+}
+
+func (c *lateClock) Now() time.Time { return time.Unix(1_800_000_000, 0) }
+
+func (c *lateClock) AfterFunc(_ time.Duration, f func()) func() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.timers = append(c.timers, f)
+	return func() bool { return false }
+}
+
+// run has timer i run out.
+func (c *lateClock) run(i int) {
+	c.mu.Lock()
+	f := c.timers[i]
+	c.mu.Unlock()
+	f()
+}
+
+// TestLateTimer has timers run out whose alarm has been changed meanwhile.
+func TestLateTimer(t *testing.T) {
+	clk := &lateClock{}
+	r := newRig(t, clk, vfiousertest.Memory(t, 4096))
+	r.setAlarm(clk.Now())
+	r.setAlarm(clk.Now().Add(time.Second))
+	clk.run(0)
+	if s := r.dev.Stats(); s.Alarms != 0 {
+		t.Errorf("an alarm that was changed: %+v", s)
+	}
+	clk.run(1)
+	if s := r.dev.Stats(); s.Alarms != 1 {
+		t.Errorf("the alarm that was set: %+v", s)
+	}
+	r.setAlarm(clk.Now())
+	r.must(r.c.SetMigrationState(vfiouser.StateStop))
+	clk.run(2)
+	if s := r.dev.Stats(); s.Alarms != 1 {
+		t.Errorf("an alarm of a device that was stopped: %+v", s)
+	}
+}
