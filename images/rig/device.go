@@ -66,9 +66,6 @@ func ListenSocket(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// filer is a listener whose descriptor can be duplicated.
-type filer interface{ File() (*os.File, error) }
-
 // An outfit is what device processes are given. It outlasts them, so that clients of
 // its sockets wait while one takes over from another, and the capture goes on.
 type outfit struct {

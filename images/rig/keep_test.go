@@ -153,8 +153,12 @@ func TestLoadSocket(t *testing.T) {
 		}
 		conn.SetDeadline(time.Now().Add(reloadPatience))
 		var a Loaded
-		if _, err := io.WriteString(conn, text); err == nil {
+		_, err = io.WriteString(conn, text)
+		if err == nil {
 			err = json.NewDecoder(conn).Decode(&a)
+		}
+		if err != nil && len(text) < maxLoadLine {
+			t.Errorf("%.20q: %v", text, err)
 		}
 		if a.Error == "" && len(text) < maxLoadLine {
 			t.Errorf("%.20q: %+v", text, a)
