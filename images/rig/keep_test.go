@@ -157,11 +157,9 @@ func TestLoadSocket(t *testing.T) {
 		if err == nil {
 			err = json.NewDecoder(conn).Decode(&a)
 		}
-		if err != nil && len(text) < maxLoadLine {
-			t.Errorf("%.20q: %v", text, err)
-		}
-		if a.Error == "" && len(text) < maxLoadLine {
-			t.Errorf("%.20q: %+v", text, a)
+		// The answer to a line that is too long may be lost with what was not read.
+		if (err != nil || a.Error == "") && len(text) < maxLoadLine {
+			t.Errorf("%.20q: %+v, %v", text, a, err)
 		}
 		conn.Close()
 	}

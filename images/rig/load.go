@@ -21,7 +21,7 @@ import (
 const (
 	firmwarePrefix = "firmware-"
 	maxLoadLine    = 64 << 10
-	maxLoaders     = 8
+	maxLoaders     = 32
 	loadRead       = 10 * time.Second
 )
 

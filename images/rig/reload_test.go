@@ -348,6 +348,9 @@ func TestKeeperDies(t *testing.T) {
 
 // TestNeverServes: a device that cannot start ends the run, with its own words.
 func TestNeverServes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts QEMU, a second or two: run without -short")
+	}
 	_, err := tryForReload(t, "nat:bogus")
 	if !errors.Is(err, ErrDevice) || ExitCode(err) != ExitCrashed || !strings.Contains(err.Error(), `"bogus" is no forward`) {
 		t.Errorf("up: %v", err)
