@@ -136,12 +136,12 @@ func (l *fwLoader) loadTimed(ctx context.Context, since time.Time, event string)
 	l.say("built in %s", seconds(time.Since(begin)))
 	begin = time.Now()
 	done, err := rig.SendLoad(ctx, l.run, rig.Load{Program: program, Name: l.name})
-	if err == nil && done.Error != "" {
-		err = &refusedError{done.Error}
-	}
 	if err != nil {
+		return time.Time{}, err // it may serve nonetheless: the run cleans up
+	}
+	if done.Error != "" {
 		os.RemoveAll(filepath.Dir(program)) //nolint:errcheck // only wasted space if it stays
-		return time.Time{}, err
+		return time.Time{}, &refusedError{done.Error}
 	}
 	l.say("generation %d serves after %s", done.Generation, seconds(done.Took))
 	first := make(chan error, 1)
