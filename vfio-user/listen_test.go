@@ -151,3 +151,57 @@ func TestListenRace(t *testing.T) {
 		got[0].Close()
 	}
 }
+
+// TestListenWaits has another process be about to replace a left-over: Listen waits
+// for it, and does not take its socket for the left-over.
+func TestListenWaits(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	leave(t, path)
+	other, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		l, err := vfiouser.Listen(path)
+		if err == nil {
+			l.Close()
+		}
+		done <- err
+	}()
+	waitFor(t, "Listen to come to the lock", func() bool {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, e := range fds {
+			if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && name == dir {
+				n++
+			}
+		}
+		return n == 2 || len(done) > 0
+	})
+	if err := os.Remove(path); err != nil {
+		t.Fatalf("Listen did not wait: %v", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	other.Close() // and with it the lock
+	if err := <-done; !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("listen: %v", err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
