@@ -42,7 +42,7 @@ func (e *Error) Error() string { return "the firmware does not build:\n" + e.Out
 
 // Build builds the device process and writes it to out.
 func Build(ctx context.Context, c Config, out string) error {
-	_, err := c.run(ctx, "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", out)
+	_, err := c.run(ctx, "build", "-buildvcs=false", "-trimpath", "-gcflags=toebox/...=-dwarf=false", "-ldflags=-s -w", "-o", out)
 	return err
 }
 
@@ -71,7 +71,7 @@ func (c *Config) run(ctx context.Context, verb string, args ...string) (string, 
 	args = append([]string{verb}, args...)
 	env := append(os.Environ(), "CGO_ENABLED=0", "GOAMD64=v1", "GOOS=linux", "GOARCH=amd64", "GOTMPDIR="+tmp,
 		// The compiler and the linker live for a second: they need no collector.
-		"GOGC=400")
+		"GOGC=off")
 	if c.Firmware != "" {
 		more, work, err := c.graft(ctx, tmp)
 		if err != nil {

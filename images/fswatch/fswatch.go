@@ -20,7 +20,7 @@ import (
 const (
 	eventHead = unix.SizeofInotifyEvent
 	// quiet is how long nothing more may be saved for a save to be over.
-	quiet = 30 * time.Millisecond
+	quiet = 15 * time.Millisecond
 	// patience bounds that wait: something may write without end.
 	patience = 500 * time.Millisecond
 	// written is what happens to a file that is saved in whatever way, removed, or
