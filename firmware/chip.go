@@ -2,46 +2,18 @@
 
 package firmware
 
-import "toebox/vdev/abi"
+import "toebox/firmware/chip"
 
-// Chip is what the firmware needs of the function it runs on. All methods are
-// safe for concurrent use and none blocks for longer than a copy of what it
-// is given, except Read and Write of memory that is not shared.
-type Chip interface {
-	// Read copies host memory at iova into p. While bus mastering is off, or
-	// for addresses that are not mapped or not readable, it fails.
-	Read(iova uint64, p []byte) error
-	// Write copies p to host memory at iova.
-	Write(iova uint64, p []byte) error
-	// View calls f with consecutive pieces of shared host memory, each of at
-	// most 64 KiB, that together are [iova, iova+n). A piece must not be
-	// kept. It fails before or between pieces; an error of f ends it and is
-	// returned. Word 0 of descriptors and event words are reached through
-	// View and abi.LoadWord, abi.StoreWord.
-	View(iova uint64, n int, write bool, f func(p []byte) error) error
-	// Shared reports whether [iova, iova+n) is wholly mapped for reading and
-	// writing in memory that View reaches.
-	Shared(iova, n uint64) bool
-
-	// Signal raises an interrupt vector: MSI-X or INTx, whatever is enabled.
-	Signal(vector int)
-	// Event sets bits of EVENTS (SPEC.md §9.3).
-	Event(bits uint32)
-}
-
-// QueueConfig is what create takes from the queue's registers (SPEC.md §3.2).
-type QueueConfig struct {
-	In, Out, Event  uint64
-	InLog2, OutLog2 uint8
-	Vector          int
-}
-
-// QueueStatus is what the queue's read-only registers show.
-type QueueStatus struct {
-	State    abi.QueueState
-	Last     abi.Status // of the last command
-	InIndex  abi.Index
-	OutIndex abi.Index
-	Held     uint32
-	Error    uint32
-}
+// What firmware and function say to each other.
+type (
+	// Chip is what the firmware needs of the function it runs on.
+	Chip = chip.Chip
+	// Config says what the firmware works with.
+	Config = chip.Config
+	// Route is an entry of the attribute ROUTES.
+	Route = chip.Route
+	// QueueConfig is what create takes from the queue's registers.
+	QueueConfig = chip.QueueConfig
+	// QueueStatus is what the queue's read-only registers show.
+	QueueStatus = chip.QueueStatus
+)

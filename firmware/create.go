@@ -16,7 +16,7 @@ func (a area) overlaps(b area) bool {
 	return a.base <= b.base+(b.size-1) && b.base <= a.base+(a.size-1)
 }
 
-func (c *QueueConfig) areas() [3]area {
+func areas(c *QueueConfig) [3]area {
 	return [3]area{
 		{c.In, abi.DescriptorSize << c.InLog2},
 		{c.Out, abi.DescriptorSize << c.OutLog2},
@@ -41,13 +41,13 @@ func (f *Firmware) create(i int, old *queue, state abi.QueueState, cfg QueueConf
 	case cfg.In%abi.DescriptorSize != 0, cfg.Out%abi.DescriptorSize != 0, cfg.Event%64 != 0:
 		return abi.StatusBadAlignment
 	}
-	areas := cfg.areas()
-	for _, a := range areas {
+	mine := areas(&cfg)
+	for _, a := range mine {
 		if a.base > math.MaxUint64-(a.size-1) || !f.chip.Shared(a.base, a.size) {
 			return abi.StatusBadMemory
 		}
 	}
-	if areas[0].overlaps(areas[1]) || areas[0].overlaps(areas[2]) || areas[1].overlaps(areas[2]) {
+	if mine[0].overlaps(mine[1]) || mine[0].overlaps(mine[2]) || mine[1].overlaps(mine[2]) {
 		return abi.StatusOverlap
 	}
 	for k := range f.queues {
@@ -55,8 +55,8 @@ func (f *Firmware) create(i int, old *queue, state abi.QueueState, cfg QueueConf
 		if k == i || q == nil || q.currentState() == abi.QueueDisabled {
 			continue
 		}
-		for _, a := range areas {
-			for _, b := range q.config.areas() {
+		for _, a := range mine {
+			for _, b := range areas(&q.config) {
 				if a.overlaps(b) {
 					return abi.StatusOverlap
 				}
@@ -66,10 +66,10 @@ func (f *Firmware) create(i int, old *queue, state abi.QueueState, cfg QueueConf
 	if old != nil {
 		<-old.done // disabled: it is on its way out
 	}
-	if s := f.checkOwners(areas[0], 0); s != abi.StatusOK {
+	if s := f.checkOwners(mine[0], 0); s != abi.StatusOK {
 		return s
 	}
-	if s := f.checkOwners(areas[1], abi.WordOwner); s != abi.StatusOK {
+	if s := f.checkOwners(mine[1], abi.WordOwner); s != abi.StatusOK {
 		return s
 	}
 	q := newQueue(f, i, cfg)

@@ -13,45 +13,6 @@ import (
 	"toebox/vdev/abi"
 )
 
-// Config says what [New] builds. Chip and Engine are needed.
-type Config struct {
-	Chip Chip
-	// Engine is used, not owned: Close leaves it open.
-	Engine engine.Engine
-
-	// Generation is how often the firmware was started (SPEC.md §3).
-	Generation uint32
-	// Name and Serial are the attributes FIRMWARE and SERIAL.
-	Name, Serial string
-	MAC          [6]byte
-	// MTU is the port's.
-	MTU int
-	// NoLink says that the port leads nowhere: attribute LINK.
-	NoLink bool
-	// Addresses, routes and domain are the attributes' values at reset. The
-	// engine was given the same by whoever made it.
-	Address4, Address6 abi.Address
-	Routes             []Route
-	Resolvers          []abi.Address
-	Domain             string
-	// Defaults are scalar attributes from the non-volatile image.
-	Defaults map[abi.Attribute]uint64
-
-	// Clock is monotonic time since a start of the caller's choice; nil means
-	// the system's. Time limits and the real policy clock read it.
-	Clock func() time.Duration
-	// Spin is how long an idle worker looks at its tables before it sleeps;
-	// 0 means not at all.
-	Spin   time.Duration
-	Logger *slog.Logger
-}
-
-// Route is an entry of the attribute ROUTES: an invalid gateway address means
-// that the destination is on the link.
-type Route struct {
-	Destination, Gateway abi.Address
-}
-
 // Firmware runs the queues of one adapter. All methods are safe for concurrent
 // use; none may be called from within [Chip.Signal] or [Chip.Event] except
 // the doorbells.

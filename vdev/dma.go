@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"toebox/firmware"
+	"toebox/firmware/chip"
 	"toebox/vdev/abi"
 	vfiouser "toebox/vfio-user"
 )
@@ -26,7 +26,7 @@ type DMA interface {
 	Backed(iova uint64, n uint64, prot vfiouser.Prot) bool
 }
 
-var _ firmware.Chip = (*Function)(nil)
+var _ chip.Chip = (*Function)(nil)
 
 // maxMessages bounds the goroutines that wait for memory which only the client
 // can reach. Those that a reset abandoned count until the client answers or
@@ -95,7 +95,7 @@ func (f *Function) dmaDone(err error) error {
 	return err
 }
 
-// Read implements [firmware.Chip].
+// Read implements [chip.Chip].
 func (f *Function) Read(iova uint64, p []byte) error {
 	d, err := f.dmaGate()
 	switch {
@@ -112,7 +112,7 @@ func (f *Function) Read(iova uint64, p []byte) error {
 	return f.dmaDone(err)
 }
 
-// Write implements [firmware.Chip].
+// Write implements [chip.Chip].
 func (f *Function) Write(iova uint64, p []byte) error {
 	d, err := f.dmaGate()
 	switch {
@@ -126,7 +126,7 @@ func (f *Function) Write(iova uint64, p []byte) error {
 	return f.dmaDone(err)
 }
 
-// View implements [firmware.Chip].
+// View implements [chip.Chip].
 func (f *Function) View(iova uint64, n int, write bool, fn func(p []byte) error) error {
 	d, err := f.dmaGate()
 	if err != nil {
@@ -139,16 +139,16 @@ func (f *Function) View(iova uint64, n int, write bool, fn func(p []byte) error)
 	return f.dmaDone(d.View(iova, n, prot, fn))
 }
 
-// Shared implements [firmware.Chip].
+// Shared implements [chip.Chip].
 func (f *Function) Shared(iova, n uint64) bool {
 	d, err := f.dmaGate()
 	return err == nil && d.Backed(iova, n, vfiouser.ProtRead|vfiouser.ProtWrite)
 }
 
-// Signal implements [firmware.Chip].
+// Signal implements [chip.Chip].
 func (f *Function) Signal(vector int) { f.irq.signal(vector) }
 
-// Event implements [firmware.Chip].
+// Event implements [chip.Chip].
 func (f *Function) Event(bits uint32) {
 	if f.irq.event(bits) {
 		f.count(abi.CounterInterrupts)

@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"toebox/firmware"
+	"toebox/firmware/chip"
 	"toebox/vdev/abi"
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/pci"
@@ -27,8 +27,8 @@ type Firmware interface {
 	Stop()
 	Running() bool
 	Stopped() bool
-	Command(q int, c abi.QueueCommand, cfg firmware.QueueConfig) abi.Status
-	QueueStatus(q int) firmware.QueueStatus
+	Command(q int, c abi.QueueCommand, cfg chip.QueueConfig) abi.Status
+	QueueStatus(q int) chip.QueueStatus
 	Doorbell(q int, index abi.Index)
 	DoorbellOut(q int, index abi.Index)
 	// Reset returns when nothing is written to the old tables any more.
@@ -48,7 +48,7 @@ type Counters interface {
 
 // StartFirmware makes the firmware of an adapter. It is called once by New and
 // again at the first reset after the non-volatile image changed.
-type StartFirmware func(chip firmware.Chip, id Identity, generation uint32) (Firmware, Counters, error)
+type StartFirmware func(c chip.Chip, id Identity, generation uint32) (Firmware, Counters, error)
 
 // Config configures a function.
 type Config struct {
@@ -86,7 +86,7 @@ type core struct {
 }
 
 // Function is the PCI function. It implements [vfiouser.Device] towards the
-// client and [firmware.Chip] towards the firmware.
+// client and [chip.Chip] towards the firmware.
 type Function struct {
 	start    StartFirmware
 	clock    func() time.Duration

@@ -5,7 +5,7 @@ package vdev
 import (
 	"encoding/binary"
 
-	"toebox/firmware"
+	"toebox/firmware/chip"
 	"toebox/vdev/abi"
 	"toebox/vfio-user/pci"
 )
@@ -350,7 +350,7 @@ func (f *Function) writeStatSelect(_ int, v uint32) {
 func (f *Function) writeQueueCommand(q int, v uint32) {
 	r := &f.queues[q]
 	pair := func(lo int) uint64 { return uint64(r[lo/4+1])<<32 | uint64(r[lo/4]) }
-	f.core().firmware.Command(q, abi.QueueCommand(v), firmware.QueueConfig{
+	f.core().firmware.Command(q, abi.QueueCommand(v), chip.QueueConfig{
 		In: pair(abi.QRegInLo), Out: pair(abi.QRegOutLo), Event: pair(abi.QRegEventLo),
 		InLog2: uint8(r[abi.QRegSizes/4]), OutLog2: uint8(r[abi.QRegSizes/4] >> 8),
 		Vector: int(r[vectorSlot]),

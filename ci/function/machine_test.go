@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/rig"
 	"toebox/images/qtest"
 	"toebox/images/toolchain/toolchaintest"
 	"toebox/vdev/device"
@@ -97,7 +98,7 @@ func start(t *testing.T) *machine {
 // serve makes the adapter and offers it at path.
 func (m *machine) serve(path string) {
 	m.t.Helper()
-	dev, err := device.New(device.Config{Net: device.Net{Mode: device.ModeNAT}, Seed: 1})
+	dev, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, Seed: 1})
 	m.check(err)
 	m.dev = dev
 	m.t.Cleanup(func() {

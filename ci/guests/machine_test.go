@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	adapter "toebox/ci/rig"
 	"toebox/images/control"
 	"toebox/images/initramfs"
 	"toebox/images/rig"
@@ -143,7 +144,7 @@ func (m *machine) serveAdapter(path string) {
 	}
 	m.in = "http://" + in.Addr().String()
 	forward := device.Forward{Listener: in, Guest: netip.AddrPortFrom(netip.Addr{}, guestPort)}
-	if m.adapter, err = device.New(device.Config{Net: device.Net{Mode: device.ModeNAT, Forwards: []device.Forward{forward}}, Seed: 1}); err != nil {
+	if m.adapter, err = device.New(device.Config{Firmware: adapter.Firmware, Net: device.Net{Mode: device.ModeNAT, Forwards: []device.Forward{forward}}, Seed: 1}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	adapter "toebox/ci/rig"
 	"toebox/images/qtest"
 	"toebox/images/toolchain/toolchaintest"
 	"toebox/vdev/device"
@@ -70,7 +71,7 @@ func startBench(t *testing.T, iommu string) *bench {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	b := &bench{t: t}
-	if b.adapter, err = device.New(device.Config{Net: device.Net{Mode: device.ModeNAT}, Seed: 1}); err != nil {
+	if b.adapter, err = device.New(device.Config{Firmware: adapter.Firmware, Net: device.Net{Mode: device.ModeNAT}, Seed: 1}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.adapter.Close() })

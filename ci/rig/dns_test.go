@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"toebox/ci/bus/inproc"
+	"toebox/ci/rig"
 	"toebox/guestdriver"
 	"toebox/vdev/device"
 	"toebox/vdev/port"
@@ -23,7 +24,7 @@ import (
 func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
 	t.Helper()
 	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{Net: device.Net{Mode: device.ModeNAT, NAT: cfg}, DMA: mem, IRQs: irqs, Seed: 1})
+	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT, NAT: cfg}, DMA: mem, IRQs: irqs, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

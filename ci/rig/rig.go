@@ -19,8 +19,10 @@ import (
 	busqtest "toebox/ci/bus/qtest"
 	"toebox/ci/conformance"
 	"toebox/ci/peer"
+	"toebox/firmware"
 	"toebox/guestdriver"
 	"toebox/images/qtest"
+	"toebox/vdev"
 	"toebox/vdev/device"
 	"toebox/vdev/port"
 )
@@ -58,9 +60,15 @@ type Rig struct {
 // adapterPort is the first port of the adapter that Reachable gives out.
 const adapterPort = 7000
 
+// Firmware makes the tree's firmware, for a device.Config.
+func Firmware(c firmware.Config) (vdev.Firmware, vdev.Counters) {
+	f := firmware.New(c)
+	return f, f.Counters()
+}
+
 // newRig makes the parts that all rungs have.
 func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
-	dc.Net = device.Net{Mode: device.ModeNAT}
+	dc.Net, dc.Firmware = device.Net{Mode: device.ModeNAT}, Firmware
 	dc.NVMPath, dc.Seed, dc.Capture, dc.Logger = cfg.NVMPath, cfg.Seed, cfg.Capture, cfg.Logger
 	dev, err := device.New(dc)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"toebox/firmware"
+	"toebox/firmware/chip"
 	"toebox/firmware/engine"
 	"toebox/vdev"
 	"toebox/vdev/abi"
@@ -34,10 +34,10 @@ type Config struct {
 	// Capture gets all frames as pcapng. If it is an io.Closer it is closed.
 	Capture io.Writer
 
-	// Firmware makes the firmware; nil: package firmware's New. It is called
-	// again when a reset brings a new identity, after the Close of the one
-	// before. See the package's documentation.
-	Firmware func(firmware.Config) (vdev.Firmware, vdev.Counters)
+	// Firmware makes the firmware. It is needed, and called again when a reset
+	// brings a new identity, after the Close of the one before. See the package's
+	// documentation.
+	Firmware func(chip.Config) (vdev.Firmware, vdev.Counters)
 
 	// DMA and IRQs are those of a bus that calls the function directly. Nil:
 	// those of the vfio-user server.
@@ -93,6 +93,9 @@ func New(cfg Config) (*Device, error) {
 func (d *Device) build() error {
 	if err := d.connect(); err != nil {
 		return err
+	}
+	if d.cfg.Firmware == nil {
+		return errors.New("no firmware is given")
 	}
 	d.plug = &plug{port: d.port}
 	var err error
@@ -165,7 +168,7 @@ func (d *Device) connect() error {
 
 // start makes engine and firmware. It is called again when a reset brings a
 // new identity: the function has closed the old firmware by then.
-func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) (vdev.Firmware, vdev.Counters, error) {
+func (d *Device) start(c chip.Chip, id vdev.Identity, generation uint32) (vdev.Firmware, vdev.Counters, error) {
 	cfg := engine.Config{
 		Port: d.plug.insert(), MAC: net.HardwareAddr(id.MAC[:]),
 		Addresses: d.lease.Prefixes, Routes: d.lease.Routes, Logger: d.cfg.Logger,
@@ -193,8 +196,8 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 			}
 		})
 	}
-	fc := firmware.Config{
-		Chip: chip, Engine: e, Generation: generation, Name: id.Name, Serial: id.Serial, MAC: id.MAC,
+	fc := chip.Config{
+		Chip: c, Engine: e, Generation: generation, Name: id.Name, Serial: id.Serial, MAC: id.MAC,
 		MTU: d.port.MTU(), NoLink: !d.linked(), Domain: d.lease.Domain, Defaults: id.Defaults,
 		Clock: d.cfg.Clock, Spin: d.cfg.Spin, Logger: d.cfg.Logger,
 	}
@@ -207,7 +210,7 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 		}
 	}
 	for _, r := range d.lease.Routes {
-		fc.Routes = append(fc.Routes, firmware.Route{
+		fc.Routes = append(fc.Routes, chip.Route{
 			Destination: abi.Address{Addr: r.Destination.Addr(), Prefix: uint8(r.Destination.Bits())},
 			Gateway:     abi.Address{Addr: r.Gateway},
 		})
@@ -215,12 +218,8 @@ func (d *Device) start(chip firmware.Chip, id vdev.Identity, generation uint32) 
 	for _, r := range d.lease.Resolvers {
 		fc.Resolvers = append(fc.Resolvers, abi.Address{Addr: r})
 	}
-	if d.cfg.Firmware != nil {
-		fw, counters := d.cfg.Firmware(fc)
-		return fw, counters, nil
-	}
-	fw := firmware.New(fc)
-	return fw, fw.Counters(), nil
+	fw, counters := d.cfg.Firmware(fc)
+	return fw, counters, nil
 }
 
 // Function is the PCI function.

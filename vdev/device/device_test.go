@@ -40,6 +40,7 @@ type guest struct {
 // serve serves a device until the test ends and returns how to connect.
 func serve(t *testing.T, cfg Config) (*Device, func() *guest) {
 	t.Helper()
+	cfg.Firmware = tree
 	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -330,7 +331,7 @@ func TestParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(Config{Capture: file, DMA: (*vfiouser.DMA)(nil), IRQs: (*vfiouser.Server)(nil)})
+	d, err := New(Config{Firmware: tree, Capture: file, DMA: (*vfiouser.DMA)(nil), IRQs: (*vfiouser.Server)(nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,12 +358,16 @@ func TestParts(t *testing.T) {
 	portless := listen()
 	portless[0].Guest = netip.AddrPort{}
 	for want, c := range map[string]Config{
+		"no firmware":          {Net: Net{Mode: ModeNAT, Forwards: listen()}},
 		"a forward needs":      {Net: Net{Forwards: listen()}},
 		"unknown network":      {Net: Net{Mode: "tap", Forwards: listen()}},
 		"no port":              {Net: Net{Mode: ModeNAT, Forwards: append(portless, listen()...)}},
 		"non-volatile image":   {Net: Net{Mode: ModeNAT, Forwards: listen()}, NVMPath: t.TempDir()},
 		"start firmware: engi": {Port: &wire{}, Lease: port.Lease{Routes: []engine.Route{{}}}},
 	} {
+		if want != "no firmware" {
+			c.Firmware = tree
+		}
 		if d, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 			if err == nil {

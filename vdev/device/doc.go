@@ -15,7 +15,7 @@
 //	func New(c firmware.Config) (vdev.Firmware, vdev.Counters)
 //
 // The package may wrap package firmware, change its Config first, or replace it:
-// [vdev.Firmware] says what it has to do, [firmware.Chip] in the Config what the
+// [vdev.Firmware] says what it has to do, [chip.Chip] in the Config what the
 // function does for it, [engine.Engine] what TCP/IP it may use, SPEC.md what
 // drivers expect. *firmware.Firmware and *firmware.Counters are one such pair.
 //

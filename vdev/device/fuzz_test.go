@@ -63,7 +63,7 @@ func FuzzDevice(f *testing.F) {
 		watchdog := time.AfterFunc(30*time.Second, func() { panic("the adapter hangs") })
 		defer watchdog.Stop()
 		mem := &heap{b: make([]byte, 1<<16)}
-		d, err := New(Config{DMA: mem, IRQs: noIRQs{}, Seed: 1})
+		d, err := New(Config{Firmware: tree, DMA: mem, IRQs: noIRQs{}, Seed: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
