@@ -29,7 +29,7 @@ const maxPiece = 64 << 10
 // DMA is guest memory as the client has mapped it for the device. Methods are
 // safe for use from any goroutine.
 type DMA struct {
-	root    atomic.Pointer[page] // published map, nil if empty
+	root    atomic.Pointer[version] // published map
 	epoch   atomic.Uint64
 	readers readers
 	remote  atomic.Pointer[conn]     // who serves memory without a file
@@ -48,6 +48,7 @@ const dmaWait = 3 * time.Second
 func newDMA(stats *counters) *DMA {
 	d := &DMA{stats: stats, patient: dmaWait}
 	d.readers.wake = make(chan struct{}, 1)
+	d.root.Store(new(version))
 	d.files.files = make(map[fileKey]*hostFile)
 	return d
 }
@@ -145,7 +146,7 @@ type Map struct {
 // gone when the caller looks.
 func (d *DMA) Maps() iter.Seq[Map] {
 	return func(yield func(Map) bool) {
-		for m := d.root.Load().ceil(0); m != nil; m = d.root.Load().ceil(m.last + 1) {
+		for m := d.root.Load().tree.ceil(0); m != nil; m = d.root.Load().tree.ceil(m.last + 1) {
 			backed := m.file != nil && !m.file.key.io
 			if !yield(Map{m.iova, m.size(), m.prot, backed}) || m.last == ^uint64(0) {
 				return
@@ -191,7 +192,7 @@ func (d *DMA) resolve(iova uint64, n int, prot Prot) (b []byte, count int, err e
 		return nil, int(have), &byFile{m.file.fd, off}
 	}
 	for have < want {
-		next := root.find(m.last + 1)
+		next := root.tree.find(m.last + 1)
 		if next == nil || !next.continues(m) || next.prot&prot != prot {
 			break
 		}
@@ -275,7 +276,7 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 		return fmt.Errorf("map of %#x bytes at %#x: %w", r.size, r.addr, syscall.EINVAL)
 	}
 	m := mapping{iova: r.addr, last: last, prot: prot}
-	root := d.root.Load()
+	root := d.root.Load().tree
 	clash := root.overlaps(r.addr, last)
 	if clash != nil && (clash.iova != m.iova || clash.last != m.last) {
 		return fmt.Errorf("map of [%#x, %#x] over [%#x, %#x]: %w", m.iova, last, clash.iova, clash.last, syscall.EEXIST)
@@ -321,7 +322,7 @@ func (d *DMA) unmap(addr, size uint64, all bool) (uint64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	last := addr + size - 1
-	root := d.root.Load()
+	root := d.root.Load().tree
 	if all {
 		if addr != 0 || size != 0 {
 			return 0, fmt.Errorf("unmap all with a range: %w", syscall.EINVAL)
@@ -376,7 +377,7 @@ func (d *DMA) clear() error {
 
 // publish makes a map the current one.
 func (d *DMA) publish(root *page) {
-	d.root.Store(root)
+	d.root.Store(&version{tree: root})
 	d.epoch.Add(1)
 	d.stats.dmaMapped.Store(uint64(d.count))
 }

@@ -201,7 +201,7 @@ func (p *dmaPair) check() error {
 	var got []modelMap
 	refs := make(map[*hostFile]int)
 	last := uint64(0)
-	p.d.root.Load().each(func(m *mapping) {
+	p.d.root.Load().tree.each(func(m *mapping) {
 		file := -1
 		if m.file != nil {
 			refs[m.file]++
