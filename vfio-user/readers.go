@@ -3,7 +3,7 @@
 package vfiouser
 
 import (
-	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,6 +22,8 @@ const readerShards = 8
 type readers struct {
 	phase   atomic.Uint64
 	waiting atomic.Bool
+	near    sync.Pool // of *readerShard, so that a processor stays with one
+	next    atomic.Uint32
 	wake    chan struct{} // capacity 1
 	shards  [readerShards]readerShard
 }
@@ -33,8 +35,13 @@ type readerShard struct {
 
 // enter starts an access and returns what leave needs.
 func (r *readers) enter() *atomic.Int64 {
-	// Any shard will do; the generator is the scheduler's own for each thread.
-	s := &r.shards[rand.Uint32()%readerShards]
+	// Any shard will do, but one that another processor has just written to is
+	// far away.
+	s, _ := r.near.Get().(*readerShard)
+	if s == nil {
+		s = &r.shards[r.next.Add(1)%readerShards]
+	}
+	r.near.Put(s)
 	c := &s.running[r.phase.Load()&1]
 	c.Add(1)
 	return c
