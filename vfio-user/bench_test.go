@@ -117,6 +117,29 @@ func BenchmarkMapUnmap(b *testing.B) {
 	}
 }
 
+// BenchmarkMillionMaps maps a million single pages and unmaps them with one
+// message. It reports what a map takes, the unmap, and the mmaps of the process,
+// of which the kernel allows 65530.
+func BenchmarkMillionMaps(b *testing.B) {
+	const live = 1000000
+	for b.Loop() {
+		start := time.Now()
+		m := newMaps(b, live)
+		b.ReportMetric(float64(time.Since(start).Microseconds())/live, "us/map")
+		p, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(bytes.Count(p, []byte("\n"))), "mmaps")
+		start = time.Now()
+		if n, err := m.client.Unmap(0, live<<13); n != live*4096 || err != nil {
+			b.Fatal(n, err)
+		}
+		b.ReportMetric(float64(time.Since(start).Milliseconds()), "ms/unmap")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
 // maps is a connection with maps of single pages, no two of them adjacent.
 type maps struct {
 	srv    *vfiouser.Server
