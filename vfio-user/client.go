@@ -273,7 +273,12 @@ func (c *Client) post(cmd Command, head, data []byte, r *request, fds ...int) er
 func (c *Client) do(cmd Command, head, data []byte, fds ...int) ([]byte, error) {
 	r := &request{cmd: cmd, done: make(chan struct{})}
 	err := c.await(r, head, data, fds...)
-	return r.payload, err
+	select {
+	case <-r.done:
+		return r.payload, err
+	default:
+		return nil, err // r may be written to yet
+	}
 }
 
 // doFDs makes a request and returns the payload of the reply and the descriptors
@@ -281,7 +286,12 @@ func (c *Client) do(cmd Command, head, data []byte, fds ...int) ([]byte, error) 
 func (c *Client) doFDs(cmd Command, head []byte) ([]byte, []int, error) {
 	r := &request{cmd: cmd, done: make(chan struct{}), takes: true}
 	err := c.await(r, head, nil)
-	return r.payload, r.fds, err
+	select {
+	case <-r.done:
+		return r.payload, r.fds, err
+	default:
+		return nil, nil, err // r may be written to yet
+	}
 }
 
 func (c *Client) await(r *request, head, data []byte, fds ...int) error {

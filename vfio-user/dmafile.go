@@ -16,6 +16,9 @@ const (
 	// maxFiles bounds the mmaps we make for a client. The kernel allows a
 	// process 65530, and a Go process that runs out of them dies.
 	maxFiles = 4096
+	// mostMapped bounds the bytes of them, in half of the address space: files
+	// without content cost a client nothing.
+	mostMapped = 1 << 46
 	// maxIdleFiles is how many files without a DMA map stay mapped: QEMU
 	// unmaps everything and maps it again many times while firmware runs.
 	maxIdleFiles = 4
@@ -56,7 +59,8 @@ type fileTable struct {
 	idle    []*hostFile // oldest first
 	old     [][]byte    // replaced, but a reader may still be in it
 	singles uint64
-	ios     int // files with key.io
+	mapped  uint64 // bytes of all windows, those in old too
+	ios     int    // files with key.io
 }
 
 // identify judges whether a map can have [off, off+size) of the file behind fd.
@@ -118,11 +122,11 @@ func (t *fileTable) open(fd int, off, size uint64, prot Prot) (f *hostFile, repl
 	if key.single == 0 {
 		// The whole file, so that one mmap serves all maps to come, and never
 		// less than before: maps into the old window stay valid.
-		w, err = mapWindow(fd, 0, max(uint64(st.Size), last), key.mode)
+		w, err = t.mapWindow(fd, 0, max(uint64(st.Size), last), key.mode)
 	}
 	if w == nil {
 		first, last = roundOut(first, last, uint64(max(st.Blksize, 0)))
-		w, err = mapWindow(fd, first, last-first, key.mode)
+		w, err = t.mapWindow(fd, first, last-first, key.mode)
 	}
 	if err != nil {
 		return nil, false, err
@@ -150,8 +154,8 @@ func roundOut(first, last, block uint64) (uint64, uint64) {
 	return first, last
 }
 
-func mapWindow(fd int, off, size uint64, mode int) (*window, error) {
-	if size > 1<<62 {
+func (t *fileTable) mapWindow(fd int, off, size uint64, mode int) (*window, error) {
+	if size > mostMapped-t.mapped {
 		return nil, fmt.Errorf("mmap of %#x bytes: %w", size, syscall.ENOMEM)
 	}
 	prot := unix.PROT_READ
@@ -164,6 +168,7 @@ func mapWindow(fd int, off, size uint64, mode int) (*window, error) {
 	}
 	// Guest memory is not ours to write into a core file. Best effort.
 	_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
+	t.mapped += uint64(len(mem))
 	return &window{mem: mem, base: off}, nil
 }
 
@@ -191,6 +196,7 @@ func (t *fileTable) unref(f *hostFile) {
 // may be left that began before those maps were taken away.
 func (t *fileTable) reap(keep int) {
 	for _, mem := range t.old {
+		t.mapped -= uint64(len(mem))
 		_ = unix.Munmap(mem)
 	}
 	t.old = nil
@@ -208,6 +214,7 @@ func (t *fileTable) reap(keep int) {
 			_ = unix.Close(f.fd)
 			continue
 		}
+		t.mapped -= uint64(len(f.win.Load().mem))
 		_ = unix.Munmap(f.win.Load().mem)
 	}
 }

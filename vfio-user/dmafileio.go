@@ -27,7 +27,7 @@ func (t *fileTable) openIO(fd int, off, size uint64, prot Prot) (*hostFile, erro
 	if fl&unix.O_PATH != 0 {
 		return nil, fmt.Errorf("file is named, not open: %w", syscall.EBADF)
 	}
-	if fl&unix.O_APPEND != 0 && prot&ProtWrite != 0 {
+	if fl&unix.O_APPEND != 0 { // maps for writing may come to share the descriptor
 		return nil, fmt.Errorf("file is open to be appended to: %w", syscall.EINVAL)
 	}
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFBLK {

@@ -197,3 +197,21 @@ func TestFilesOfAllKinds(t *testing.T) {
 	c.Close()
 	waitFor(t, "the end", func() bool { return srv.Stats().DMAMapped == 0 && openFDs(t) < before })
 }
+
+// TestAppendedToShared: a descriptor open to be appended to is not taken for
+// reading either, since maps for writing of the same file would come to use it.
+func TestAppendedToShared(t *testing.T) {
+	_, c := vfiousertest.Start(t, quiet{}, vfiousertest.Config(), vfiouser.ClientConfig{})
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, make([]byte, 0x1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := c.MapFileIO(0x1000, 0x1000, 0, vfiouser.ProtRead, f); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("%v, want EINVAL", err)
+	}
+}

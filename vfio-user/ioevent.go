@@ -91,7 +91,7 @@ func checkIOEvents(r Region, dev Device) error {
 		if e.File != nil {
 			rc, err := e.File.SyscallConn()
 			if err == nil {
-				cerr := rc.Control(func(fd uintptr) { _, err = checkEventFD(int(fd)) })
+				cerr := rc.Control(func(fd uintptr) { err = checkEventFD(int(fd)) })
 				err = errors.Join(err, cerr)
 			}
 			if err != nil {

@@ -5,7 +5,6 @@ package vfiouser
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"sync"
@@ -54,7 +53,6 @@ type IRQ struct {
 type vector struct {
 	mu       sync.Mutex
 	fd       int // -1: none
-	blocking bool
 	masked   bool
 	pending  bool
 	asserted bool // level of INTx, the device's own state
@@ -123,8 +121,9 @@ func (q *irqs) fire(index int, v *vector) {
 	case v.fd < 0:
 		q.stats.triggersUnassigned.Add(1)
 		return
-	case v.blocking && !writable(v.fd):
-		// An eventfd at its maximum: the client will find it set anyway.
+	case !writable(v.fd):
+		// An eventfd at its maximum: the client will find it set anyway. Its flag
+		// does not tell whether a write would block: the client can change that.
 	default:
 		_, err := unix.Write(v.fd, q.one[:])
 		if err != nil && err != unix.EAGAIN {
@@ -146,13 +145,13 @@ func (q *irqs) setMasked(index int, v *vector, masked bool) {
 }
 
 // assign gives v an eventfd, -1 for none, and takes it over.
-func (q *irqs) assign(index int, v *vector, fd int, blocking bool) {
+func (q *irqs) assign(index int, v *vector, fd int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.fd >= 0 {
 		unix.Close(v.fd)
 	}
-	v.fd, v.blocking = fd, blocking
+	v.fd = fd
 	switch {
 	case fd < 0:
 		v.masked, v.pending = false, false
@@ -164,7 +163,7 @@ func (q *irqs) assign(index int, v *vector, fd int, blocking bool) {
 // disable takes the eventfds of an index away.
 func (q *irqs) disable(index int) {
 	for i := range q.vectors[index] {
-		q.assign(index, &q.vectors[index][i], -1, false)
+		q.assign(index, &q.vectors[index][i], -1)
 	}
 	if index == IRQINTx {
 		q.resample.stop()
@@ -239,13 +238,10 @@ func (q *irqs) setEventFDs(index int, r irqSet, action uint32, fds []int) error 
 	if q.info[index].Flags&IRQEventFD == 0 {
 		return fmt.Errorf("irq %d takes no eventfd: %w", index, syscall.EINVAL)
 	}
-	var blocking [maxVectors]bool
-	for i, fd := range fds {
-		b, err := checkEventFD(fd)
-		if err != nil {
+	for _, fd := range fds {
+		if err := checkEventFD(fd); err != nil {
 			return fmt.Errorf("irq set: %w", err)
 		}
-		blocking[i] = b
 	}
 	if action == irqActionUnmask {
 		q.resample.stop()
@@ -260,12 +256,12 @@ func (q *irqs) setEventFDs(index int, r irqSet, action uint32, fds []int) error 
 	for i := range int(r.count) {
 		v := &q.vectors[index][int(r.start)+i]
 		if len(fds) == 0 {
-			q.assign(index, v, -1, false)
+			q.assign(index, v, -1)
 			continue
 		}
 		fd := fds[i]
 		fds[i] = -1
-		q.assign(index, v, fd, blocking[i])
+		q.assign(index, v, fd)
 	}
 	return nil
 }
@@ -276,17 +272,32 @@ type resample struct {
 	done chan struct{}
 }
 
-// startResample takes over fd. Nobody but us reads that eventfd, so making it
-// non-blocking, for the poller, is nobody else's concern.
+// startResample takes over fd. It makes it non-blocking for the poller; the
+// client can undo that, and take the count before us, so no read may wait.
 func (q *irqs) startResample(fd int) *resample {
 	_ = unix.SetNonblock(fd, true)
 	s := &resample{f: os.NewFile(uintptr(fd), "resample"), done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
+		rc, err := s.f.SyscallConn()
+		if err != nil {
+			return
+		}
 		var b [8]byte
 		for {
-			if _, err := io.ReadFull(s.f, b[:]); err != nil {
+			var n int
+			var failed error
+			if rc.Read(func(fd uintptr) bool {
+				n, failed = unix.Preadv2(int(fd), [][]byte{b[:]}, -1, unix.RWF_NOWAIT)
+				if failed == unix.EOPNOTSUPP || failed == unix.ENOSYS {
+					n, failed = unix.Read(int(fd), b[:])
+				}
+				return failed != unix.EAGAIN
+			}) != nil || failed != nil && failed != unix.EINTR {
 				return
+			}
+			if n != len(b) {
+				continue
 			}
 			v := &q.vectors[IRQINTx][0]
 			v.mu.Lock()
@@ -307,24 +318,22 @@ func (s *resample) stop() {
 
 // checkEventFD refuses what is not an eventfd, as the kernel does: writing to
 // anything else might block or do harm.
-func checkEventFD(fd int) (blocking bool, err error) {
+func checkEventFD(fd int) error {
 	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	switch {
 	case err != nil:
 		// Without /proc the type bits must do: an anonymous inode has none.
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != 0 {
-			return false, fmt.Errorf("not an eventfd: %w", syscall.EINVAL)
+			return fmt.Errorf("not an eventfd: %w", syscall.EINVAL)
 		}
 	case name != "anon_inode:[eventfd]":
-		return false, fmt.Errorf("%s is not an eventfd: %w", name, syscall.EINVAL)
+		return fmt.Errorf("%s is not an eventfd: %w", name, syscall.EINVAL)
 	}
-	fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	return fl&unix.O_NONBLOCK == 0, err
+	return nil
 }
 
-// writable reports whether a write to an eventfd of a client that left it
-// blocking would go through at once.
+// writable reports whether a write to an eventfd would go through at once.
 func writable(fd int) bool {
 	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 	n, err := unix.Poll(p[:], 0)

@@ -259,3 +259,36 @@ func TestTriggerRace(t *testing.T) {
 		t.Errorf("%d triggers hit a descriptor that was no eventfd", st.TriggersFailed)
 	}
 }
+
+// TestFlagTaken: a client that takes O_NONBLOCK away from eventfds that it has
+// handed over holds up nobody.
+func TestFlagTaken(t *testing.T) {
+	cfg := vfiousertest.Config()
+	srv, c := vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{})
+	full, pin, taken := vfiousertest.NewEventFD(t), vfiousertest.NewEventFD(t), vfiousertest.NewEventFD(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(c.AssignIRQ(vfiouser.IRQMSIX, 0, full.FD()))
+	must(unix.SetNonblock(full.FD(), false))
+	_, err := unix.Write(full.FD(), []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	must(err)
+	must(srv.Trigger(vfiouser.IRQMSIX, 0))
+
+	must(c.AssignIRQ(vfiouser.IRQINTx, 0, pin.FD()))
+	must(c.ResampleINTx(taken.FD()))
+	must(unix.SetNonblock(taken.FD(), false))
+	must(srv.SetINTx(true))
+	if n := pin.Wait(); n != 1 {
+		t.Fatalf("asserted: signalled %d times", n)
+	}
+	taken.Signal()
+	if n := pin.Wait(); n != 1 {
+		t.Fatalf("resampled: signalled %d times", n)
+	}
+	// Whoever reads is at the next read by now or comes to it: it must not wait there.
+	must(c.ResampleINTx(vfiousertest.NewEventFD(t).FD()))
+}

@@ -83,6 +83,7 @@ func (r *readers) drain(parity uint64, timer *time.Timer) bool {
 		select {
 		case <-r.wake:
 		case <-timer.C:
+			timer.Reset(0) // for the next drain
 			return r.idle(parity)
 		}
 	}

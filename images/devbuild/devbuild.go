@@ -199,7 +199,7 @@ func newer(a, b string) bool {
 // ctx, nor do the programs it runs.
 func (c *Config) tool(ctx context.Context, dir string, env []string, args ...string) (string, error) {
 	cmd := exec.Command("go", args...)
-	cmd.Dir, cmd.Env = dir, env
+	cmd.Dir, cmd.Env = dir, append(env, "PWD="+dir) // the go command keeps to the name of dir then
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := proc.Run(ctx, cmd)

@@ -150,6 +150,9 @@ func (k *kept) tell(r keeper.Report) {
 		} else {
 			k.deaths = 0
 		}
+	case keeper.EventFailed.String():
+		k.pid = 0
+		k.mournLocked(r)
 	case keeper.EventPaused.String():
 		if r.Took >= loudPause {
 			k.say("adapter: the device process died %d times in a row; the next start is in %v (toebox fw load brings better firmware at once)", k.deaths, r.Took)
@@ -172,9 +175,10 @@ func (k *kept) mournLocked(r keeper.Report) {
 		return
 	}
 	k.died = time.Now()
-	if time.Since(k.since) > lasting {
+	if !k.since.IsZero() && time.Since(k.since) > lasting {
 		k.deaths, k.told = 0, ""
 	}
+	k.since = time.Time{} // one that dies without having served did not last
 	k.deaths++
 	if !isTrace(words) {
 		words = nil // a log's last line, mostly of no interest
@@ -241,7 +245,9 @@ func (k *kept) replace(ctx context.Context, program string) (keeper.Report, erro
 		if r.Error != "" {
 			return r, errors.New(r.Error)
 		}
-		os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
+		if filepath.Dir(old) != filepath.Dir(program) {
+			os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
+		}
 		return r, nil
 	case <-k.done:
 		return keeper.Report{}, ErrDevice

@@ -78,6 +78,22 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// TestDiesAtOnce: a device that lasted, and then dies again and again before it
+// serves, is told of as such.
+func TestDiesAtOnce(t *testing.T) {
+	k, _, said := fakeKeeper(t)
+	k.ready, k.since = true, time.Now().Add(-time.Hour)
+	dies := keeper.Report{Kind: "exited", Generation: 1, Error: "exit status 2", Trace: "panic: boom\n\ngoroutine 1 [running]:\n"}
+	k.tell(dies)
+	k.tell(dies)
+	k.tell(keeper.Report{Kind: keeper.EventFailed.String(), Error: "exec format error"})
+	k.tell(keeper.Report{Kind: "paused", Took: 800 * time.Millisecond})
+	all := strings.Join(*said, "\n")
+	if n := strings.Count(all, "panic: boom"); n != 1 || !strings.Contains(all, "died 3 times in a row") || !strings.Contains(all, "exec format error") {
+		t.Errorf("%d traces in\n%s", n, all)
+	}
+}
+
 // TestReplaceOrder: an order names the new program with the same arguments, and the
 // answer decides which one stays.
 func TestReplaceOrder(t *testing.T) {

@@ -152,18 +152,29 @@ func (l *fwLoader) loadTimed(ctx context.Context, since time.Time, event string)
 		first <- err
 	}()
 	recovered, err := l.recovered(ctx, done.Generation)
-	if err != nil {
-		l.say("%v", err)
-	} else {
+	if err == nil {
 		l.say("driver back after %s: its first request is answered", seconds(recovered.Sub(begin)))
 	}
-	if err := <-first; err != nil {
-		l.say("no HTTP answer at port %d within %v: %v", l.run.Port, recoverPatience, err)
+	back := err
+	err = <-first
+	switch {
+	case ctx.Err() != nil:
 		return time.Time{}, context.Cause(ctx)
+	case back != nil:
+		return time.Time{}, &lateError{back}
+	case err != nil:
+		l.say("no HTTP answer at port %d within %v: %v", l.run.Port, recoverPatience, err)
+		return time.Time{}, nil
 	}
 	l.say("first HTTP byte through it %s after %s", seconds(byteAt.Sub(since)), event)
-	return byteAt, context.Cause(ctx)
+	return byteAt, nil
 }
+
+// lateError is a firmware that took over, and with which no driver came back.
+type lateError struct{ err error }
+
+func (e *lateError) Error() string { return "the firmware serves, but " + e.err.Error() }
+func (e *lateError) Unwrap() error { return e.err }
 
 // refusedError is a firmware that could not take over.
 type refusedError struct{ why string }
@@ -235,8 +246,10 @@ func (l *fwLoader) askByte(ctx context.Context, deadline time.Time) (time.Time, 
 	if err != nil {
 		return time.Time{}, err
 	}
-	defer conn.Close()         //nolint:errcheck // a byte is enough
-	conn.SetDeadline(deadline) //nolint:errcheck // the read tells
+	defer conn.Close()                                      //nolint:errcheck // a byte is enough
+	conn.SetDeadline(deadline)                              //nolint:errcheck // the read tells
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // unblocks
+	defer stop()
 	if _, err := io.WriteString(conn, "HEAD / HTTP/1.0\r\nHost: guest\r\n\r\n"); err != nil {
 		return time.Time{}, err
 	}
@@ -268,19 +281,20 @@ func (l *fwLoader) watch(ctx context.Context, test string) error {
 		err = l.load(ctx, c.Time, "the save")
 		var broken *devbuild.Error
 		var refused *refusedError
+		var late *lateError
 		switch {
 		case err == nil:
 			if test != "" {
 				l.test(ctx, test)
 			}
-			// The change may have brought packages, or taken some away.
-			if _, err := l.look(ctx, w); err != nil && ctx.Err() == nil {
-				l.say("%v", err)
-			}
-		case errors.As(err, &broken), errors.As(err, &refused):
+		case errors.As(err, &broken), errors.As(err, &refused), errors.As(err, &late):
 			l.say("%v", err)
 		default:
 			return err
+		}
+		// The change may have brought packages, or taken some away.
+		if _, err := l.look(ctx, w); err != nil && ctx.Err() == nil {
+			l.say("%v", err)
 		}
 	}
 }

@@ -100,6 +100,9 @@ func copySource(from, to string, dirs []string) error {
 		if err != nil {
 			return fmt.Errorf("fw: %w", err)
 		}
+		if !filepath.IsLocal(rel) {
+			return fmt.Errorf("fw: %s is not below %s", dir, from)
+		}
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return fmt.Errorf("fw: %w", err)

@@ -86,7 +86,12 @@ func (c *control) write(ctx context.Context) {
 		case r := <-c.reports:
 			c.conn.SetWriteDeadline(time.Now().Add(reportTime))
 			if err := enc.Encode(r); err != nil {
-				c.conn.Close() // half a line may be out: no more can follow it
+				// Half a line may be out: no more can follow it. Orders are still
+				// taken, and the device goes on.
+				c.log.Warn("keeper: nobody takes the reports", "err", err)
+				if u, ok := c.conn.(*net.UnixConn); ok {
+					u.CloseWrite()
+				}
 				return
 			}
 		case <-ctx.Done():
