@@ -67,7 +67,10 @@ func (s *Server) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	k.calls.byID = make(map[uint16]*call)
 	k.calls.wrote = s.dma.wrote
 	k.peerMax.Store(defaultMaxTransfer)
-	stop := context.AfterFunc(ctx, st.close)
+	stop := context.AfterFunc(ctx, func() {
+		st.close()
+		k.calls.close() // a device call may be waiting at the twin
+	})
 	s.dma.remote.Store(k)
 
 	err = k.serve()
@@ -215,6 +218,8 @@ func (c *conn) dispatch(m *message) error {
 		return fmt.Errorf("more file descriptors than %d: %w", c.limits.maxFDs, syscall.EINVAL)
 	case !c.negotiated && m.cmd != CommandVersion:
 		return fmt.Errorf("no version yet: %w", syscall.EINVAL)
+	case m.flags&flagNoReply != 0 && m.cmd == CommandFeature:
+		return fmt.Errorf("%v without a reply, which could lose dirty pages: %w", m.cmd, syscall.EINVAL)
 	case len(m.fds) > 0 && m.cmd != CommandDMAMap && m.cmd != CommandSetIRQs:
 		return fmt.Errorf("%d file descriptors with %v: %w", len(m.fds), m.cmd, syscall.EINVAL)
 	}
@@ -358,6 +363,8 @@ func (c *conn) dmaUnmap(m *message) error {
 	switch {
 	case r.flags&^(dmaUnmapDirtyBitmap|dmaUnmapAll) != 0:
 		return fmt.Errorf("unmap flags %#x: %w", r.flags, syscall.EINVAL)
+	case r.flags&dmaUnmapDirtyBitmap != 0 && m.flags&flagNoReply != 0:
+		return fmt.Errorf("unmap with a bitmap without a reply: %w", syscall.EINVAL)
 	case r.flags&dmaUnmapDirtyBitmap != 0:
 		return c.unmapDirty(r, m.payload[dmaUnmapSize:])
 	}

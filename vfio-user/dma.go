@@ -68,10 +68,11 @@ func (d *DMA) transfer(iova uint64, p []byte, prot Prot) error {
 	if err := checkRange(iova, uint64(len(p))); err != nil {
 		return err
 	}
+	until := deadline{size: len(p)}
 	for len(p) > 0 {
 		n, err := d.copyPiece(iova, p, prot)
 		if err == errNoFile {
-			n, err = d.message(iova, p[:n], prot)
+			n, err = d.message(iova, p[:n], prot, &until)
 		}
 		if err != nil {
 			return dmaError(iova, uint64(len(p)), err)

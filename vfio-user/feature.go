@@ -286,7 +286,8 @@ func (c *conn) reportLog(h featureHead, data []byte) error {
 }
 
 // unmapDirty is dmaUnmap for a client that wants to know which of the pages that
-// it takes away were written to. A request that fails takes none away.
+// it takes away were written to. A request that fails takes none away, unless it
+// is for a reader that does not end (EBUSY).
 func (c *conn) unmapDirty(r dmaUnmap, data []byte) error {
 	var b dirtyBitmap
 	if err := b.UnmarshalBinary(data); err != nil || r.flags != dmaUnmapDirtyBitmap {

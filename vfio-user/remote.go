@@ -47,12 +47,13 @@ func (d *DMA) messages(iova uint64, p []byte, prot Prot) error {
 	if err := checkRange(iova, uint64(len(p))); err != nil {
 		return err
 	}
+	until := deadline{size: len(p)}
 	for len(p) > 0 {
 		n, err := 0, error(syscall.EFAULT)
 		if m := d.root.Load().find(iova); m != nil {
 			if err = syscall.EACCES; m.prot&prot == prot {
 				have := min(m.last-iova, uint64(len(p)-1)) + 1
-				n, err = d.message(iova, p[:have], prot)
+				n, err = d.message(iova, p[:have], prot, &until)
 			}
 		}
 		if err != nil {
@@ -64,10 +65,26 @@ func (d *DMA) messages(iova uint64, p []byte, prot Prot) error {
 	return nil
 }
 
+// deadline is when an access by message has to be over, however short the
+// client's answers are: the time-out of one message, and once more for each 64 KiB
+// of the access. It counts from the first message.
+type deadline struct {
+	size int
+	at   time.Time
+}
+
+// left returns how long the next message may take.
+func (l *deadline) left(each time.Duration) time.Duration {
+	if l.at.IsZero() {
+		l.at = time.Now().Add(each * time.Duration(1+l.size/maxPiece))
+	}
+	return min(each, time.Until(l.at))
+}
+
 // message moves the first bytes of an access by VFIO_USER_DMA_READ or _WRITE
 // and returns how many. It holds no reader section: the client checks the
 // address itself, and the unmap it may send meanwhile must not wait for us.
-func (d *DMA) message(iova uint64, p []byte, prot Prot) (int, error) {
+func (d *DMA) message(iova uint64, p []byte, prot Prot, until *deadline) (int, error) {
 	c := d.remote.Load()
 	if c == nil {
 		return 0, syscall.EFAULT // the client has gone, and its maps with it
@@ -81,7 +98,7 @@ func (d *DMA) message(iova uint64, p []byte, prot Prot) (int, error) {
 	if prot != ProtRead {
 		cmd = CommandDMAWrite
 	}
-	n, errno := c.call(cmd, iova, p)
+	n, errno := c.call(cmd, iova, p, until.left(c.srv.cfg.DMATimeout))
 	if errno != 0 {
 		d.stats.dmaMessageErrors.Add(1)
 		return 0, errno
@@ -90,7 +107,7 @@ func (d *DMA) message(iova uint64, p []byte, prot Prot) (int, error) {
 }
 
 // call sends a DMA command and waits for the answer.
-func (c *conn) call(cmd Command, iova uint64, p []byte) (int, syscall.Errno) {
+func (c *conn) call(cmd Command, iova uint64, p []byte, timeout time.Duration) (int, syscall.Errno) {
 	k := &call{done: make(chan struct{}), cmd: cmd, iova: iova, want: uint64(len(p)), active: true}
 	out := make([]byte, 0, headerSize+dmaAccessSize+len(p))
 	size := headerSize + dmaAccessSize
@@ -108,7 +125,7 @@ func (c *conn) call(cmd Command, iova uint64, p []byte) (int, syscall.Errno) {
 	if cmd == CommandDMAWrite {
 		out = append(out, p...)
 	}
-	timer := time.NewTimer(c.srv.cfg.DMATimeout)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	if err := c.commands().send(out); err != nil {
 		c.calls.abandon(k, syscall.EIO)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"syscall"
@@ -206,4 +207,38 @@ func TestMessageReplies(t *testing.T) {
 	patientPeer.Recv()
 	patientPeer.Conn().Close()
 	errno(t, "client gone", <-done, 0x1000, syscall.EFAULT)
+}
+
+// TestDribble: a client that answers each message, but moves one byte with it, does
+// not hold an access up for longer than the access's own bound.
+func TestDribble(t *testing.T) {
+	cfg := vfiousertest.Config()
+	cfg.DMATimeout = 50 * time.Millisecond
+	srv, conn := vfiousertest.Serve(t, vfiousertest.NewDevice(cfg), cfg)
+	p := vfiousertest.NewPeer(t, conn)
+	p.Version()
+	expect(t, p.Do(dmaMap(1, 0, 0, 0x10000)), 0)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		request := make([]byte, 32) // header, address, count
+		for {
+			if _, err := io.ReadFull(conn, request); err != nil {
+				return
+			}
+			reply := append(append([]byte{}, request...), 'x')
+			reply[4], reply[8] = 33, 1 // size; a reply
+			copy(reply[24:], []byte{1, 0, 0, 0, 0, 0, 0, 0})
+			if _, err := conn.Write(reply); err != nil {
+				return
+			}
+		}
+	}()
+	// At no speed that there is do 65,535 round trips fit.
+	err := srv.DMA().Read(0, make([]byte, 0xffff))
+	if !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("%v, want ETIMEDOUT", err)
+	}
+	conn.Close()
+	<-ended
 }
