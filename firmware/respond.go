@@ -60,6 +60,9 @@ func (q *queue) flush() {
 	if q.held.n == 0 || q.state == abi.QueueError {
 		return
 	}
+	if q.low {
+		q.low = q.scarce() // the host may have freed slots since the last response
+	}
 	old, log2 := q.out, uint(q.config.OutLog2)
 	for q.held.n > 0 {
 		if q.free == q.out {
@@ -119,6 +122,13 @@ func (q *queue) tell(old abi.Index) {
 // fellBelow reports whether the number of free output slots fell below
 // OUT_THRESHOLD since it was last at or above it.
 func (q *queue) fellBelow() bool {
+	was := q.low
+	q.low = q.scarce()
+	return q.low && !was
+}
+
+// scarce reports whether fewer output slots than OUT_THRESHOLD are free.
+func (q *queue) scarce() bool {
 	threshold := q.fw.adapter.outThreshold.Load()
 	if threshold == 0 {
 		threshold = 1 << q.config.OutLog2 / 8
@@ -126,9 +136,7 @@ func (q *queue) fellBelow() bool {
 	if uint64(q.free.Sub(q.out)) < threshold {
 		q.scanFree(int(min(threshold, 1<<q.config.OutLog2)))
 	}
-	was := q.low
-	q.low = uint64(q.free.Sub(q.out)) < threshold
-	return q.low && !was
+	return uint64(q.free.Sub(q.out)) < threshold
 }
 
 // scanFree looks for free slots behind those known, until want are known or one

@@ -118,7 +118,7 @@ func (h *Host) Post(fs ...abi.Fields) error {
 // Poll takes what responses there are, hands the slots back and rings as asked.
 func (h *Host) Poll() {
 	old := h.out
-	for h.consume() {
+	for n := 0; n < 1<<h.Config.OutLog2 && h.consume(); n++ { // what comes meanwhile is for the next time
 	}
 	if h.Event(abi.EventOutFreed).Wants(old, h.out) {
 		h.Firmware.DoorbellOut(h.Queue, h.out)
