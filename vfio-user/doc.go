@@ -61,7 +61,11 @@
 // # Interrupts
 //
 // The server owns the eventfds of a client. [Server.Trigger] may be called
-// from any goroutine and does not block.
+// from any goroutine and does not block, whatever the client does to an eventfd:
+// the kernel signals it, by an asynchronous read that ends at once. A server that
+// the kernel refuses these (fs.aio-max-nr, a seccomp filter) writes where there is
+// room, and a client that fills an eventfd and turns O_NONBLOCK off between look
+// and write can then hold it up.
 //
 // # Concurrency
 //

@@ -30,3 +30,7 @@ func (o *Model) Unmap(addr, size uint64, all bool) (uint64, syscall.Errno) {
 
 // Len returns how many maps there are.
 func (o *Model) Len() int { return len(o.m.maps) }
+
+// WriteEvents makes s signal interrupts as where the kernel cannot do it for us. It
+// comes before the first eventfd is assigned.
+func (s *Server) WriteEvents() { s.irqs.signals.once.Do(func() {}) }

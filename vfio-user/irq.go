@@ -3,7 +3,6 @@
 package vfiouser
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
@@ -44,15 +43,16 @@ type IRQ struct {
 	Flags IRQFlags
 }
 
-// vector is one interrupt. Its eventfd is written and closed under mu, so that
-// a write never hits a descriptor that has become something else.
+// vector is one interrupt. Its eventfd is signalled and closed under mu, so that
+// a signal never hits a descriptor that has become something else.
 //
 //	        trigger                     trigger, AUTOMASKED
 //	armed ----------> armed (signalled) -------------------> masked
 //	masked --trigger--> masked, pending --unmask--> armed (signalled)
 type vector struct {
 	mu       sync.Mutex
-	fd       int // -1: none
+	fd       int        // -1: none
+	signal   *ioControl // of fd
 	masked   bool
 	pending  bool
 	asserted bool // level of INTx, the device's own state
@@ -63,13 +63,12 @@ type irqs struct {
 	stats    *counters
 	info     [NumIRQs]IRQ
 	vectors  [NumIRQs][]vector
-	one      [8]byte   // what an eventfd is written
+	signals  *signaller
 	resample *resample // of INTx; for the connection's goroutine
 }
 
 func newIRQs(info [NumIRQs]IRQ, stats *counters) *irqs {
-	q := &irqs{info: info, stats: stats}
-	binary.NativeEndian.PutUint64(q.one[:], 1)
+	q := &irqs{info: info, stats: stats, signals: new(signaller)}
 	for i := range q.vectors {
 		q.vectors[i] = make([]vector, info[i].Count)
 		for j := range q.vectors[i] {
@@ -121,15 +120,10 @@ func (q *irqs) fire(index int, v *vector) {
 	case v.fd < 0:
 		q.stats.triggersUnassigned.Add(1)
 		return
-	case !writable(v.fd):
-		// An eventfd at its maximum: the client will find it set anyway. Its flag
-		// does not tell whether a write would block: the client can change that.
-	default:
-		_, err := unix.Write(v.fd, q.one[:])
-		if err != nil && err != unix.EAGAIN {
-			q.stats.triggersFailed.Add(1)
-			return
-		}
+	}
+	if err := q.signals.signal(&v.signal); err != nil {
+		q.stats.triggersFailed.Add(1)
+		return
 	}
 	q.stats.triggers.Add(1)
 	v.masked = q.info[index].Flags&IRQAutoMasked != 0
@@ -151,7 +145,10 @@ func (q *irqs) assign(index int, v *vector, fd int) {
 	if v.fd >= 0 {
 		unix.Close(v.fd)
 	}
-	v.fd = fd
+	v.fd, v.signal = fd, nil
+	if fd >= 0 {
+		v.signal = q.signals.control(fd)
+	}
 	switch {
 	case fd < 0:
 		v.masked, v.pending = false, false
@@ -331,11 +328,4 @@ func checkEventFD(fd int) error {
 		return fmt.Errorf("%s is not an eventfd: %w", name, syscall.EINVAL)
 	}
 	return nil
-}
-
-// writable reports whether a write to an eventfd would go through at once.
-func writable(fd int) bool {
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	n, err := unix.Poll(p[:], 0)
-	return err == nil && n == 1 && p[0].Revents&unix.POLLOUT != 0
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -261,10 +262,18 @@ func TestTriggerRace(t *testing.T) {
 }
 
 // TestFlagTaken: a client that takes O_NONBLOCK away from eventfds that it has
-// handed over holds up nobody.
+// handed over holds up nobody, whichever way they are signalled.
 func TestFlagTaken(t *testing.T) {
+	t.Run("kernel", func(t *testing.T) { testFlagTaken(t, false) })
+	t.Run("write", func(t *testing.T) { testFlagTaken(t, true) })
+}
+
+func testFlagTaken(t *testing.T, write bool) {
 	cfg := vfiousertest.Config()
 	srv, c := vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{})
+	if write {
+		srv.WriteEvents()
+	}
 	full, pin, taken := vfiousertest.NewEventFD(t), vfiousertest.NewEventFD(t), vfiousertest.NewEventFD(t)
 	must := func(err error) {
 		t.Helper()
@@ -291,4 +300,69 @@ func TestFlagTaken(t *testing.T) {
 	}
 	// Whoever reads is at the next read by now or comes to it: it must not wait there.
 	must(c.ResampleINTx(vfiousertest.NewEventFD(t).FD()))
+}
+
+// TestFilledBetween: a client that fills an eventfd and takes O_NONBLOCK away at
+// the moment at which it is signalled holds up neither the device nor the
+// connection.
+func TestFilledBetween(t *testing.T) {
+	cfg := vfiousertest.Config()
+	srv, c := vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{})
+	e := vfiousertest.NewEventFD(t)
+	const x = vfiouser.IRQMSIX
+	for round := range 1500 {
+		if err := c.AssignIRQ(x, 0, e.FD()); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { // the client
+			// Not to be caught by it itself.
+			if err := unix.SetNonblock(e.FD(), true); err != nil {
+				t.Error(err)
+			}
+			e.Take()
+			_, err := unix.Write(e.FD(), []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+			if err != nil && err != unix.EAGAIN {
+				t.Error(err)
+			}
+			if err := unix.SetNonblock(e.FD(), false); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() { // the device
+			for range 10 {
+				if err := srv.Trigger(x, 0); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		wg.Go(func() { // the connection
+			for range 3 {
+				if err := c.TriggerIRQ(x, 0, 1); err != nil {
+					t.Error(err)
+				}
+			}
+			if round%2 == 0 {
+				if err := c.DisableIRQ(x); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			e.Take() // lets a writer go
+			t.Fatalf("round %d: somebody waits for the eventfd", round)
+		}
+	}
+	if n := srv.Stats().TriggersFailed; n != 0 {
+		t.Errorf("%d triggers failed", n)
+	}
+	// The end of the connection finds it full and blocking.
+	c.Close()
+	if err := srv.Trigger(x, 0); err != nil {
+		t.Error(err)
+	}
 }
