@@ -123,6 +123,15 @@ func (c *Conn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: c.network, Source: c.local, Addr: c.remote, Err: err}
 }
 
+// setError wraps an error as package net does for deadlines and buffer sizes:
+// those name the local address alone.
+func (c *Conn) setError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &net.OpError{Op: "set", Net: c.network, Addr: c.local, Err: err}
+}
+
 // SetDeadline sets both deadlines. It reaches calls that wait already.
 func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(t, true, true) }
 
@@ -136,7 +145,7 @@ func (c *Conn) setDeadline(t time.Time, rd, wr bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return c.opError("set", errClosed)
+		return c.setError(errClosed)
 	}
 	if rd {
 		c.rdl.setLocked(&c.mu, &c.rcond, t)
@@ -282,64 +291,6 @@ func (c *Conn) gone() {
 		c.ln.a.host.lost.Add(uint64(c.requests))
 	}
 	c.failLocked(errClosed)
-}
-
-// SetLinger sets what Close does with data not yet sent: sec < 0 sends it in
-// the background, 0 discards it and resets the connection, > 0 sends it in the
-// background for that long.
-func (c *Conn) SetLinger(sec int) error {
-	limit := ^uint64(0)
-	if sec > 0 {
-		limit = uint64(sec) * uint64(time.Second)
-	}
-	c.mu.Lock()
-	was := c.linger
-	c.linger = sec
-	c.mu.Unlock()
-	if was <= 0 && sec <= 0 {
-		return nil
-	}
-	return c.set(abi.AttrLinger, limit)
-}
-
-// SetNoDelay turns Nagle's algorithm off (the default) or on.
-func (c *Conn) SetNoDelay(noDelay bool) error { return c.set(abi.AttrNagle, scalarBool(!noDelay)) }
-
-// SetKeepAlive turns keep-alive on or off.
-func (c *Conn) SetKeepAlive(on bool) error { return c.set(abi.AttrKeepalive, scalarBool(on)) }
-
-// SetKeepAlivePeriod sets the idle time and the interval of keep-alive.
-func (c *Conn) SetKeepAlivePeriod(d time.Duration) error {
-	if err := c.set(abi.AttrKeepaliveIdle, uint64(d)); err != nil {
-		return err
-	}
-	return c.set(abi.AttrKeepaliveInterval, uint64(d))
-}
-
-// SetReadBuffer sets the receive window.
-func (c *Conn) SetReadBuffer(bytes int) error { return c.set(abi.AttrReceiveWindow, uint64(bytes)) }
-
-// SetWriteBuffer sets how much the adapter fetches ahead.
-func (c *Conn) SetWriteBuffer(bytes int) error { return c.set(abi.AttrSendBuffer, uint64(bytes)) }
-
-func scalarBool(b bool) uint64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// set sets a scalar attribute of the connection.
-func (c *Conn) set(attr abi.Attribute, v uint64) error {
-	c.mu.Lock()
-	closed := c.closed
-	c.mu.Unlock()
-	if closed {
-		return c.opError("set", errClosed)
-	}
-	ctx, cancel := timeout(startTimeout)
-	defer cancel()
-	return c.opError("set", c.ln.a.SetScalar(ctx, c.id, attr, v))
 }
 
 // roomFreed wakes a writer that found the queue full.

@@ -145,9 +145,12 @@ func (a *Adapter) endDial() {
 	a.dialing--
 }
 
-// errNoSuitable is package net's message for a host that has no address of the
-// family asked for.
-var errNoSuitable = errors.New("no suitable address found")
+// Package net's messages for an address that is not there, and for a host that
+// has no address of the family asked for.
+var (
+	errNoAddress  = errors.New("missing address")
+	errNoSuitable = errors.New("no suitable address found")
+)
 
 // resolve returns the addresses that network and address mean.
 func (a *Adapter) resolve(ctx context.Context, network, address string) ([]netip.AddrPort, error) {
@@ -158,6 +161,9 @@ func (a *Adapter) resolve(ctx context.Context, network, address string) ([]netip
 		ipNetwork = "ip" + network[3:]
 	default:
 		return nil, net.UnknownNetworkError(network)
+	}
+	if address == "" {
+		return nil, errNoAddress
 	}
 	host, service, err := net.SplitHostPort(address)
 	if err != nil {

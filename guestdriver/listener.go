@@ -262,7 +262,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return &net.OpError{Op: "set", Net: l.network, Err: errClosed}
+		return errClosed // bare, as package net's
 	}
 	l.dl.setLocked(&l.mu, &l.cond, t)
 	return nil
@@ -306,7 +306,7 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
-		return &net.OpError{Op: "close", Net: l.network, Err: errClosed}
+		return &net.OpError{Op: "close", Net: l.network, Addr: l.Addr(), Err: errClosed}
 	}
 	l.closed = true
 	l.dl.setLocked(&l.mu, &l.cond, time.Time{})
