@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"toebox/guestdriver"
+	"toebox/guestdriver/mmio"
 )
 
 // errClosed is what calls after Close return.
@@ -220,7 +221,7 @@ func (b *Bus) Read32(bar int, offset uint32) uint32 {
 		return ^uint32(0)
 	}
 	if m := b.bars[bar].mem; m != nil {
-		return load(m, offset)
+		return mmio.Load(m, offset)
 	}
 	var buf [4]byte
 	if b.pread(buf[:], int64(b.bars[bar].info.offset)+int64(offset)) != nil {
@@ -235,7 +236,7 @@ func (b *Bus) Write32(bar int, offset uint32, v uint32) {
 		return
 	}
 	if m := b.bars[bar].mem; m != nil {
-		store(m, offset, v)
+		mmio.Store(m, offset, v)
 		return
 	}
 	var buf [4]byte

@@ -2,7 +2,7 @@
 
 //go:build !amd64 && !arm64
 
-package vfio
+package mmio
 
 import (
 	"sync/atomic"
