@@ -13,14 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"toebox/guestdriver"
+	"toebox/guestdriver/internal/pool"
+	"toebox/guestdriver/internal/sysfs"
 	"toebox/guestdriver/mmio"
 )
 
 // errClosed is what calls after Close return.
 var errClosed = net.ErrClosed
 
-// numBARs is how many BARs a type 0 header has.
-const numBARs = 6
+// numBARs is how many BARs a type 0 header has; maxBAR is the size of one, in
+// bytes, up to which it is mapped.
+const (
+	numBARs = 6
+	maxBAR  = 1 << 30
+)
 
 // Bus is an adapter reached through VFIO. It implements [guestdriver.Bus].
 type Bus struct {
@@ -33,7 +39,7 @@ type Bus struct {
 	mu      sync.Mutex
 	closed  bool
 	iovas   *iovas
-	regions []*region
+	memory  pool.Pool
 	vectors []*os.File // eventfds, on the runtime's poller
 }
 
@@ -52,7 +58,7 @@ func Open(bdf string) (*Bus, error) { return OpenMasked(bdf, ^uint64(0)) }
 // OpenMasked is Open for a function that reaches IOVAs up to mask only, which has
 // all its low bits set.
 func OpenMasked(bdf string, mask uint64) (*Bus, error) {
-	group, err := realSysfs.group(bdf)
+	group, err := group(sysfs.Mounted, bdf)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +148,7 @@ func (b *Bus) mapBAR(i int) error {
 		return err
 	}
 	b.bars[i].info = info
-	if info.size == 0 || info.flags&regionMmap == 0 || info.size > maxDMA {
+	if info.size == 0 || info.flags&regionMmap == 0 || info.size > maxBAR {
 		return nil
 	}
 	mem, err := unix.Mmap(b.device, int64(info.offset), int(info.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -354,11 +360,8 @@ func (b *Bus) Close() error {
 	var errs []error
 	for i := range b.bars {
 		if m := b.bars[i].mem; m != nil {
-			errs = append(errs, blank(m))
+			errs = append(errs, pool.Blank(m))
 		}
 	}
-	for _, r := range b.regions {
-		errs = append(errs, blank(r.mem))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.memory.Blank())...)
 }

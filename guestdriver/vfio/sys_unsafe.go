@@ -39,9 +39,6 @@ func ioctlString(fd int, req uintptr, s string) (int, error) {
 	return int(r), nil
 }
 
-// address returns where memory that the garbage collector does not move lies.
-func address(mem []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))) }
-
 // mapHuge maps reserved huge pages of 2 MiB.
 func mapHuge(n int) ([]byte, error) {
 	const huge2M = 21 << unix.MAP_HUGE_SHIFT
@@ -49,20 +46,4 @@ func mapHuge(n int) ([]byte, error) {
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB|unix.MAP_POPULATE|huge2M)
 }
 
-// mapPages maps ordinary pages.
-func mapPages(n int) ([]byte, error) {
-	return unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-}
-
 func unmap(mem []byte) { unix.Munmap(mem) }
-
-// blank replaces a mapping by private zero pages in the same place.
-func blank(mem []byte) error {
-	_, _, errno := unix.Syscall6(unix.SYS_MMAP, uintptr(unsafe.Pointer(unsafe.SliceData(mem))), uintptr(len(mem)),
-		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE,
-		^uintptr(0), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}

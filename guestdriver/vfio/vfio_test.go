@@ -5,69 +5,17 @@ package vfio
 import (
 	"bytes"
 	"errors"
-	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"toebox/guestdriver"
+	"toebox/guestdriver/internal/pool"
+	"toebox/guestdriver/internal/sysfs/sysfstest"
 )
 
-// fakeSysfs makes files (values) and links (values beginning with "->").
-func fakeSysfs(t *testing.T, files map[string]string) sysfs {
-	root := t.TempDir()
-	for name, v := range files {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if target, ok := strings.CutPrefix(v, "->"); ok {
-			err = os.Symlink(target, path)
-		} else {
-			err = os.WriteFile(path, []byte(v), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return sysfs(root)
-}
-
-func machine() map[string]string {
-	const dev = "bus/pci/devices/"
-	return map[string]string{
-		dev + "0000:00:00.0/vendor":          "0x8086\n",
-		dev + "0000:00:00.0/device":          "0x29c0\n",
-		dev + "0000:00:05.0/vendor":          "0x1234\n",
-		dev + "0000:00:05.0/device":          "0x7422\n",
-		dev + "0000:00:05.0/iommu_group":     "->../../../kernel/iommu_groups/3",
-		dev + "0000:00:05.0/driver":          "->../../../bus/pci/drivers/vfio-pci",
-		dev + "0000:00:06.0/vendor":          "0x1234\n",
-		dev + "0000:00:06.0/device":          "0x7422\n",
-		dev + "0000:00:07.0/vendor":          "0x1234\n", // QEMU's edu device
-		dev + "0000:00:07.0/device":          "0x11e8\n",
-		"bus/pci/drivers/vfio-pci/new_id":    "",
-		"bus/pci/drivers_probe":              "",
-		dev + "0000:00:06.0/driver_override": "",
-	}
-}
-
-func TestList(t *testing.T) {
-	got, err := fakeSysfs(t, machine()).list()
-	want := []Function{{"0000:00:05.0", "vfio-pci", "3"}, {"0000:00:06.0", "", ""}}
-	if err != nil || len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
-		t.Errorf("got %v, %v, want %v", got, err, want)
-	}
-	if got, err := sysfs(t.TempDir()).list(); len(got) != 0 || err != nil {
-		t.Errorf("no PCI: %v, %v", got, err)
-	}
-}
-
 func TestGroup(t *testing.T) {
-	s := fakeSysfs(t, machine())
-	if g, err := s.group("0000:00:05.0"); g != "3" || err != nil {
+	s := sysfstest.New(t, sysfstest.Machine())
+	if g, err := group(s, "0000:00:05.0"); g != "3" || err != nil {
 		t.Errorf("got %q, %v", g, err)
 	}
 	for bdf, want := range map[string]string{
@@ -77,46 +25,9 @@ func TestGroup(t *testing.T) {
 		"0000:00:05.0/..": "not a PCI address",
 		"00:05.0":         "not a PCI address",
 	} {
-		if _, err := s.group(bdf); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := group(s, bdf); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", bdf, err, want)
 		}
-	}
-}
-
-func TestBind(t *testing.T) {
-	files := machine()
-	s := fakeSysfs(t, files)
-	if err := s.bind("0000:00:05.0"); err != nil {
-		t.Errorf("bound already: %v", err)
-	}
-	if err := s.bind("0000:00:06.0"); err != nil {
-		t.Error(err)
-	}
-	for name, want := range map[string]string{
-		"bus/pci/devices/0000:00:06.0/driver_override": "vfio-pci",
-		"bus/pci/drivers_probe":                        "0000:00:06.0",
-	} {
-		if got, _ := os.ReadFile(filepath.Join(string(s), name)); string(got) != want {
-			t.Errorf("%s: %q, want %q", name, got, want)
-		}
-	}
-	if err := s.bind("0000:00:09.0"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no such function: %v", err)
-	}
-
-	files["bus/pci/devices/0000:00:06.0/driver"] = "->../../drivers/other"
-	files["bus/pci/drivers/other/unbind"] = ""
-	s = fakeSysfs(t, files)
-	if err := s.bind("0000:00:06.0"); err != nil {
-		t.Error(err)
-	}
-	if got, _ := os.ReadFile(filepath.Join(string(s), "bus/pci/drivers/other/unbind")); string(got) != "0000:00:06.0" {
-		t.Errorf("unbind: %q", got)
-	}
-
-	delete(files, "bus/pci/drivers/vfio-pci/new_id")
-	if err := fakeSysfs(t, files).bind("0000:00:06.0"); err == nil || !strings.Contains(err.Error(), "modprobe vfio-pci") {
-		t.Errorf("no driver: %v", err)
 	}
 }
 
@@ -259,98 +170,30 @@ func TestIOVAsBelowMask(t *testing.T) {
 	}
 }
 
-// TestRegion carves and frees at random and compares with a map of pages.
-func TestRegion(t *testing.T) {
-	const size = 64
-	r := &region{mem: make([]byte, size*pageSize), free: []extent{{0, size * pageSize}}}
-	var used [size]bool
-	held := map[int]int{}
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := range 20_000 {
-		if rng.IntN(2) == 0 {
-			n := 1 + rng.IntN(8)
-			off, ok := r.carve(n * pageSize)
-			if !ok {
-				continue
-			}
-			for p := off / pageSize; p < off/pageSize+n; p++ {
-				if used[p] {
-					t.Fatalf("%d: page %d given twice", i, p)
-				}
-				used[p] = true
-			}
-			held[off] = n
-			continue
-		}
-		for off, n := range held {
-			if !r.put(off, n*pageSize) {
-				t.Fatalf("%d: put(%d, %d) refused", i, off, n)
-			}
-			if r.put(off, n*pageSize) {
-				t.Fatalf("%d: second put(%d, %d) accepted", i, off, n)
-			}
-			for p := off / pageSize; p < off/pageSize+n; p++ {
-				used[p] = false
-			}
-			delete(held, off)
-			break
-		}
-	}
-	for off, n := range held {
-		r.put(off, n*pageSize)
-	}
-	if len(r.free) != 1 || r.free[0] != (extent{0, size * pageSize}) {
-		t.Errorf("left %v", r.free)
-	}
-}
-
-func TestAllocDMA(t *testing.T) {
-	mem, err := mapPages(16 * pageSize)
+// What is closed gives no memory and no interrupts, and late accesses do not
+// fault.
+func TestClosed(t *testing.T) {
+	mem, err := pool.MapPages(pool.PageSize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unmap(mem)
-	b := &Bus{container: -1, group: -1, device: -1, iovas: newIOVAs(nil, ^uint64(0)),
-		regions: []*region{{mem: mem, iova: 0x2000_0000, free: []extent{{0, len(mem)}}}}}
-	d, err := b.AllocDMA(5000)
-	if err != nil || len(d.Bytes) != 5000 || cap(d.Bytes) != 5000 || d.IOVA != 0x2000_0000 {
-		t.Fatalf("got %d bytes at %#x, %v", len(d.Bytes), d.IOVA, err)
-	}
-	copy(d.Bytes, "old")
-	e, err := b.AllocDMA(pageSize)
-	if err != nil || e.IOVA != 0x2000_2000 {
-		t.Fatalf("got %#x, %v", e.IOVA, err)
-	}
-	if err := b.FreeDMA(d); err != nil {
-		t.Error(err)
-	}
-	if err := b.FreeDMA(d); err == nil {
-		t.Error("freed twice")
-	}
-	if d, _ = b.AllocDMA(pageSize); d.IOVA != 0x2000_0000 || d.Bytes[0] != 0 {
-		t.Errorf("again: %#x, first byte %d", d.IOVA, d.Bytes[0])
-	}
-	for _, bad := range []guestdriver.DMA{{Bytes: make([]byte, 1), IOVA: 1}, {Bytes: e.Bytes, IOVA: e.IOVA + 1},
-		{Bytes: make([]byte, 1<<20), IOVA: e.IOVA}, {IOVA: e.IOVA}} {
-		if err := b.FreeDMA(bad); err == nil {
-			t.Errorf("freed %d bytes at %#x", len(bad.Bytes), bad.IOVA)
+	b := &Bus{container: -1, group: -1, device: -1, iovas: newIOVAs(nil, ^uint64(0))}
+	b.bars[0] = bar{mem: mem, info: regionInfo{size: pool.PageSize}}
+	b.Write32(0, 0, 7)
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
 		}
 	}
-	for _, n := range []int{0, -1, maxDMA + 1} {
-		if _, err := b.AllocDMA(n); err == nil {
-			t.Errorf("allocated %d bytes", n)
-		}
-	}
-	if err := b.Close(); err != nil {
-		t.Error(err)
-	}
-	// Late accesses see zero pages and do not fault.
-	e.Bytes[0]++
-	if err := b.Close(); err != nil {
-		t.Errorf("second close: %v", err)
+	if v := b.Read32(0, 0); v != 0 {
+		t.Errorf("a register after close is %#x", v)
 	}
 	if _, err := b.AllocDMA(1); !errors.Is(err, errClosed) {
 		t.Errorf("alloc after close: %v", err)
+	}
+	if err := b.FreeDMA(guestdriver.DMA{}); err != nil {
+		t.Errorf("free after close: %v", err)
 	}
 	if err := b.Wait(0); !errors.Is(err, errClosed) {
 		t.Errorf("wait after close: %v", err)
@@ -358,13 +201,13 @@ func TestAllocDMA(t *testing.T) {
 }
 
 func TestMMIO(t *testing.T) {
-	mem, err := mapPages(pageSize)
+	mem, err := pool.MapPages(pool.PageSize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unmap(mem)
 	b := &Bus{container: -1, group: -1, device: -1}
-	b.bars[0] = bar{mem: mem, info: regionInfo{size: pageSize}}
+	b.bars[0] = bar{mem: mem, info: regionInfo{size: pool.PageSize}}
 	b.Write32(0, 8, 0x11223344)
 	if v := b.Read32(0, 8); v != 0x11223344 || mem[7] != 0 || mem[12] != 0 {
 		t.Errorf("read %#x, around %x", v, mem[:16])
@@ -372,7 +215,7 @@ func TestMMIO(t *testing.T) {
 	if n := testing.AllocsPerRun(10, func() { b.Write32(0, 16, b.Read32(0, 8)) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	for _, off := range []uint32{2, pageSize, pageSize - 2, ^uint32(0), ^uint32(3)} {
+	for _, off := range []uint32{2, pool.PageSize, pool.PageSize - 2, ^uint32(0), ^uint32(3)} {
 		b.Write32(0, off, 1)
 		if v := b.Read32(0, off); v != ^uint32(0) {
 			t.Errorf("offset %#x: %#x", off, v)
