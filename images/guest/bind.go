@@ -19,16 +19,22 @@ const (
 	adapterDevice = "0x7422"
 )
 
-const (
-	driver      = "vfio-pci"
-	bindTimeout = 5 * time.Second
-)
+const bindTimeout = 5 * time.Second
 
-// bindAdapter gives the adapter to vfio-pci and returns where it is.
-func bindAdapter() (string, error) { return bind("/sys/bus/pci", bindTimeout) }
+// kernelDriver returns the name of the kernel's driver behind one of the tool's.
+func kernelDriver(name string) string {
+	if name == DriverUIO {
+		return "uio_pci_generic"
+	}
+	return "vfio-pci"
+}
+
+// bindAdapter gives the adapter to the kernel's driver and returns where it is.
+func bindAdapter(name string) (string, error) { return bind("/sys/bus/pci", name, bindTimeout) }
 
 // bind works below the sysfs directory of the PCI bus.
-func bind(bus string, timeout time.Duration) (string, error) {
+func bind(bus, name string, timeout time.Duration) (string, error) {
+	driver := kernelDriver(name)
 	address, err := findFunction(bus)
 	if err != nil {
 		return "", err
@@ -51,6 +57,9 @@ func bind(bus string, timeout time.Duration) (string, error) {
 		if time.Now().After(deadline) {
 			return "", fmt.Errorf("guest: bind %s: %s did not take it (see dmesg)", address, driver)
 		}
+	}
+	if name == DriverUIO {
+		return address + " " + driver, nil
 	}
 	group, err := os.Readlink(filepath.Join(dir, "iommu_group"))
 	if err != nil {

@@ -2,7 +2,8 @@
 
 // Package guest is the first program in the guest: it mounts what a Linux needs,
 // loads the kernel modules of the image, opens the control channel, gives the
-// adapter to vfio-pci and starts the guest tool that serves over it.
+// adapter to vfio-pci, or to uio_pci_generic, and starts the guest tool that serves
+// over it.
 //
 // It runs as process 1. What goes wrong is reported over the control channel as a
 // [Phase] and on the console, and the guest stays up so that one can look; only
@@ -24,6 +25,14 @@ const (
 
 	// NoAdapter on the kernel's command line means that there is none to bring up.
 	NoAdapter = "toebox.adapter=none"
+	// UIO there means that the adapter is driven over UIO, without an IOMMU.
+	UIO = "toebox.driver=uio"
+)
+
+// Drivers of the adapter, as the guest tool knows them.
+const (
+	DriverVFIO = "vfio"
+	DriverUIO  = "uio"
 )
 
 // Phases, in their order.

@@ -72,14 +72,14 @@ func TestBind(t *testing.T) {
 		return m
 	}
 	bus := sysfs(t, adapter(map[string]string{at + "driver": "->../../drivers/vfio-pci"}))
-	if got, err := bind(bus, 0); err != nil || got != "0000:00:05.0 group 7" {
+	if got, err := bind(bus, DriverVFIO, 0); err != nil || got != "0000:00:05.0 group 7" {
 		t.Errorf("bound already: %q, %v", got, err)
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, at, "driver_override")); err != nil || string(b) != "vfio-pci" {
 		t.Errorf("driver_override = %q, %v", b, err)
 	}
 	bus = sysfs(t, adapter(nil))
-	if _, err := bind(bus, 0); err == nil || !strings.Contains(err.Error(), "did not take it") {
+	if _, err := bind(bus, DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "did not take it") {
 		t.Errorf("never bound: %v", err)
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, "drivers_probe")); err != nil || string(b) != "0000:00:05.0" {
@@ -87,13 +87,18 @@ func TestBind(t *testing.T) {
 	}
 	m := adapter(map[string]string{at + "driver": "->../../drivers/vfio-pci"})
 	delete(m, at+"iommu_group")
-	if _, err := bind(sysfs(t, m), 0); err == nil || !strings.Contains(err.Error(), "no vIOMMU") {
+	if _, err := bind(sysfs(t, m), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "no vIOMMU") {
 		t.Errorf("no group: %v", err)
 	}
-	if _, err := bind(sysfs(t, map[string]string{"devices/0000:00:03.0/vendor": "0x1234"}), 0); err == nil || !strings.Contains(err.Error(), "1234:7422") {
+	// UIO wants no IOMMU.
+	m[at+"driver"] = "->../../drivers/uio_pci_generic"
+	if got, err := bind(sysfs(t, m), DriverUIO, 0); err != nil || got != "0000:00:05.0 uio_pci_generic" {
+		t.Errorf("UIO: %q, %v", got, err)
+	}
+	if _, err := bind(sysfs(t, map[string]string{"devices/0000:00:03.0/vendor": "0x1234"}), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "1234:7422") {
 		t.Errorf("no adapter: %v", err)
 	}
-	if _, err := bind(t.TempDir(), time.Second); err == nil {
+	if _, err := bind(t.TempDir(), DriverVFIO, time.Second); err == nil {
 		t.Error("no bus: no error")
 	}
 	// Another driver has it and does not let go.
@@ -104,7 +109,7 @@ func TestBind(t *testing.T) {
 	if err := os.Symlink("../../other", filepath.Join(bus, at, "driver")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bind(bus, 0); err == nil {
+	if _, err := bind(bus, DriverVFIO, 0); err == nil {
 		t.Error("another driver's: no error")
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, "other/unbind")); err != nil || string(b) != "0000:00:05.0" {

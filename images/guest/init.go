@@ -62,6 +62,10 @@ func Main() error {
 	g := &guest{
 		phases:  make(chan Phase, maxPhases),
 		modules: func() (string, error) { return modules, loaded },
+		driver:  DriverVFIO,
+	}
+	if hasWord("/proc/cmdline", UIO) {
+		g.driver = DriverUIO
 	}
 	g.session = control.New(conn, control.Config{
 		Role: control.Guest,
@@ -90,6 +94,7 @@ type guest struct {
 	session *control.Session
 	phases  chan Phase             // on their way to the host
 	modules func() (string, error) // what came of loading them
+	driver  string                 // DriverVFIO or DriverUIO
 	server  *exec.Cmd              // set once, before any power-off can matter
 }
 
@@ -113,7 +118,7 @@ func (g *guest) startAdapter() {
 		run  func() (string, error)
 	}{
 		{PhaseModules, g.modules},
-		{PhaseBind, bindAdapter},
+		{PhaseBind, func() (string, error) { return bindAdapter(g.driver) }},
 		{PhaseServe, g.serve},
 	}
 	for _, p := range phases {
@@ -264,7 +269,7 @@ func (g *guest) serve() (string, error) {
 	}
 	defer r.Close() //nolint:errcheck // a pipe
 	log := &lastLine{to: os.Stderr}
-	cmd := exec.Command(tool, "serve", "--ready-fd=3")
+	cmd := exec.Command(tool, "serve", "--driver="+g.driver, "--ready-fd=3")
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}

@@ -30,7 +30,8 @@ type Options struct {
 	Seed    uint64
 	Verbose bool // of the device
 	GDB     bool
-	IOMMU   string // vm.IOMMUIntel, which is the default, or vm.IOMMUVirtio
+	IOMMU   string // vm.IOMMUIntel, which is the default, or vm.IOMMUVirtio; of no meaning with UIO
+	Driver  string // guest.DriverVFIO, which is the default, or guest.DriverUIO, which needs no IOMMU
 
 	CPUs, MemoryMiB int                // 0 for the defaults
 	Append          []string           // more of the kernel's command line

@@ -99,7 +99,7 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 // image assembles the guest's file system.
 func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, error) {
 	names := []string{"vfio-pci", "vfio_iommu_type1", "uio_pci_generic"}
-	if o.IOMMU == vm.IOMMUVirtio {
+	if o.iommu() == vm.IOMMUVirtio {
 		names = append(names, "virtio-iommu")
 	}
 	modules, err := p.Tools.Kernel.Modules(names...)
@@ -171,12 +171,21 @@ func Up(ctx context.Context, o Options) (*Instance, error) {
 	return i, err
 }
 
+// iommu is the machine's IOMMU. A function behind one gives UIO no address that it
+// could use.
+func (o *Options) iommu() string {
+	if o.Driver == guest.DriverUIO {
+		return vm.IOMMUNone
+	}
+	return o.IOMMU
+}
+
 // MachineConfig is the machine that o and parts make.
 func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 	c := vm.Config{
 		QEMU: p.Tools.QEMU, Kernel: p.Tools.Kernel, Initramfs: p.Initramfs, Accel: p.Accel.Name,
 		CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, HugePages: vm.DefaultHugePages,
-		Dir: dir, SocketDir: sockets, GDB: o.GDB, IOMMU: o.IOMMU, Append: o.Append, Args: o.Args,
+		Dir: dir, SocketDir: sockets, GDB: o.GDB, IOMMU: o.iommu(), Append: o.Append, Args: o.Args,
 	}
 	if p.Accel.Name == vm.AccelTCG {
 		c.TSC = vm.HostTSC()
@@ -186,6 +195,9 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 	}
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = vm.DefaultMemoryMiB
+	}
+	if o.Driver == guest.DriverUIO {
+		c.Append = append(c.Append[:len(c.Append):len(c.Append)], guest.UIO)
 	}
 	if o.adapter() {
 		c.Device = filepath.Join(sockets, vm.DeviceSocket)

@@ -23,7 +23,7 @@ type Config struct {
 	CPUs      int
 	MemoryMiB int
 	HugePages int    // of 2 MiB, kept free for DMA
-	IOMMU     string // IOMMUIntel, which is the default, or IOMMUVirtio
+	IOMMU     string // IOMMUIntel, which is the default, IOMMUVirtio or IOMMUNone
 	Device    string // path of the adapter's vfio-user socket, "" for none
 	Dir       string // for console.log, qemu.log and cmdline
 	SocketDir string
@@ -44,6 +44,7 @@ const (
 const (
 	IOMMUIntel  = "intel"  // translates and remaps interrupts
 	IOMMUVirtio = "virtio" // translates; its driver is a module
+	IOMMUNone   = "none"   // devices reach all memory
 )
 
 // Names of sockets below Config.SocketDir.
@@ -58,9 +59,12 @@ const (
 // self-tests, entropy collectors and keyrings nobody needs here take a tenth each.
 func kernelLine(c *Config) string {
 	words := []string{
-		"console=ttyS0", "quiet", "panic=-1", "oops=panic", "intel_iommu=on", "mitigations=off",
+		"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off",
 		"cryptomgr.notests", "tsc=reliable", "no_timer_check", "8250.nr_uarts=1", "i8042.noaux", "i8042.nokbd",
 		"initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted", "nowatchdog",
+	}
+	if c.IOMMU != IOMMUNone {
+		words = append(words, "intel_iommu=on")
 	}
 	if c.HugePages > 0 {
 		words = append(words, fmt.Sprintf("hugepages=%d", c.HugePages))
@@ -88,13 +92,16 @@ func DeviceArg(socket string) string {
 	return string(b)
 }
 
-// iommu returns the value of QEMU's -device for the IOMMU. Until the guest's driver
-// is there, devices behind a virtio-iommu reach all memory.
-func (c *Config) iommu() string {
-	if c.IOMMU == IOMMUVirtio {
-		return "virtio-iommu-pci,addr=2.0"
+// iommu returns QEMU's arguments for the IOMMU. Until the guest's driver is there,
+// devices behind a virtio-iommu reach all memory.
+func (c *Config) iommu() []string {
+	switch c.IOMMU {
+	case IOMMUNone:
+		return nil
+	case IOMMUVirtio:
+		return []string{"-device", "virtio-iommu-pci,addr=2.0"}
 	}
-	return "intel-iommu,caching-mode=on,intremap=on"
+	return []string{"-device", "intel-iommu,caching-mode=on,intremap=on"}
 }
 
 // QEMUArgs returns QEMU's arguments.
@@ -115,8 +122,8 @@ func (c *Config) QEMUArgs() []string {
 	socket := func(id, name string) string {
 		return fmt.Sprintf("socket,id=%s,path=%s,server=on,wait=off", id, quoteComma(filepath.Join(c.SocketDir, name)))
 	}
+	args = append(args, c.iommu()...)
 	args = append(args,
-		"-device", c.iommu(),
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=3.0", "-chardev", socket("control", controlSocket),
 		"-device", "virtserialport,chardev=control,name="+guest.Port,

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"toebox/guestdriver"
+	"toebox/guestdriver/uio"
 	"toebox/guestdriver/vfio"
 )
 
@@ -22,12 +23,13 @@ const shutdownLimit = 3 * time.Second
 func serve(ctx context.Context, socket string, args []string, io_ stdio) error {
 	fs := newFlags("serve", "", io_)
 	bdf := fs.String("device", "", "PCI address of the adapter (default: the first one)")
+	driver := fs.String("driver", "vfio", "vfio, or uio without an IOMMU")
 	address := fs.String("http", ":80", "serve HTTP on this address of the adapter; \"\" for none")
 	ready := fs.Int("ready-fd", -1, "write \"ready\\n\" to this descriptor when all is up")
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
-	a, err := open(ctx, *bdf)
+	a, err := open(ctx, *driver, *bdf)
 	if err != nil {
 		return err
 	}
@@ -80,8 +82,32 @@ func serve(ctx context.Context, socket string, args []string, io_ stdio) error {
 	return err
 }
 
-// open binds an adapter to vfio-pci, if it is not yet, and starts the driver.
-func open(ctx context.Context, bdf string) (*guestdriver.Adapter, error) {
+// buses opens an adapter through the kernel's drivers, by their names here; it
+// gives the adapter to the driver first.
+func buses() map[string]func(bdf string) (guestdriver.Bus, error) {
+	return map[string]func(bdf string) (guestdriver.Bus, error){
+		"vfio": func(bdf string) (guestdriver.Bus, error) {
+			if err := vfio.Bind(bdf); err != nil {
+				return nil, err
+			}
+			return vfio.Open(bdf)
+		},
+		"uio": func(bdf string) (guestdriver.Bus, error) {
+			if err := uio.Bind(bdf); err != nil {
+				return nil, err
+			}
+			return uio.Open(bdf, uio.Options{})
+		},
+	}
+}
+
+// open gives an adapter to a driver of the kernel, if it has not it yet, and
+// starts ours.
+func open(ctx context.Context, driver, bdf string) (*guestdriver.Adapter, error) {
+	openBus, ok := buses()[driver]
+	if !ok {
+		return nil, usageError{fmt.Errorf("driver %q: want vfio or uio", driver)}
+	}
 	if bdf == "" {
 		found, err := vfio.List()
 		if err != nil {
@@ -92,12 +118,9 @@ func open(ctx context.Context, bdf string) (*guestdriver.Adapter, error) {
 		}
 		bdf = found[0].BDF
 	}
-	if err := vfio.Bind(bdf); err != nil {
-		return nil, fmt.Errorf("bind %s to vfio-pci: %w", bdf, err)
-	}
-	bus, err := vfio.Open(bdf)
+	bus, err := openBus(bdf)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", bdf, err)
+		return nil, err
 	}
 	a, err := guestdriver.Open(ctx, bus, guestdriver.Options{})
 	if err != nil {

@@ -32,6 +32,7 @@ type Machine struct {
 	Memory int    `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
 	Append string `name:"kernel-append" env:"TOEBOX_KERNEL_APPEND,VMTEST_KERNEL_APPEND" placeholder:"WORDS" help:"More of the guest kernel's command line."`
 	IOMMU  string `name:"iommu" env:"TOEBOX_IOMMU" default:"intel" enum:"intel,virtio" help:"The virtual IOMMU: intel or virtio (${default})."`
+	Driver string `env:"TOEBOX_DRIVER" default:"vfio" enum:"vfio,uio" help:"What the guest reaches the adapter by: vfio, or uio without a virtual IOMMU (${default})."`
 	GDB    bool   `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
 	V      bool   `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
 }
@@ -45,11 +46,14 @@ func (m *Machine) apply(o *rig.Options) error {
 	case m.Port < 1 || m.Port > 65535:
 		return &rig.UsageError{Text: fmt.Sprintf("--port %d: want 1 to 65535", m.Port)}
 	}
+	if m.Driver == guest.DriverUIO && m.IOMMU == vm.IOMMUVirtio {
+		return &rig.UsageError{Text: "--driver uio is for a machine without an IOMMU: leave --iommu out"}
+	}
 	if name, _, _ := strings.Cut(m.Net, ":"); name != "nat" && m.Net != "none" {
 		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
-	o.IOMMU, o.CPUs, o.MemoryMiB = m.IOMMU, m.CPUs, m.Memory
+	o.IOMMU, o.Driver, o.CPUs, o.MemoryMiB = m.IOMMU, m.Driver, m.CPUs, m.Memory
 	o.Append = strings.Fields(m.Append)
 	var err error
 	// The device runs elsewhere and gets whole paths.
