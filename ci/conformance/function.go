@@ -149,7 +149,11 @@ func TestRIG02_Raise(t *T) {
 	c := t.open()
 	c.clearEvents()
 	c.enableVectors()
-	want(t, "STATUS bit 5, MSI-X on", c.read(regStatus)>>5&1, 1)
+	msix := uint32(1)
+	if t.Env.Rung == RungUIO {
+		msix = 0 // vectors are made of INTx there
+	}
+	want(t, "STATUS bit 5, MSI-X on", c.read(regStatus)>>5&1, msix)
 	for _, v := range []int{0, 1, 2, 17, 32} {
 		w := c.vector(v)
 		before := w.seen()

@@ -31,10 +31,12 @@ type TB interface {
 
 // Env is the rung a test runs on.
 type Env struct {
-	// Rung is inproc, socket, qtest or vm.
+	// Rung is inproc, socket, qtest, vm or uio.
 	Rung string
 	// Open opens the adapter in its reset state. The caller closes it.
 	Open func(ctx context.Context) (guestdriver.Bus, error)
+	// OpenPolling is Open without interrupts, for buses that can do without.
+	OpenPolling func(ctx context.Context) (guestdriver.Bus, error)
 	// Peer is the other end of the adapter's network; nil when there is none.
 	Peer Peer
 	// Seed makes schedules and payload repeat.
@@ -48,7 +50,8 @@ const (
 	RungInproc = "inproc"
 	RungSocket = "socket"
 	RungQTest  = "qtest"
-	RungVM     = "vm"
+	RungVM     = "vm"  // a guest with an IOMMU, over VFIO
+	RungUIO    = "uio" // a guest without, over UIO and the interrupt pin
 )
 
 // Needs are what a test needs beyond an adapter.

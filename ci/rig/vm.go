@@ -14,6 +14,7 @@ import (
 
 	"toebox/ci/conformance"
 	"toebox/images/control"
+	"toebox/images/guest"
 	"toebox/images/initramfs"
 	images "toebox/images/rig"
 	"toebox/images/vm"
@@ -59,7 +60,11 @@ func StartVM(ctx context.Context, cfg Config, o images.Options, dir string) (*VM
 	if err != nil {
 		return nil, fmt.Errorf("rig: vm: %w", err)
 	}
-	r, err := newRig(conformance.RungVM, cfg, device.Config{})
+	rung := conformance.RungVM
+	if o.Driver == guest.DriverUIO {
+		rung = conformance.RungUIO
+	}
+	r, err := newRig(rung, cfg, device.Config{})
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,8 @@ type Exec func(ctx context.Context, args []string, stdin io.Reader, stdout, stde
 // Guest is a run of the kit in a guest.
 type Guest struct {
 	Exec Exec
+	// Driver is vfio or uio.
+	Driver string
 	// Program is the path of toebox-conformance in the guest.
 	Program string
 	// Peer is the adapter's other side, which the guest reaches through the
@@ -36,9 +38,8 @@ type Guest struct {
 // Run runs the kit in the guest. The error says that the guest or the program
 // did not get to the end; the summary counts what it had not run as failed.
 func (g *Guest) Run(ctx context.Context) (Summary, error) {
-	g.Rung = conformance.RungVM
 	args := []string{
-		g.Program, "-seed", strconv.FormatUint(g.Seed, 10), "-count", strconv.Itoa(max(g.Count, 1)),
+		g.Program, "-driver", g.Driver, "-seed", strconv.FormatUint(g.Seed, 10), "-count", strconv.Itoa(max(g.Count, 1)),
 		"-shard", strconv.Itoa(max(g.Shard, 1)), "-shards", strconv.Itoa(max(g.Shards, 1)),
 		"-scale", strconv.FormatFloat(g.Scale, 'g', -1, 64),
 	}

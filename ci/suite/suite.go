@@ -20,6 +20,7 @@ import (
 	"toebox/ci/conformance"
 	"toebox/ci/rig"
 	"toebox/ci/runner"
+	"toebox/images/guest"
 	images "toebox/images/rig"
 	"toebox/images/toolchain"
 )
@@ -56,7 +57,7 @@ type Options struct {
 
 // Buses returns the rungs in their order.
 func Buses() []string {
-	return []string{conformance.RungInproc, conformance.RungQTest, conformance.RungVM}
+	return []string{conformance.RungInproc, conformance.RungQTest, conformance.RungVM, conformance.RungUIO}
 }
 
 // patience is the factor for the bounds of waits of a rung: a shared machine
@@ -65,7 +66,7 @@ func patience(bus string) float64 {
 	switch bus {
 	case conformance.RungQTest:
 		return 3
-	case conformance.RungVM:
+	case conformance.RungVM, conformance.RungUIO:
 		return 6
 	}
 	return 2
@@ -247,7 +248,9 @@ func (s *suite) bus(ctx context.Context, bus string) int {
 	var err error
 	switch bus {
 	case conformance.RungVM:
-		err = s.guest(ctx)
+		err = s.guest(ctx, bus, guest.DriverVFIO)
+	case conformance.RungUIO:
+		err = s.guest(ctx, bus, guest.DriverUIO)
 	default:
 		err = s.host(ctx, bus)
 	}
@@ -298,20 +301,22 @@ func (s *suite) host(ctx context.Context, bus string) error {
 }
 
 // guest boots a machine and runs the kit in it.
-func (s *suite) guest(ctx context.Context) error {
-	dir := filepath.Join(s.Images.State, "runs", time.Now().UTC().Format("20060102-150405.000-")+"conformance")
+func (s *suite) guest(ctx context.Context, bus, driver string) error {
+	dir := filepath.Join(s.Images.State, "runs", time.Now().UTC().Format("20060102-150405.000-")+"conformance-"+bus)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger}, s.Images, dir)
+	images := s.Images
+	images.Driver = driver
+	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger}, images, dir)
 	if err != nil {
 		return err
 	}
 	s.accel = v.Accel.Name
-	o := s.options(conformance.RungVM)
+	o := s.options(bus)
 	g := runner.Guest{
-		Exec: v.Exec, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
-		Scale: s.scale(conformance.RungVM), Stderr: s.Out,
+		Exec: v.Exec, Driver: driver, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
+		Scale: s.scale(bus), Stderr: s.Out,
 	}
 	limit := s.limit(o)
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -328,7 +333,7 @@ func (s *suite) guest(ctx context.Context) error {
 
 // limit bounds a run in a guest: it ends by itself unless the guest is stuck.
 func (s *suite) limit(o runner.Options) time.Duration {
-	env := &conformance.Env{Scale: s.scale(conformance.RungVM)}
+	env := &conformance.Env{Scale: s.scale(o.Rung)}
 	total := time.Minute
 	for _, t := range runner.Select(&o) {
 		total += t.Bound(env) / 4 // all of them at their bounds is no machine to run on

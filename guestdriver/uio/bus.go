@@ -68,8 +68,8 @@ type Bus struct {
 
 var _ guestdriver.Bus = (*Bus)(nil)
 
-// Open opens a function that is bound to uio_pci_generic and that no other
-// program uses: the kernel does not keep two apart.
+// Open opens a function that is bound to uio_pci_generic and resets it. No other
+// program may use it: the kernel does not keep two apart.
 func Open(bdf string, o Options) (*Bus, error) {
 	return open(places{sysfs: sysfs.Mounted, dev: "/dev", pagemap: "/proc/self/pagemap"}, bdf, o)
 }
@@ -102,6 +102,10 @@ func (b *Bus) open(dev string) error {
 	var count [4]byte
 	if _, err := unix.Read(b.node, count[:]); err == unix.EIO {
 		b.poll = true
+	}
+	// Whoever had it before may have died with queues running.
+	if err := b.resetFunction(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("reset: %w", err)
 	}
 	if b.config, err = os.OpenFile(filepath.Join(b.dir, "config"), os.O_RDWR, 0); err != nil {
 		return err
@@ -237,16 +241,20 @@ func (b *Bus) Reset() error {
 	if b.isClosed() {
 		return errClosed
 	}
-	// Without O_CREATE and O_TRUNC: it is a file of the kernel.
-	f, err := os.OpenFile(filepath.Join(b.dir, "reset"), os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteString("1")
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
+	if err := b.resetFunction(); err != nil {
 		return fmt.Errorf("uio: reset %s: %w", b.bdf, err)
 	}
 	return nil
+}
+
+func (b *Bus) resetFunction() error {
+	// Without O_CREATE and O_TRUNC: it is a file of the kernel.
+	f, err := os.OpenFile(filepath.Join(b.dir, "reset"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("1")
+	return errors.Join(err, f.Close())
 }
 
 func (b *Bus) isClosed() bool {

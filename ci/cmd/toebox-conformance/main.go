@@ -18,7 +18,9 @@ import (
 	"toebox/ci/peer"
 	"toebox/ci/runner"
 	"toebox/guestdriver"
+	"toebox/guestdriver/uio"
 	"toebox/guestdriver/vfio"
+	"toebox/images/guest"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -45,6 +47,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	shard := fs.Int("shard", 1, "which of -shards parts to run")
 	shards := fs.Int("shards", 1, "number of parts")
 	scale := fs.Float64("scale", 1, "factor for the bounds of waits")
+	driver := fs.String("driver", guest.DriverVFIO, "vfio, or uio in a guest without an IOMMU")
 	bdf := fs.String("bdf", "", "the adapter; default: the only one")
 	with := fs.String("peer", "stdio", "stdio or none")
 	if err := fs.Parse(args); err != nil {
@@ -54,12 +57,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runner.ExitUsage
 	}
 	re, err := regexp.Compile(*pattern)
-	if err != nil || fs.NArg() > 0 || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" {
+	if err != nil || fs.NArg() > 0 || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" ||
+		*driver != guest.DriverVFIO && *driver != guest.DriverUIO {
 		fmt.Fprintf(stderr, "toebox-conformance: bad arguments (%v): see -help\n", err)
 		return runner.ExitUsage
 	}
+	env := environment(*driver, bdf)
+	env.Scale = *scale
 	o := runner.Options{
-		Run: re, Rung: conformance.RungVM, Package: conformance.RungVM, Seed: *seed, Count: *count, Shard: *shard, Shards: *shards,
+		Run: re, Rung: env.Rung, Package: env.Rung, Seed: *seed, Count: *count, Shard: *shard, Shards: *shards,
 	}
 	if *list {
 		for _, t := range runner.Select(&o) {
@@ -69,15 +75,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := prepare(bdf); err != nil {
+	if err := prepare(*driver, bdf); err != nil {
 		fmt.Fprintf(stderr, "toebox-conformance: %v\n", err)
 		return runner.ExitNoRig
 	}
 	out := &lines{w: stdout}
-	env := conformance.Env{
-		Rung: conformance.RungVM, Scale: *scale,
-		Open: func(context.Context) (guestdriver.Bus, error) { return vfio.Open(*bdf) },
-	}
 	if *with == "stdio" {
 		p, err := peer.NewRemote(ctx, struct {
 			io.Reader
@@ -98,8 +100,23 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return runner.Run(ctx, o).ExitCode()
 }
 
-// prepare finds the adapter and gives it to vfio-pci.
-func prepare(bdf *string) error {
+// environment is the rung that goes with a driver. The address is known later.
+func environment(driver string, bdf *string) conformance.Env {
+	if driver == guest.DriverUIO {
+		return conformance.Env{
+			Rung:        conformance.RungUIO,
+			Open:        func(context.Context) (guestdriver.Bus, error) { return uio.Open(*bdf, uio.Options{}) },
+			OpenPolling: func(context.Context) (guestdriver.Bus, error) { return uio.Open(*bdf, uio.Options{Poll: true}) },
+		}
+	}
+	return conformance.Env{
+		Rung: conformance.RungVM,
+		Open: func(context.Context) (guestdriver.Bus, error) { return vfio.Open(*bdf) },
+	}
+}
+
+// prepare finds the adapter and gives it to the kernel's driver.
+func prepare(driver string, bdf *string) error {
 	if *bdf == "" {
 		all, err := vfio.List()
 		if err != nil {
@@ -109,6 +126,9 @@ func prepare(bdf *string) error {
 			return fmt.Errorf("found %d adapters, need one: name it with -bdf", len(all))
 		}
 		*bdf = all[0].BDF
+	}
+	if driver == guest.DriverUIO {
+		return uio.Bind(*bdf)
 	}
 	return vfio.Bind(*bdf)
 }
