@@ -72,7 +72,6 @@ func (q *queue) terminate(c *conn, t target) {
 		if !c.deaf {
 			c.deaf = true
 			q.failBuffers(c, abi.StatusClosed)
-			_ = c.ep.CloseRead() // what it cannot stop is discarded
 		}
 		q.answerTerm(c, t, abi.StatusOK, abi.EndedHalfClosed)
 		q.receiveSoon(c)
