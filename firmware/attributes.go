@@ -46,7 +46,7 @@ func (f *Firmware) resetAttributes() {
 			}
 		}
 		if info.Connection && info.Settable && info.Kind == abi.KindScalar {
-			v[a-abi.AttrProtocol] = n
+			v.scalars[a-abi.AttrProtocol] = n
 		}
 		scalars[a] = n
 	}
@@ -179,6 +179,9 @@ func (f *Firmware) setDefault(t abi.Tuple) ([]byte, abi.Status) {
 			return nil, s
 		}
 		if f.defaults.CompareAndSwap(old, next) {
+			if t.Attr == abi.AttrNotifyPattern {
+				return old.bytes(), abi.StatusOK
+			}
 			return scalar(old.of(t.Attr)), abi.StatusOK
 		}
 	}
@@ -192,7 +195,7 @@ func (f *Firmware) getDefault(a abi.Attribute) ([]byte, abi.Status) {
 	case !info.Settable:
 		return nil, abi.StatusBadConnection // it has no default
 	case info.Kind != abi.KindScalar:
-		return make([]byte, abi.NotifyPatternSize), abi.StatusOK
+		return f.defaults.Load().bytes(), abi.StatusOK
 	}
 	return scalar(f.defaults.Load().of(a)), abi.StatusOK
 }

@@ -156,7 +156,7 @@ func TestAdapterAttributes(t *testing.T) {
 			t.Errorf("%s has %d bytes", info.Name, len(got))
 		}
 	}
-	if got := r.attribute(0, abi.AttrCounters, 512); binary.LittleEndian.Uint64(got) < 40 {
+	if got := r.attribute(0, abi.AttrCounters, 4096); binary.LittleEndian.Uint64(got) < 40 {
 		t.Errorf("%d requests counted", binary.LittleEndian.Uint64(got))
 	}
 

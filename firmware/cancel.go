@@ -67,6 +67,9 @@ func (q *queue) cancel(id uint64, tag uint32, t target) (s abi.Status, later boo
 	case abi.TypeBufferAvailable:
 		q.returnBuffer(r, abi.StatusCancelled)
 	case abi.TypeConnect, abi.TypeListen:
+		if q.emitOf(&r.job.origin); q.tags[tag] == nil {
+			return abi.StatusTooLate, false // all its targets had their results
+		}
 		r.job.cancelled = true
 		r.job.waiters = append(r.job.waiters, t)
 		q.jobSoon(r.job)

@@ -31,6 +31,17 @@ func (c *policyClock) nowLocked() uint64 {
 	return uint64(c.source()) + c.shift
 }
 
+// when is a time of this clock as one of the source, at least 1; 0: a clock
+// that stands still does not reach it by itself.
+func (c *policyClock) when(t uint64) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manual || int64(t-c.shift) > 1<<62 {
+		return 0
+	}
+	return max(time.Duration(t-c.shift), 1)
+}
+
 // set switches the mode; the time goes on from where it is.
 func (c *policyClock) set(manual bool) {
 	c.mu.Lock()

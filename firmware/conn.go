@@ -4,6 +4,7 @@ package firmware
 
 import (
 	"errors"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -40,18 +41,25 @@ type conn struct {
 	ep    engine.Endpoint
 	phase phase
 	attrs *values // shared, never changed in place
-	when  time.Duration
-	timer int // 1 + place in the queue's timers, 0: none
+	alarm         // its time limit
 
 	// Of a connect or listen request until it is answered.
 	job     *job
 	ordinal uint32
 	cookie  uint64
+	remote  netip.AddrPort
+
+	protocol uint8
 
 	// Links of job.waiting, later of queue.wait.
 	prev, next *conn
 
 	parent uint64 // listener's id, of an accepted connection
+	origin origin // of arrivals that wait, of a listener
+
+	// The completion or arrival that the host was not told: nothing of the
+	// connection goes before it, and its id is not known.
+	notice *notice
 
 	// Sending: sends holds all that are not answered; those before fetch are
 	// wholly in the engine.
@@ -161,7 +169,7 @@ func (q *queue) newConn(p phase, a *values) *conn {
 	if p != listening {
 		q.fw.counters.connection(1)
 	}
-	return &conn{q: q, phase: p, attrs: a}
+	return &conn{q: q, phase: p, attrs: a, protocol: uint8(engine.TCP)}
 }
 
 // register gives c its id and makes it known.
@@ -199,6 +207,9 @@ func (q *queue) forget(c *conn) {
 // lookup finds the connection that a request names.
 func (q *queue) lookup(id uint64) (*conn, abi.Status) {
 	if c := q.conns[id]; c != nil {
+		if c.notice != nil {
+			return nil, abi.StatusBadConnection
+		}
 		return c, abi.StatusOK
 	}
 	if q.fw.dir.has(id) {

@@ -23,6 +23,7 @@ type job struct {
 	ordinal uint32     // of the next target
 
 	waiting   connList // connecting ones
+	origin    origin   // of results that wait to be told
 	cancelled bool
 	queued    bool     // in the queue's list of jobs
 	waiters   []target // cancellations that wait for the end
@@ -163,17 +164,21 @@ func (q *queue) stepTuple(j *job) {
 		return
 	}
 	j.ordinal++
-	q.answerJob(j, abi.Fields{Aux: uint16(s), Offset: j.ordinal - 1})
+	q.result(j, nil, netip.AddrPort{}, abi.Fields{Aux: uint16(s), Offset: j.ordinal - 1})
 }
 
-// answerJob answers one target. With the last the job ends, and cancellations
-// that named it are answered.
+// answerJob answers one target. With the last the job ends.
 func (q *queue) answerJob(j *job, f abi.Fields) {
 	last := j.r.left == 1
 	q.answerTarget(j.r, f)
-	if !last {
-		return
+	if last {
+		q.endJob(j)
 	}
+}
+
+// endJob ends a job whose targets all have their results. Cancellations that
+// named it are answered.
+func (q *queue) endJob(j *job) {
 	q.fw.memory.release(len(j.buf))
 	for _, w := range j.waiters {
 		q.count(abi.CounterCancellations, 1)
@@ -208,15 +213,20 @@ func targetStatus(t *abi.Target, attrs *values, listen bool) abi.Status {
 func (q *queue) startConnect(j *job, n uint16, ordinal uint32) {
 	t := &j.span
 	q.count(abi.CounterConnects, 1)
+	if j.attrs.of(abi.AttrNotifyAdaptive) != 0 {
+		q.notices.tempo.request(q.fw.policy.now())
+	}
 	c, s := q.openTarget(j, t, ordinal, connecting)
 	if s == abi.StatusOK && (t.Local.Port() != 0 || !t.Local.Addr().IsUnspecified()) {
 		s = statusOf(c.ep.Bind(t.Local))
 	}
+	remote := netip.AddrPortFrom(t.Remote.Addr(), t.Remote.Port()+n)
 	if s == abi.StatusOK {
-		s = statusOf(c.ep.Connect(netip.AddrPortFrom(t.Remote.Addr(), t.Remote.Port()+n)))
+		c.remote = remote
+		s = statusOf(c.ep.Connect(remote))
 	}
 	if s != abi.StatusOK {
-		q.dropTarget(j, c, ordinal, s)
+		q.dropTarget(j, c, remote, ordinal, s)
 		return
 	}
 	j.waiting.push(c)
@@ -247,7 +257,7 @@ func (q *queue) openTarget(j *job, t *abi.Target, ordinal uint32, p phase) (*con
 }
 
 // dropTarget answers a target that could not be started.
-func (q *queue) dropTarget(j *job, c *conn, ordinal uint32, s abi.Status) {
+func (q *queue) dropTarget(j *job, c *conn, remote netip.AddrPort, ordinal uint32, s abi.Status) {
 	if c != nil {
 		if c.ep != nil {
 			c.ep.Abort()
@@ -257,7 +267,7 @@ func (q *queue) dropTarget(j *job, c *conn, ordinal uint32, s abi.Status) {
 	if j.r.kind == abi.TypeConnect {
 		q.count(abi.CounterConnectsFailed, 1)
 	}
-	q.answerJob(j, abi.Fields{Aux: uint16(s), Offset: ordinal, Base: j.span.Cookie})
+	q.result(j, c, remote, abi.Fields{Aux: uint16(s), Offset: ordinal, Base: j.span.Cookie})
 }
 
 // connected looks how the handshake of c ended.
@@ -277,7 +287,7 @@ func (q *queue) connected(c *conn) {
 	c.phase = open
 	q.register(c)
 	q.count(abi.CounterConnectsOK, 1)
-	q.answerJob(j, abi.Fields{
+	q.result(j, c, c.remote, abi.Fields{
 		Conn: c.id, Offset: c.ordinal, Base: c.cookie, Length: uint32(c.ep.Info().Local.Port()),
 	})
 	q.receiveSoon(c)
@@ -291,5 +301,5 @@ func (q *queue) failTarget(c *conn, s abi.Status) {
 	c.ep.Abort()
 	q.forget(c)
 	q.count(abi.CounterConnectsFailed, 1)
-	q.answerJob(j, abi.Fields{Aux: uint16(s), Offset: c.ordinal, Base: c.cookie})
+	q.result(j, c, c.remote, abi.Fields{Aux: uint16(s), Offset: c.ordinal, Base: c.cookie})
 }

@@ -143,7 +143,7 @@ func TestConnectAttributes(t *testing.T) {
 		{"value", abi.AppendSetScalar(nil, abi.AttrTTL, 0), 2, 52},
 		{"congestion", abi.AppendSetScalar(nil, abi.AttrCongestion, 1), 2, 16},
 		{"policy", abi.AppendSetScalar(nil, abi.AttrDelayCount, 1), 2, 16},
-		{"pattern", abi.AppendTuple(nil, true, abi.AttrNotifyPattern, make([]byte, 16)), 2, 16},
+		{"pattern without one", abi.AppendTuple(nil, true, abi.AttrNotifyPattern, []byte{1, 15: 0}), 2, 52},
 		{"no target", abi.AppendSetScalar(nil, abi.AttrTTL, 1), 1, 41},
 		{"too few", nil, 2, 41},
 	} {

@@ -21,6 +21,10 @@ func (q *queue) drain() {
 		}
 		q.refuse(&f, s)
 	}
+	q.drainNotices()
+	for r := q.reports.buffers.front; r != nil; r = q.reports.buffers.front {
+		q.returnBuffer(r, abi.StatusCancelled)
+	}
 	for _, c := range q.conns {
 		q.failSends(c, abi.StatusCancelled)
 		q.failBuffers(c, abi.StatusCancelled)
@@ -55,6 +59,9 @@ func (q *queue) end() {
 	for _, c := range q.conns {
 		c.ep.Abort()
 		q.forget(c)
+	}
+	for _, l := range q.notices.lists {
+		q.fw.memory.release(l.n * noticeCharge)
 	}
 	for _, r := range q.tags {
 		q.fw.memory.release(requestCharge + r.extra)

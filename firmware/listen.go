@@ -38,7 +38,7 @@ func (q *queue) startListen(j *job, n uint16, ordinal uint32) {
 		s = statusOf(c.ep.Listen(backlog))
 	}
 	if s != abi.StatusOK {
-		q.dropTarget(j, c, ordinal, s)
+		q.dropTarget(j, c, netip.AddrPort{}, ordinal, s)
 		return
 	}
 	c.job = nil
@@ -51,7 +51,7 @@ func (q *queue) startListen(j *job, n uint16, ordinal uint32) {
 	if ns != 0 {
 		q.limit(c, ns)
 	}
-	q.answerJob(j, abi.Fields{
+	q.result(j, c, netip.AddrPort{}, abi.Fields{
 		Conn: c.id, Offset: ordinal, Base: c.cookie, Length: uint32(c.ep.Info().Local.Port()),
 	})
 	q.receiveSoon(c)
@@ -173,7 +173,7 @@ func (q *queue) announce(c *conn) {
 		b := a.As4()
 		f.Length = binary.BigEndian.Uint32(b[:])
 	}
-	q.respond(f)
+	q.arrived(c, info.Remote, f)
 	q.event(c, engine.Events(c.events.Swap(0)&^eventHeld))
 	if c.phase == open {
 		q.receiveSoon(c) // bytes may have come before the sink
@@ -183,6 +183,7 @@ func (q *queue) announce(c *conn) {
 // endListener ends a listener that the host did not terminate: the host is
 // told, and the id is gone.
 func (q *queue) endListener(c *conn, s abi.Status) {
+	q.emitOf(&c.origin)
 	c.ep.Close()
 	q.forget(c)
 	q.respond(abi.Fields{

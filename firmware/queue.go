@@ -74,18 +74,20 @@ type queue struct {
 	held     ring
 	looks    pieces // View callbacks, made once
 
-	tags   map[uint32]*request
-	recent []uint32
-	spare  *request // free list
-	conns  map[uint64]*conn
-	limits timers
-	jobs   fifo[*job]
-	pool   requestList // bulk buffers
-	rx, tx fifo[*conn]
-	urgent fifo[*conn] // tx with ASAP
-	wait   connList    // data without a buffer
-	move   mover
-	ctl    []byte // scratch for control buffers
+	tags    map[uint32]*request
+	recent  []uint32
+	spare   *request // free list
+	conns   map[uint64]*conn
+	limits  timers[*conn]
+	jobs    fifo[*job]
+	pool    requestList // bulk buffers
+	reports reports
+	notices notices
+	rx, tx  fifo[*conn]
+	urgent  fifo[*conn] // tx with ASAP
+	wait    connList    // data without a buffer
+	move    mover
+	ctl     []byte // scratch for control buffers
 }
 
 // pieces are the callbacks of [Chip.View]. Made once, they cost no allocation
@@ -93,7 +95,7 @@ type queue struct {
 type pieces struct {
 	take, put, scan, load, store func([]byte) error
 	copyOut, copyIn, fill        func([]byte) error
-	deliver, probe, drop         func([]byte) int
+	deliver, probe, drop, look   func([]byte) int
 }
 
 func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
@@ -109,7 +111,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 	q.looks = pieces{
 		take: q.takePiece, put: q.putPiece, scan: q.scanPiece, load: q.loadPiece, store: q.storePiece,
 		copyOut: q.copyOut, copyIn: q.copyIn, fill: q.fill,
-		deliver: q.deliver, probe: q.probe, drop: q.drop,
+		deliver: q.deliver, probe: q.probe, drop: q.drop, look: q.look,
 	}
 	q.shownState.Store(uint32(q.state))
 	return q
@@ -175,12 +177,15 @@ func (q *queue) pass() bool {
 	switch q.state {
 	case abi.QueueRunning, abi.QueuePaused:
 		q.expire()
+		q.expireNotices()
 		q.adopt()
 		q.collect()
 		q.take()
 		q.requests()
 		q.turnJobs()
+		q.writeReports()
 		q.turnReceive()
+		q.writeReports()
 		q.flush()
 		q.turnSend()
 		q.flush()
@@ -385,8 +390,13 @@ func (q *queue) sleep() {
 func (q *queue) deadline() time.Duration {
 	when := time.Duration(0)
 	watching := q.state == abi.QueueRunning || q.state == abi.QueuePaused
-	if c := q.limits.next(); c != nil && watching && q.held.n < holdLimit {
-		when = max(c.when, 1)
+	if watching && q.held.n < holdLimit {
+		if c := q.limits.next(); c != nil {
+			when = max(c.when, 1)
+		}
+		if n := q.noticeDeadline(); n > 0 && (when == 0 || n < when) {
+			when = n
+		}
 	}
 	if q.ending != 0 && (when == 0 || q.ending < when) {
 		when = q.ending

@@ -11,8 +11,12 @@ import (
 )
 
 // requestBuffer posts a receive buffer: a connection's own, or a bulk buffer
-// (SPEC.md §5.5).
+// (SPEC.md §5.5), or a buffer for reports.
 func (q *queue) requestBuffer(f *abi.Fields) {
+	if f.Flags&abi.FlagReport != 0 {
+		q.requestReportBuffer(f)
+		return
+	}
 	if f.Conn == 0 {
 		if r := q.hold(f, nil); r != nil {
 			q.pool.push(r)
@@ -73,6 +77,10 @@ func (q *queue) turnReceive() {
 // receive delivers what has arrived, for a turn: into the connection's own
 // buffers in order, else into bulk buffers.
 func (q *queue) receive(c *conn) {
+	if c.notice != nil {
+		q.gate(c)
+		return
+	}
 	if c.closing || c.deaf {
 		if q.discard(c) {
 			q.receiveSoon(c)
@@ -212,9 +220,12 @@ func (q *queue) copyOut(dst []byte) error {
 // removeBuffer takes a posted buffer out of the list it is in.
 func (q *queue) removeBuffer(r *request) {
 	q.count(abi.CounterBuffersReturned, 1)
-	if r.conn != nil {
+	switch {
+	case r.conn != nil:
 		r.conn.buffers.remove(r)
-	} else {
+	case r.flags&abi.FlagReport != 0:
+		q.reports.buffers.remove(r)
+	default:
 		q.pool.remove(r)
 	}
 }

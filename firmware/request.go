@@ -73,7 +73,7 @@ func allowedFlags(t abi.Type) abi.Flags {
 }
 
 // unbuiltFlags are allowed flags of features that this firmware does not have.
-const unbuiltFlags = abi.FlagPeek | abi.FlagGroup | abi.FlagSkip | abi.FlagRedirect | abi.FlagReport
+const unbuiltFlags = abi.FlagPeek | abi.FlagGroup | abi.FlagSkip | abi.FlagRedirect
 
 // request acts on one request.
 func (q *queue) request(d abi.Descriptor) {
@@ -130,9 +130,6 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 		return checkBuffer(f)
 	case abi.TypeConnect, abi.TypeListen:
 		reserved = f.Conn != 0 || f.Offset != 0
-		if f.Flags&unbuiltFlags != 0 && !reserved && f.Aux <= 0xff {
-			return abi.StatusNotSupported
-		}
 	case abi.TypeTermination:
 		reserved = f.Offset != 0 || f.Aux == 0 && f.Base != 0 || f.Aux != 0 && f.Conn != 0
 	case abi.TypeCancellation:
@@ -178,11 +175,16 @@ func (q *queue) refuse(f *abi.Fields, s abi.Status) {
 // terminal queues the terminal response of a request.
 func (q *queue) terminal(r *abi.Fields) {
 	r.Flags |= abi.FlagFinal
-	if r.Aux >= uint16(abi.StatusBadType) {
+	q.answered(r.Tag, r.Aux)
+	q.respond(*r)
+}
+
+// answered notes that a tag has its terminal result.
+func (q *queue) answered(tag uint32, status uint16) {
+	if status >= uint16(abi.StatusBadType) {
 		q.count(abi.CounterRequestsRejected, 1)
 	}
-	q.recent[r.Tag%recentTags] = r.Tag
-	q.respond(*r)
+	q.recent[tag%recentTags] = tag
 }
 
 // hold enters a request into the ledger, or refuses it for want of adapter

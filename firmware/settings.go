@@ -10,17 +10,37 @@ import (
 	"toebox/vdev/abi"
 )
 
-// values are the settable scalars of connections, by attribute. They are
-// shared by all connections that have the same and never changed in place.
-type values [abi.AttrSkip - abi.AttrProtocol + 1]uint64
+// values are the settable attributes of connections: scalars by id, and the
+// pattern of NOTIFY_PATTERN, nil while it is off. They are shared by all
+// connections that have the same and never changed in place.
+type values struct {
+	scalars [abi.AttrSkip - abi.AttrProtocol + 1]uint64
+	pattern *pattern
+}
 
-func (v *values) of(a abi.Attribute) uint64 { return v[a-abi.AttrProtocol] }
+func (v *values) of(a abi.Attribute) uint64 { return v.scalars[a-abi.AttrProtocol] }
 
 // with returns a copy in which a is n.
 func (v *values) with(a abi.Attribute, n uint64) *values {
 	w := *v
-	w[a-abi.AttrProtocol] = n
+	w.scalars[a-abi.AttrProtocol] = n
 	return &w
+}
+
+// bytes is the value of NOTIFY_PATTERN.
+func (v *values) bytes() []byte {
+	if v.pattern == nil {
+		return make([]byte, abi.NotifyPatternSize)
+	}
+	return v.pattern.value
+}
+
+// gates reports whether notices wait for bytes of their connection.
+func (v *values) gates() bool { return v.of(abi.AttrNotifyData) != 0 || v.pattern != nil }
+
+// plain reports whether notices go at once.
+func (v *values) plain() bool {
+	return v.of(abi.AttrNotifyCount) == 1 && v.of(abi.AttrNotifyAdaptive) == 0 && !v.gates()
 }
 
 // setting is what this firmware knows of an attribute of connections that can
@@ -39,6 +59,8 @@ const (
 	maxWindow  = 8 << 20
 	maxSendBuf = 16 << 20
 	maxTime    = math.MaxInt64 // ns
+
+	maxNotifyCount = 1 << 20
 )
 
 func makeSettings() map[abi.Attribute]setting {
@@ -70,6 +92,15 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},
+		abi.AttrNotifyCount:       {max: maxNotifyCount},
+		abi.AttrNotifyAmount:      {max: maxNotifyCount * abi.ReportSize},
+		abi.AttrNotifyFirst:       {max: maxTime},
+		abi.AttrNotifyLast:        {max: maxTime},
+		abi.AttrNotifyCeiling:     {max: maxTime},
+		abi.AttrNotifyAdaptive:    {max: adaptAll},
+		abi.AttrNotifyData:        {max: maxWindow},
+		abi.AttrNotifyFailures:    {max: 1},
+		abi.AttrNotifyReport:      {max: 1},
 	}
 }
 
@@ -109,13 +140,19 @@ func (f *Firmware) applyOptions(ep engine.Endpoint, v *values) abi.Status {
 // withTuple returns the values with those of a set tuple in them.
 func (f *Firmware) withTuple(v *values, t abi.Tuple) (*values, abi.Status) {
 	n, s := f.checkSet(t)
+	if s == abi.StatusOK && t.Attr == abi.AttrNotifyPattern {
+		w := *v
+		if w.pattern, s = newPattern(t.Value); s == abi.StatusOK {
+			return &w, s
+		}
+	}
 	if s != abi.StatusOK {
 		return v, s
 	}
 	return v.with(t.Attr, n), abi.StatusOK
 }
 
-// checkSet checks a set tuple of a connection's scalar.
+// checkSet checks a set tuple of a connection, and returns a scalar's value.
 func (f *Firmware) checkSet(t abi.Tuple) (uint64, abi.Status) {
 	info, known := f.table[t.Attr]
 	switch {
@@ -125,6 +162,10 @@ func (f *Firmware) checkSet(t abi.Tuple) (uint64, abi.Status) {
 		return 0, abi.StatusReadOnly
 	case info.Kind == abi.KindScalar && len(t.Value) != 8:
 		return 0, abi.StatusBadLength
+	}
+	if t.Attr == abi.AttrNotifyPattern {
+		_, s := newPattern(t.Value)
+		return 0, s
 	}
 	s, built := f.settings[t.Attr]
 	if !built {
@@ -139,6 +180,11 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	n, s := q.fw.checkSet(t)
 	if s != abi.StatusOK {
 		return nil, s
+	}
+	if t.Attr == abi.AttrNotifyPattern {
+		old := c.attrs.bytes()
+		c.attrs, s = q.fw.withTuple(c.attrs, t)
+		return old, s
 	}
 	old := c.attrs.of(t.Attr)
 	set := q.fw.settings[t.Attr]
@@ -166,7 +212,7 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	}
 	if info.Settable {
 		if info.Kind != abi.KindScalar {
-			return make([]byte, abi.NotifyPatternSize), abi.StatusOK
+			return c.attrs.bytes(), abi.StatusOK
 		}
 		return scalar(c.attrs.of(a)), abi.StatusOK
 	}

@@ -57,6 +57,7 @@ func (q *queue) terminate(c *conn, t target) {
 	half := t.mode == abi.TerminateSend || t.mode == abi.TerminateReceive
 	switch {
 	case c.phase == listening:
+		q.emitOf(&c.origin)
 		c.ep.Close()
 		q.forget(c)
 		q.answerTerm(c, t, abi.StatusOK, abi.EndedListener)

@@ -4,54 +4,69 @@ package firmware
 
 import "time"
 
-// timers is a heap of connections by their next time limit: of the handshake,
-// of the listener, or of the linger. A connection has at most one.
-type timers []*conn
+// alarm is embedded in what waits for a time; it has at most one.
+type alarm struct {
+	when  time.Duration
+	timer int // 1 + place in the heap, 0: not armed
+}
 
-// set arms or moves the limit of c.
-func (t *timers) set(c *conn, when time.Duration) {
-	c.when = when
-	if c.timer == 0 {
+func (a *alarm) itself() *alarm { return a }
+
+type alarmed interface{ itself() *alarm }
+
+// timers is a heap by time: connections by their time limit of the handshake,
+// of the listener, or of the linger; notices by their ceiling.
+type timers[T alarmed] []T
+
+// set arms or moves the alarm of c.
+func (t *timers[T]) set(c T, when time.Duration) {
+	a := c.itself()
+	a.when = when
+	if a.timer == 0 {
 		*t = append(*t, c)
-		c.timer = len(*t)
+		a.timer = len(*t)
 	}
-	t.fix(c.timer - 1)
+	t.fix(a.timer - 1)
 }
 
 // clear disarms c.
-func (t *timers) clear(c *conn) {
-	if c.timer == 0 {
+func (t *timers[T]) clear(c T) {
+	a := c.itself()
+	if a.timer == 0 {
 		return
 	}
+	var none T
 	h := *t
-	i, last := c.timer-1, len(h)-1
+	i, last := a.timer-1, len(h)-1
 	h[i] = h[last]
-	h[i].timer = i + 1
-	h[last] = nil
+	h[i].itself().timer = i + 1
+	h[last] = none
 	*t = h[:last]
-	c.timer = 0
+	a.timer = 0
 	if i < last {
 		t.fix(i)
 	}
 }
 
-// next returns the connection whose limit comes first, or nil.
-func (t timers) next() *conn {
-	if len(t) == 0 {
-		return nil
+// next returns whose alarm comes first; nil, or the zero T, without any.
+func (t timers[T]) next() (first T) {
+	if len(t) > 0 {
+		first = t[0]
 	}
-	return t[0]
+	return first
 }
 
-func (t timers) fix(i int) {
-	for i > 0 && t[i].when < t[(i-1)/2].when {
+func (t timers[T]) at(i int) time.Duration { return t[i].itself().when }
+
+func (t timers[T]) fix(i int) {
+	for i > 0 && t.at(i) < t.at((i-1)/2) {
 		t.swap(i, (i-1)/2)
 		i = (i - 1) / 2
 	}
 	for {
 		least := i
 		for k := 2*i + 1; k <= 2*i+2 && k < len(t); k++ {
-			if t[k].when < t[least].when {
+			if t.at(k) < t.at(least) {
 				least = k
 			}
 		}
@@ -63,7 +78,7 @@ func (t timers) fix(i int) {
 	}
 }
 
-func (t timers) swap(i, k int) {
+func (t timers[T]) swap(i, k int) {
 	t[i], t[k] = t[k], t[i]
-	t[i].timer, t[k].timer = i+1, k+1
+	t[i].itself().timer, t[k].itself().timer = i+1, k+1
 }

@@ -217,7 +217,7 @@ func TestAttributes(t *testing.T) {
 	if v, err := a.Attribute(ctx, 0, abi.AttrRoutes); len(v) != 6000 || err != nil {
 		t.Errorf("a long value: %d bytes, %v", len(v), err)
 	}
-	if v, err := a.Counters(ctx); len(v) != 64 || err != nil {
+	if v, err := a.Counters(ctx); len(v) != abi.NumCounters || err != nil {
 		t.Errorf("%d counters, %v", len(v), err)
 	}
 	if err := a.SetScalar(ctx, 0, abi.AttrMTU, 1400); err != nil {

@@ -216,7 +216,7 @@ func TestLatches(t *testing.T) {
 	r.want(0x204, 8)
 	r.want(0x208, 9)
 	bad := r.f.Counter(47)
-	for _, v := range []uint32{64, 0xffffffff} {
+	for _, v := range []uint32{abi.NumCounters, 0xffffffff} {
 		r.set(0x200, v)
 		r.want(0x200, v)
 		r.want(0x204, 0)
@@ -290,7 +290,7 @@ func TestCounters(t *testing.T) {
 		r.fw.counters[i].Store(uint64(i) + 100)
 	}
 	m := r.f.Counters()
-	if len(m) != 64 || m["requests"] != 100 || m["copies_bytes"] != 163 || m["mmio_bad_value"] != 147 {
+	if len(m) != abi.NumCounters || m["requests"] != 100 || m["copies_bytes"] != 163 || m["mmio_bad_value"] != 147 {
 		t.Errorf("counters %v", m)
 	}
 }

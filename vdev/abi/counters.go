@@ -71,8 +71,20 @@ const (
 	CounterQueuePasses  // times that a queue worker looked at its tables
 	CounterQueueWakeups // times that it had slept before
 	CounterCopiesBytes  // payload bytes copied between engine and host memory
+	CounterNotices      // completions and arrivals that waited to be told
+	CounterNotifyCount  // releases by NOTIFY_COUNT
+	CounterNotifyAmount
+	CounterNotifyFirst
+	CounterNotifyLast
+	CounterNotifyCeiling // releases by a ceiling of time or bytes
+	CounterNotifyDynamic
+	CounterNotifyData
+	CounterNotifyPattern
+	CounterNotifyEnd     // releases by the end of what the notice is about
+	CounterReports       // report buffers given back with records
+	CounterReportRecords // records in them
 
-	NumCounters = 64
+	NumCounters = 76
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -149,5 +161,17 @@ func counterNames() [NumCounters]string {
 		"queue_passes",
 		"queue_wakeups",
 		"copies_bytes",
+		"notices",
+		"notify_count",
+		"notify_amount",
+		"notify_first",
+		"notify_last",
+		"notify_ceiling",
+		"notify_dynamic",
+		"notify_data",
+		"notify_pattern",
+		"notify_end",
+		"reports",
+		"report_records",
 	}
 }
