@@ -47,6 +47,9 @@ func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 	n := q.newNotice()
 	n.f, n.conn, n.report = f, c, report
 	n.protocol, n.port, n.remote = c.protocol, uint16(f.Offset>>16), remote
+	if c.attrs.of(abi.AttrNotifyAdaptive) != 0 {
+		q.notices.tempo.request(q.fw.policy.now())
+	}
 	var from *origin
 	if l := q.conns[c.parent]; l != nil {
 		from = &l.origin
