@@ -26,6 +26,8 @@ type fake struct {
 	done  chan struct{}
 	once  sync.Once
 
+	asked chan struct{} // gets a value when the keeper waits in Stop; nil: nobody asks
+
 	served chan struct{} // closed when nothing is served any more; nil: never was
 }
 
@@ -34,7 +36,16 @@ func (f *fake) Done() <-chan struct{}                       { return f.done }
 func (f *fake) Err() error                                  { return errors.New("killed") }
 func (f *fake) PID() int                                    { return 0 }
 func (f *fake) Trace() []byte                               { return []byte("a trace") }
-func (f *fake) Stop(time.Duration)                          { f.kill(); <-f.done }
+
+// Stop implements Process.
+func (f *fake) Stop(time.Duration) {
+	f.kill()
+	select {
+	case f.asked <- struct{}{}:
+	default:
+	}
+	<-f.done
+}
 
 // kill ends the process.
 func (f *fake) kill() {
@@ -135,7 +146,7 @@ func (s *fakes) stuck(dev vfiouser.Device, cfg vfiouser.Config, stuck chan struc
 		}()
 		return &fake{
 			dial: func() (*net.UnixConn, error) { return net.DialUnix("unix", nil, addr) },
-			end:  cancel, stuck: stuck, served: served, done: make(chan struct{}),
+			end:  cancel, stuck: stuck, served: served, done: make(chan struct{}), asked: make(chan struct{}, 1),
 		}, nil
 	}
 	return srv

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -198,20 +199,38 @@ func TestReaped(t *testing.T) {
 	if err := c.Map(0, 1<<20, 0, 3, ram); err != nil {
 		t.Fatal(err)
 	}
-	(<-f.made).kill()
+	old := <-f.made
+	old.kill()
 	eventually(t, "the connection to end", func() bool { return !r.k.Stats().Ready })
-	f.device(plain())
-	unmapped := make(chan error, 1)
-	go func() { _, err := c.Unmap(0, 1<<20); unmapped <- err }()
-	eventually(t, "the unmap to be held", func() bool { return r.k.Stats().Held == 1 })
-	// The keeper has nothing left to do but to wait.
-	select {
-	case err := <-unmapped:
-		t.Errorf("unmap is answered: %v", err)
-	case <-f.made:
-		t.Error("a server is started")
-	case <-time.After(50 * time.Millisecond):
+	var gone atomic.Bool
+	other := newFakes(t)
+	other.device(plain())
+	next := <-other.start
+	f.start <- func() (*fake, error) {
+		if !gone.Load() {
+			t.Error("a server is started beside the old one")
+		}
+		return next()
 	}
+	unmapped := make(chan error, 1)
+	go func() {
+		_, err := c.Unmap(0, 1<<20)
+		if !gone.Load() {
+			t.Error("unmap is answered while the old server can write to the memory")
+		}
+		unmapped <- err
+	}()
+	eventually(t, "the unmap to be held", func() bool { return r.k.Stats().Held == 1 })
+	r.outOfPatience() // not even then
+	select {
+	case <-old.asked: // to end: the keeper has nothing left to do but to wait
+	case <-time.After(patience):
+		t.Fatal("the old server is not told to end")
+	}
+	if n := r.k.Stats().Held; n != 1 {
+		t.Errorf("%d requests are held", n)
+	}
+	gone.Store(true)
 	close(stuck)
 	if err := <-unmapped; err != nil {
 		t.Error(err)

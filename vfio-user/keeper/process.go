@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,7 +46,7 @@ type Process interface {
 // uses Listener has it among its ExtraFiles.
 type Launch struct {
 	Generation uint32 // how often the server was started, this time included
-	Socket     string // a path where nothing is yet
+	Socket     string // a path where nothing is yet; not for a server that gets Listener
 	Listener   *os.File
 }
 
@@ -69,9 +70,9 @@ const (
 // child is a process started from a command.
 type child struct {
 	pid    int
-	dir    string // removed at the end
-	dial   string // path to connect to
-	waits  bool   // until the server listens
+	dir    *folder  // removed at the end
+	socket string   // path at which the server will listen; "": it has a socket already
+	place  *os.File // of that socket
 	done   chan struct{}
 	stderr *tail
 	err    error // valid once done is closed
@@ -82,43 +83,36 @@ type child struct {
 
 // startChild starts what command returns.
 func startChild(command func(Launch) *exec.Cmd, generation uint32, log io.Writer) (_ *child, err error) {
-	dir, err := os.MkdirTemp("", "keeper")
+	dir, err := newFolder()
 	if err != nil {
-		return nil, fmt.Errorf("keeper: %w", err)
+		return nil, err
 	}
 	p := &child{dir: dir, done: make(chan struct{}), stderr: &tail{w: log}}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(dir)
+			p.clean()
 		}
 	}()
-	inherited := filepath.Join(dir, "l")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: inherited, Net: "unix"})
+	f, place, err := dir.listen()
 	if err != nil {
-		return nil, fmt.Errorf("keeper: %w", err)
+		return nil, err
 	}
-	l.SetUnlinkOnClose(false)
-	f, err := l.File()
-	l.Close()
-	if err != nil {
-		return nil, fmt.Errorf("keeper: %w", err)
-	}
+	p.place = place
 	defer f.Close()
-	p.dial, p.waits = filepath.Join(dir, "s"), true
-	cmd := command(Launch{Generation: generation, Socket: p.dial, Listener: f})
+	p.socket = filepath.Join(dir.path, "s")
+	cmd := command(Launch{Generation: generation, Socket: p.socket, Listener: f})
 	if cmd == nil {
 		return nil, errors.New("keeper: no command")
 	}
-	for _, x := range cmd.ExtraFiles {
-		if x == f {
-			p.dial, p.waits = inherited, false
-		}
+	if slices.Contains(cmd.ExtraFiles, f) {
+		p.socket = ""
+		dir.remove() // nothing to clean up, then, even if we are killed
 	}
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
 	n := strconv.FormatUint(uint64(generation), 10)
-	cmd.Env = append(cmd.Env, EnvSocket+"="+filepath.Join(dir, "s"), EnvGeneration+"="+n, EnvToebox+"="+n)
+	cmd.Env = append(cmd.Env, EnvSocket+"="+filepath.Join(dir.path, "s"), EnvGeneration+"="+n, EnvToebox+"="+n)
 	if cmd.Stderr == nil {
 		cmd.Stderr = p.stderr
 	}
@@ -151,10 +145,18 @@ func (p *child) run(cmd *exec.Cmd) error {
 		if errors.Is(p.err, exec.ErrWaitDelay) {
 			p.err = nil
 		}
-		os.RemoveAll(p.dir)
+		p.clean()
 		close(p.done)
 	}()
 	return <-started
+}
+
+// clean removes what was made for the process.
+func (p *child) clean() {
+	p.dir.remove()
+	if p.place != nil {
+		p.place.Close()
+	}
 }
 
 // waitExited waits until pid has ended, without reaping it.
@@ -204,12 +206,25 @@ func groupAlive(pgid int) bool {
 // Dial implements Process.
 func (p *child) Dial(ctx context.Context) (*net.UnixConn, error) {
 	var d net.Dialer
+	if p.socket == "" {
+		// The descriptor must stay what it is until the connection is made.
+		rc, err := p.place.SyscallConn()
+		if err != nil {
+			return nil, fmt.Errorf("keeper: %w", err)
+		}
+		var c net.Conn
+		cerr := rc.Control(func(uintptr) { c, err = d.DialContext(ctx, "unix", p.place.Name()) })
+		if err = errors.Join(err, cerr); err != nil {
+			return nil, fmt.Errorf("keeper: %w", err)
+		}
+		return c.(*net.UnixConn), nil
+	}
 	for wait := dialRetry; ; wait = min(2*wait, dialMost) {
-		c, err := d.DialContext(ctx, "unix", p.dial)
+		c, err := d.DialContext(ctx, "unix", p.socket)
 		if err == nil {
 			return c.(*net.UnixConn), nil
 		}
-		if !p.waits || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("keeper: %w", err)
 		}
 		select {

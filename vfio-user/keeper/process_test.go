@@ -110,7 +110,7 @@ func TestWrapper(t *testing.T) {
 		t.Errorf("%v live on", alive)
 	}
 	r.ready(2)
-	if left, _ := filepath.Glob(filepath.Join(os.Getenv("TMPDIR"), "keeper*")); len(left) != 1+1 { // the rig's is one
+	if left, _ := filepath.Glob(filepath.Join(os.Getenv("TMPDIR"), folderPrefix+"*")); len(left) != 1 {
 		t.Errorf("folders %v", left)
 	}
 }

@@ -3,6 +3,7 @@
 package keeper
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/vfiousertest"
@@ -247,9 +249,75 @@ func TestMapsAtOnce(t *testing.T) {
 	}
 }
 
-// TestManyMaps puts back as many maps as QEMU may make, and measures it.
+// TestPatienceWhileRestoring: what the client asks for while its maps are put
+// back waits for the server, but not longer than the client has patience.
+func TestPatienceWhileRestoring(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, first := r.connect(f)
+	ram := vfiousertest.Memory(t, 4096)
+	var maps []vfiousertest.Message
+	for i := range uint16(3) {
+		m := vfiousertest.Message{ID: i, Command: 2, Payload: unhex(t, "20000000 03000000 0000000000000000 0000000000000000 0010000000000000")}
+		binary.LittleEndian.PutUint64(m.Payload[16:], uint64(i)*8192)
+		client.Send(m.Bytes(), int(ram.Fd()))
+		answer(first, first.Recv(), nil)
+		if m := client.Recv(); m.ID != i || m.Errno != 0 {
+			t.Fatalf("map %d: %+v", i, m)
+		}
+	}
+	second := f.peer()
+	(<-f.made).kill()
+	answers(t, second, agreed)
+	for range 3 {
+		maps = append(maps, second.Recv())
+	}
+	// The server has them and does not answer yet.
+	read := vfiousertest.Message{ID: 100, Command: 9, Payload: unhex(t, "1000000000000000 00000000 04000000")}
+	write := vfiousertest.Message{ID: 101, Command: 10, Payload: unhex(t, "2000000000000000 00000000 04000000 aabbccdd")}
+	gone := append(slices.Clone(read.Payload), 0xff, 0xff, 0xff, 0xff)
+	client.Send(read.Bytes())
+	eventually(t, "the read to be held", func() bool { return r.k.Stats().Held == 1 })
+	r.session().overdue(time.Now().Add(-patience)) // there is time yet
+	if s := r.k.Stats(); s.Held != 1 || s.InStead != 0 {
+		t.Errorf("%+v", s)
+	}
+	r.outOfPatience()
+	if m := client.Recv(); m.ID != 100 || m.Flags != 1 || !bytes.Equal(m.Payload, gone) {
+		t.Errorf("read: %+v", m)
+	}
+	// From then on at once: nobody waits twice for the same server.
+	if m := client.Do(read); m.Flags != 1 || !bytes.Equal(m.Payload, gone) {
+		t.Errorf("read again: %+v", m)
+	}
+	if m := client.Do(write); m.Flags != 1 || !bytes.Equal(m.Payload, write.Payload[:16]) {
+		t.Errorf("write: %+v", m)
+	}
+	if s := r.k.Stats(); s.Ready || s.InStead != 3 || s.Dropped != 1 || s.Held != 0 {
+		t.Errorf("%+v", s)
+	}
+	// It was slow, nothing more.
+	for _, m := range maps {
+		answer(second, m, nil)
+	}
+	if e := r.ready(2); e.Maps != 3 {
+		t.Errorf("%+v", e)
+	}
+	client.Send(read.Bytes())
+	m := second.Recv()
+	if m.Command != 9 || !bytes.Equal(m.Payload, read.Payload) {
+		t.Fatalf("the server gets %+v", m)
+	}
+	answer(second, m, append(slices.Clone(read.Payload), 1, 2, 3, 4))
+	if m := client.Recv(); m.ID != 100 || m.Flags != 1 || !bytes.Equal(m.Payload[16:], []byte{1, 2, 3, 4}) {
+		t.Errorf("read: %+v", m)
+	}
+}
+
+// TestManyMaps puts back as many maps as QEMU may make: in 3 s, or what QEMU asks
+// for is answered in the meantime.
 func TestManyMaps(t *testing.T) {
-	const count = 60_000
+	const count, inTime = 60_000, 3 * time.Second
 	f := newFakes(t)
 	r := start(t, f.config())
 	dev, cfg := plain()
@@ -262,10 +330,34 @@ func TestManyMaps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	(<-f.made).kill()
+	eventually(t, "the connection to end", func() bool { return !r.k.Stats().Ready })
+	b := make([]byte, 4)
+	read := make(chan error, 1)
+	go func() { read <- c.ReadRegion(vfiouser.RegionConfig, 0, b) }()
+	eventually(t, "the read to be held", func() bool { return r.k.Stats().Held == 1 })
+	held := time.Now()
 	dev2, _ := plain()
 	srv := f.device(dev2, cfg)
-	(<-f.made).kill()
+	judged := make(chan struct{})
+	late := time.AfterFunc(inTime, func() {
+		defer close(judged)
+		// In the place of the clock of the keeper's patience, which is a test's.
+		n := r.session()
+		n.overdue(held)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if inStead := r.k.stats.inStead.Load(); n.state != stateUp && inStead != 1 {
+			t.Errorf("%d requests are answered after %v without the server", inStead, inTime)
+		}
+	})
 	e := r.ready(2)
+	if !late.Stop() {
+		<-judged
+	}
+	if err := <-read; err != nil || !bytes.Equal(b, []byte{0xef, 0xbe, 0xad, 0xde}) {
+		t.Errorf("read: % x, %v", b, err)
+	}
 	if e.Maps != count || srv.Stats().DMAMapped != count {
 		t.Errorf("%+v", e)
 	}

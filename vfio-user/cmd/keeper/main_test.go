@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,29 +154,52 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// TestKilled: with the keeper goes its server, and a new one takes over the path.
+// TestKilled: with the keeper goes its server, a new one takes over the path, and
+// nothing is left in the folder for temporary files: at once with a socket that is
+// handed on, by the next keeper with one that has a name.
 func TestKilled(t *testing.T) {
 	path := filepath.Join(folder(t), "s")
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
+	t.Setenv("TMPDIR", folder(t))
+	temporary := func() []string {
+		t.Helper()
+		names, err := filepath.Glob(filepath.Join(os.Getenv("TMPDIR"), "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
 	}
-	defer r.Close()
-	cmd, _ := process(t, w, "--socket-path="+path, "--", "EXE", "edu:{fd}")
-	w.Close()
-	dial(t, path)
-	cmd.Process.Kill()
-	cmd.Wait()
-	// Standard output is the server's too.
-	r.SetReadDeadline(time.Now().Add(patience))
-	if b, err := io.ReadAll(r); err != nil {
-		t.Fatalf("the server lives on: %q, %v", b, err)
+	var left []string
+	for _, tt := range []struct {
+		how  string
+		want int // folders
+	}{{"edu:{fd}", 0}, {"edu:{socket}", 1}, {"edu:", 1}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		cmd, _ := process(t, w, "--socket-path="+path, "--", "EXE", tt.how)
+		w.Close()
+		dial(t, path)
+		if now := temporary(); len(now) != tt.want || len(left) > 0 && slices.Contains(now, left[0]) {
+			t.Errorf("%s: folders %v after %v", tt.how, now, left)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		// Standard output is the server's too.
+		r.SetReadDeadline(time.Now().Add(patience))
+		if b, err := io.ReadAll(r); err != nil {
+			t.Fatalf("the server lives on: %q, %v", b, err)
+		}
+		if left = temporary(); len(left) != tt.want {
+			t.Errorf("%s: folders %v are left", tt.how, left)
+		}
 	}
 	cmd, out := process(t, nil, "--socket-path="+path, "--", "EXE", "edu:{socket}")
 	dial(t, path)
 	cmd.Process.Signal(syscall.SIGINT)
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("%v; said %s", err, out)
+	if err := cmd.Wait(); err != nil || len(temporary()) != 0 {
+		t.Errorf("%v; said %s; folders %v", err, out, temporary())
 	}
 }
 
