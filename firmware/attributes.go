@@ -192,7 +192,7 @@ func (f *Firmware) getDefault(a abi.Attribute) ([]byte, abi.Status) {
 	switch {
 	case !known || !info.Connection:
 		return nil, abi.StatusUnknownAttribute
-	case !info.Settable:
+	case !info.Settable, info.Kind == abi.KindAddress:
 		return nil, abi.StatusBadConnection // it has no default
 	case info.Kind != abi.KindScalar:
 		return f.defaults.Load().bytes(), abi.StatusOK

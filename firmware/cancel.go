@@ -86,7 +86,7 @@ func (q *queue) cancelListener(id uint64) abi.Status {
 	switch {
 	case s != abi.StatusOK:
 		return s
-	case c.phase != listening:
+	case c.phase != listening && !c.loose:
 		return abi.StatusBadTag
 	}
 	q.endListener(c, abi.StatusCancelled)

@@ -39,6 +39,8 @@ type conn struct {
 
 	id    uint64
 	ep    engine.Endpoint
+	proto protocol
+	loose bool // a datagram endpoint without a peer
 	phase phase
 	attrs *values // shared, never changed in place
 	alarm         // its time limit
@@ -48,8 +50,6 @@ type conn struct {
 	ordinal uint32
 	cookie  uint64
 	remote  netip.AddrPort
-
-	protocol uint8
 
 	// Links of job.waiting, later of queue.wait.
 	prev, next *conn
@@ -156,7 +156,7 @@ func (q *queue) event(c *conn, e engine.Events) {
 }
 
 // newConn charges for a connection or listener, or returns nil.
-func (q *queue) newConn(p phase, a *values) *conn {
+func (q *queue) newConn(proto protocol, p phase, a *values) *conn {
 	charge := connectionCharge
 	if p == listening {
 		charge = listenerCharge
@@ -169,7 +169,7 @@ func (q *queue) newConn(p phase, a *values) *conn {
 	if p != listening {
 		q.fw.counters.connection(1)
 	}
-	return &conn{q: q, phase: p, attrs: a, protocol: uint8(engine.TCP)}
+	return &conn{q: q, proto: proto, phase: p, attrs: a}
 }
 
 // register gives c its id and makes it known.
@@ -264,8 +264,12 @@ func (q *queue) expire() {
 			q.failTarget(c, abi.StatusTimedOut)
 		case listening:
 			q.endListener(c, abi.StatusTimedOut)
-		case open: // the linger of a graceful termination
-			q.abort(c, abi.StatusTimedOut)
+		case open:
+			if c.closing { // the linger of a graceful termination
+				q.abort(c, abi.StatusTimedOut)
+			} else { // a datagram endpoint's time
+				q.endListener(c, abi.StatusTimedOut)
+			}
 		}
 	}
 }

@@ -187,23 +187,17 @@ func (q *queue) endJob(j *job) {
 	j.waiters = nil
 }
 
-// targetStatus checks what the parser leaves open.
-func targetStatus(t *abi.Target, attrs *values, listen bool) abi.Status {
-	remote := t.Remote.Addr()
+// targetStatus checks what the parser leaves open, and the protocols have in
+// common.
+func targetStatus(t *abi.Target, listen bool) abi.Status {
 	switch {
-	case t.Protocol != uint8(engine.TCP):
-		return abi.StatusNotSupported
-	case listen && (t.Remote.Port() != 0 || !remote.IsUnspecified()):
+	case listen && (t.Remote.Port() != 0 || !t.Remote.Addr().IsUnspecified()):
 		return abi.StatusReserved
-	case listen && attrs.of(abi.AttrSACK) == 0:
-		return abi.StatusNotSupported // the engine answers for all alike
-	case listen && t.Backlog > maxBacklog:
-		return abi.StatusBadValue
 	case !listen && t.Backlog != 0:
 		return abi.StatusReserved
 	case !listen && t.Remote.Port() == 0:
 		return abi.StatusBadValue
-	case !listen && (remote.IsUnspecified() || remote.IsMulticast() || remote == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
+	case !listen && t.Remote.Addr().IsUnspecified():
 		return abi.StatusBadAddress
 	}
 	return abi.StatusOK
@@ -216,7 +210,15 @@ func (q *queue) startConnect(j *job, n uint16, ordinal uint32) {
 	if j.attrs.of(abi.AttrNotifyAdaptive) != 0 {
 		q.notices.tempo.request(q.fw.policy.now())
 	}
-	c, s := q.openTarget(j, t, ordinal, connecting)
+	proto := protocolOf(t)
+	s := targetStatus(t, false)
+	if s == abi.StatusOK {
+		s = proto.checkConnect(t)
+	}
+	var c *conn
+	if s == abi.StatusOK {
+		c, s = q.openTarget(j, proto, ordinal, connecting)
+	}
 	if s == abi.StatusOK && (t.Local.Port() != 0 || !t.Local.Addr().IsUnspecified()) {
 		s = statusOf(c.ep.Bind(t.Local))
 	}
@@ -239,21 +241,18 @@ func (q *queue) startConnect(j *job, n uint16, ordinal uint32) {
 
 // openTarget makes the endpoint of a target. On an error what was made is for
 // dropTarget.
-func (q *queue) openTarget(j *job, t *abi.Target, ordinal uint32, p phase) (*conn, abi.Status) {
-	if s := targetStatus(t, j.attrs, p == listening); s != abi.StatusOK {
-		return nil, s
-	}
-	c := q.newConn(p, j.attrs)
+func (q *queue) openTarget(j *job, proto protocol, ordinal uint32, p phase) (*conn, abi.Status) {
+	c := q.newConn(proto, p, j.attrs)
 	if c == nil {
 		return nil, abi.StatusNoMemory
 	}
-	c.job, c.ordinal, c.cookie = j, ordinal, t.Cookie
-	ep, err := q.fw.engine.Open(engine.TCP, t.V6, c)
+	c.job, c.ordinal, c.cookie = j, ordinal, j.span.Cookie
+	ep, err := q.fw.engine.Open(proto.number(), j.span.V6, c)
 	if err != nil {
 		return c, statusOf(err)
 	}
 	c.ep = ep
-	return c, q.fw.applyOptions(c.ep, c.attrs)
+	return c, q.fw.applyOptions(c)
 }
 
 // dropTarget answers a target that could not be started.

@@ -68,7 +68,7 @@ func TestConnectRefusedTargets(t *testing.T) {
 		want  abi.Status
 	}{
 		{"protocol", raw(0, 1), 42},
-		{"UDP", raw(0, 17), 16},
+		{"UDP backlog", append(append([]byte(nil), raw(0, 17)[:8+48]...), append([]byte{1}, raw(0, 17)[8+49:]...)...), 33},
 		{"family", raw(1, 5), 9},
 		{"count 0", raw(2, 0), 52},
 		{"reserved", raw(52, 1), 33},

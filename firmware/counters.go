@@ -48,6 +48,9 @@ func (c *Counters) Load(i abi.Counter) uint64 {
 		s := c.stats()
 		return engineCounter(i, &s)
 	}
+	if i == abi.CounterDatagramsDropped {
+		return c.sum(i) + c.stats().DatagramsDropped
+	}
 	if i < 0 || i >= abi.NumCounters {
 		return 0
 	}

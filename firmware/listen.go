@@ -22,7 +22,15 @@ const eventHeld = 1 << 31
 // startListen opens the n-th listener of the range under way.
 func (q *queue) startListen(j *job, n uint16, ordinal uint32) {
 	t := &j.span
-	c, s := q.openTarget(j, t, ordinal, listening)
+	proto := protocolOf(t)
+	s := targetStatus(t, true)
+	if s == abi.StatusOK {
+		s = proto.checkListen(t, j.attrs)
+	}
+	var c *conn
+	if s == abi.StatusOK {
+		c, s = q.openTarget(j, proto, ordinal, proto.listenPhase())
+	}
 	if s == abi.StatusOK {
 		port := t.Local.Port()
 		if port != 0 {
@@ -31,11 +39,7 @@ func (q *queue) startListen(j *job, n uint16, ordinal uint32) {
 		s = statusOf(c.ep.Bind(netip.AddrPortFrom(t.Local.Addr(), port)))
 	}
 	if s == abi.StatusOK {
-		backlog := int(t.Backlog)
-		if backlog == 0 {
-			backlog = int(c.attrs.of(abi.AttrBacklog))
-		}
-		s = statusOf(c.ep.Listen(backlog))
+		s = statusOf(proto.listen(c, t))
 	}
 	if s != abi.StatusOK {
 		q.dropTarget(j, c, netip.AddrPort{}, ordinal, s)
@@ -79,7 +83,7 @@ func (deafSink) Notify(engine.Events) {}
 func (q *queue) acceptOne(l *conn) bool {
 	var c *conn
 	ep, err := l.ep.Accept(func(engine.Endpoint) engine.Sink {
-		if c = q.newConn(open, l.attrs); c == nil {
+		if c = q.newConn(l.proto, open, l.attrs); c == nil {
 			return deafSink{}
 		}
 		c.events.Store(eventHeld)
@@ -102,7 +106,7 @@ func (q *queue) acceptOne(l *conn) bool {
 	c.ep, c.parent = ep, l.id
 	// The options were good for the listener; what cannot be set after the
 	// handshake was inherited from it.
-	q.fw.applyOptions(ep, l.attrs)
+	q.fw.applyOptions(c)
 	if to := q.steer(l); to != q {
 		c.q = to
 		if to.handOver(c) {
@@ -180,12 +184,15 @@ func (q *queue) announce(c *conn) {
 	}
 }
 
-// endListener ends a listener that the host did not terminate: the host is
-// told, and the id is gone.
+// endListener ends a listener, or a datagram endpoint without a peer, that the
+// host did not terminate: the host is told, and the id is gone.
 func (q *queue) endListener(c *conn, s abi.Status) {
 	q.emitOf(&c.origin)
+	q.failSends(c, s)
+	q.failBuffers(c, s)
 	c.ep.Close()
 	q.forget(c)
+	q.answerTerms(c, s, abi.EndedListener)
 	q.respond(abi.Fields{
 		Type: abi.TypeTerminated, Flags: abi.FlagFinal, Aux: uint16(s), Conn: c.id, Length: abi.EndedListener,
 	})

@@ -29,7 +29,7 @@ func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
 	n.f, n.job, n.report = f, j, report
 	n.protocol, n.port, n.remote = j.span.Protocol, uint16(f.Length), remote
 	if c != nil {
-		n.protocol = c.protocol // the range under way may be another
+		n.protocol = uint8(c.proto.number()) // the range under way may be another
 	}
 	if f.Aux == 0 && !listen {
 		n.conn = c
@@ -46,7 +46,7 @@ func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 	}
 	n := q.newNotice()
 	n.f, n.conn, n.report = f, c, report
-	n.protocol, n.port, n.remote = c.protocol, uint16(f.Offset>>16), remote
+	n.protocol, n.port, n.remote = uint8(c.proto.number()), uint16(f.Offset>>16), remote
 	if c.attrs.of(abi.AttrNotifyAdaptive) != 0 {
 		q.notices.tempo.request(q.fw.policy.now())
 	}

@@ -4,6 +4,7 @@ package firmware
 
 import (
 	"errors"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -87,7 +88,8 @@ type queue struct {
 	urgent  fifo[*conn] // tx with ASAP
 	wait    connList    // data without a buffer
 	move    mover
-	ctl     []byte // scratch for control buffers
+	ctl     []byte                // scratch for control buffers
+	header  [abi.AddressSize]byte // scratch for a datagram's
 }
 
 // pieces are the callbacks of [Chip.View]. Made once, they cost no allocation
@@ -96,6 +98,7 @@ type pieces struct {
 	take, put, scan, load, store func([]byte) error
 	copyOut, copyIn, fill        func([]byte) error
 	deliver, probe, drop, look   func([]byte) int
+	datagram                     func(netip.AddrPort, []byte)
 }
 
 func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
@@ -112,6 +115,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 		take: q.takePiece, put: q.putPiece, scan: q.scanPiece, load: q.loadPiece, store: q.storePiece,
 		copyOut: q.copyOut, copyIn: q.copyIn, fill: q.fill,
 		deliver: q.deliver, probe: q.probe, drop: q.drop, look: q.look,
+		datagram: q.putDatagram,
 	}
 	q.shownState.Store(uint32(q.state))
 	return q

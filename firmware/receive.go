@@ -103,7 +103,7 @@ func (q *queue) receive(c *conn) {
 			q.starve(c)
 			return
 		}
-		n, err := q.deliverTo(c, r)
+		n, err := c.proto.deliver(q, c, r)
 		moved += n
 		switch {
 		case err == nil:
@@ -134,9 +134,9 @@ func (q *queue) starve(c *conn) {
 
 func (q *queue) probe(p []byte) int { return min(len(p), 1) }
 
-// deliverTo moves bytes into one buffer and reports them. A buffer that cannot
+// deliverStream moves bytes into one buffer and reports them. A buffer that cannot
 // be written is answered BAD_MEMORY; its bytes go to the next.
-func (q *queue) deliverTo(c *conn, r *request) (int, error) {
+func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 	m := &q.move
 	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), r.todo(), 0, nil
 	// The engine's count is of what deliver took: the one to believe is ours.

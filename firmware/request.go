@@ -127,7 +127,7 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 {
 			return abi.StatusNotSupported
 		}
-		return checkBuffer(f)
+		return q.checkBuffer(f)
 	case abi.TypeConnect, abi.TypeListen:
 		reserved = f.Conn != 0 || f.Offset != 0
 	case abi.TypeTermination:
@@ -146,8 +146,9 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 }
 
 // checkBuffer checks the arithmetic of SPEC.md §5.3.
-func checkBuffer(f *abi.Fields) abi.Status {
-	if f.Length == 0 || f.Offset >= f.Length || f.Base > math.MaxUint64-uint64(f.Length-1) {
+func (q *queue) checkBuffer(f *abi.Fields) abi.Status {
+	empty := f.Offset == f.Length && !q.mayBeEmpty(f)
+	if f.Length == 0 || empty || f.Offset > f.Length || f.Base > math.MaxUint64-uint64(f.Length-1) {
 		return abi.StatusBadLength
 	}
 	return abi.StatusOK

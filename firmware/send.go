@@ -24,6 +24,8 @@ type mover struct {
 	left  int
 	moved int
 	err   error
+	head  bool // of a datagram: its source goes first
+	size  int  // of a datagram: with its header
 
 	piece []byte // engine memory that is still to be filled or copied out
 }
@@ -41,6 +43,8 @@ func (q *queue) requestSend(f *abi.Fields) {
 		s = abi.StatusAborted
 	case c.shut:
 		s = abi.StatusClosed
+	default:
+		s = c.proto.checkSend(c, f.Length-f.Offset)
 	}
 	if s != abi.StatusOK {
 		q.refuse(f, s)
@@ -93,13 +97,13 @@ func (q *queue) turnSend() {
 		if c.fetch == nil || c.full || c.phase != open {
 			continue
 		}
-		q.send(c)
+		c.proto.send(q, c)
 	}
 }
 
-// send moves up to a turn's bytes of c into the engine: as many requests as
+// sendStream moves up to a turn's bytes of c into the engine: as many requests as
 // that takes in one call, since the engine likes large writes.
-func (q *queue) send(c *conn) {
+func (q *queue) sendStream(c *conn) {
 	n := 0
 	for r := c.fetch; r != nil && n < turnBytes && !r.bad; r = r.next {
 		n += r.todo()
@@ -254,22 +258,27 @@ func (q *queue) failSends(c *conn, s abi.Status) {
 
 // answerSend answers one send, wherever in its list it is.
 func (q *queue) answerSend(c *conn, r *request, s abi.Status, reached uint64) {
+	n := uint64(0)
+	if r.done > 0 && reached > r.start {
+		n = min(reached-r.start, uint64(r.done))
+	}
+	q.endSend(c, r, s, uint32(n))
+}
+
+// endSend answers one send of which n bytes count.
+func (q *queue) endSend(c *conn, r *request, s abi.Status, n uint32) {
 	if c.fetch == r {
 		c.fetched()
 	} else if r.asap && !r.past {
 		c.urgent--
 	}
 	c.sends.remove(r)
-	n := uint64(0)
-	if r.done > 0 && reached > r.start {
-		n = min(reached-r.start, uint64(r.done))
-	}
 	if s == abi.StatusOK {
 		q.count(abi.CounterSendsDone, 1)
 	}
 	q.terminal(&abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag,
-		Base: r.base, Conn: c.id, Length: uint32(n), Offset: r.offset,
+		Base: r.base, Conn: c.id, Length: n, Offset: r.offset,
 	})
 	q.settle(r)
 }

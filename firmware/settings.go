@@ -101,6 +101,9 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrNotifyData:        {max: maxWindow},
 		abi.AttrNotifyFailures:    {max: 1},
 		abi.AttrNotifyReport:      {max: 1},
+		abi.AttrBroadcast:         option(0, 1, engine.OptBroadcast),
+		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
+		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
 	}
 }
 
@@ -125,11 +128,14 @@ func (s *setting) apply(ep engine.Endpoint, v uint64) abi.Status {
 
 // applyOptions sets on a new endpoint all that differs from the engine's own
 // defaults, which are those of SPEC.md §7 except where noted.
-func (f *Firmware) applyOptions(ep engine.Endpoint, v *values) abi.Status {
+func (f *Firmware) applyOptions(c *conn) abi.Status {
 	first := abi.StatusOK
 	for a, s := range f.settings {
-		if n := v.of(a); s.engine && (s.always || n != f.table[a].Default) {
-			if st := s.apply(ep, n); st != abi.StatusOK && first == abi.StatusOK {
+		if !c.means(a) {
+			continue
+		}
+		if n := c.attrs.of(a); s.engine && (s.always || n != f.table[a].Default) {
+			if st := s.apply(c.ep, n); st != abi.StatusOK && first == abi.StatusOK {
 				first = st
 			}
 		}
@@ -177,6 +183,12 @@ func (f *Firmware) checkSet(t abi.Tuple) (uint64, abi.Status) {
 
 // setConnection sets an attribute of c and returns the value before.
 func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
+	switch {
+	case !c.means(t.Attr):
+		return nil, abi.StatusNotSupported
+	case t.Attr == abi.AttrJoin, t.Attr == abi.AttrLeave:
+		return c.setGroup(t)
+	}
 	n, s := q.fw.checkSet(t)
 	if s != abi.StatusOK {
 		return nil, s
@@ -209,6 +221,12 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	info, known := q.fw.table[a]
 	if !known || !info.Connection {
 		return nil, abi.StatusUnknownAttribute
+	}
+	switch {
+	case !c.means(a):
+		return nil, abi.StatusNotSupported
+	case a == abi.AttrJoin, a == abi.AttrLeave:
+		return c.groups(), abi.StatusOK
 	}
 	if info.Settable {
 		if info.Kind != abi.KindScalar {

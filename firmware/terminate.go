@@ -82,7 +82,7 @@ func (q *queue) terminate(c *conn, t target) {
 		if t.mode == abi.TerminateGraceful && !c.closing {
 			c.closing = true
 			q.failBuffers(c, abi.StatusClosed)
-			q.limit(c, c.attrs.of(abi.AttrLinger))
+			c.proto.linger(q, c)
 			if c.failed {
 				q.die(c)
 				return

@@ -40,7 +40,7 @@ func registers() []register {
 	return []register{
 		{offset: abi.RegID, name: "ID", reset: abi.IDValue},
 		{offset: abi.RegVersion, name: "VERSION", reset: abi.VersionValue},
-		{offset: abi.RegFeatures, name: "FEATURES", reset: abi.FeatureTCP | abi.FeatureIPv6 | abi.FeatureTest},
+		{offset: abi.RegFeatures, name: "FEATURES", reset: abi.FeatureTCP | abi.FeatureUDP | abi.FeatureIPv6 | abi.FeatureTest},
 		{offset: abi.RegLimits, name: "LIMITS", reset: abi.MaxRingLog2<<24 | abi.MinRingLog2<<16 | abi.NumVectors<<8 | abi.MaxQueues},
 		{offset: abi.RegControl, name: "CONTROL", access: accessRW, mask: abi.ControlRun | abi.ControlStop | abi.ControlReset,
 			write: (*Function).writeControl},

@@ -103,7 +103,7 @@ func TestRegisters(t *testing.T) {
 	}{
 		{"ID", 0x0000, 0x424f4554},
 		{"VERSION", 0x0004, 0x00010000},
-		{"FEATURES", 0x0008, 0x0000000d},
+		{"FEATURES", 0x0008, 0x0000000f},
 		{"LIMITS", 0x000c, 0x10042120},
 		{"CONTROL", 0x0010, 0},
 		{"STATUS: ready, link, bus master", 0x0014, 0x51},

@@ -136,6 +136,29 @@ type Endpoint interface {
 	Option(o Option) (int64, error)
 }
 
+// Datagrams is an Endpoint of protocol UDP, bound or connected. Its Read, Peek
+// and Write move one datagram each; Bind picks a port at once; what others than
+// the peer send to a connected one is dropped. It has no failure of its own.
+type Datagrams interface {
+	Endpoint
+	// Receive hands the oldest datagram, whole, to take, which must not keep
+	// p. ErrWouldBlock when there is none.
+	Receive(take func(from netip.AddrPort, p []byte)) error
+	// SendTo sends one datagram of n bytes; fill is as in Write. An error
+	// means that nothing was sent.
+	SendTo(to netip.AddrPort, n int, fill func(p []byte) error) error
+	// MaxDatagram is the longest payload, in bytes.
+	MaxDatagram() int
+	// TakeError returns, once, ErrRefused after the peer's port was reported
+	// unreachable; EventReadable tells of it.
+	TakeError() error
+	// Join and Leave enter and leave a multicast group of the endpoint's
+	// family, else ErrBadOption; Groups lists them.
+	Join(group netip.Addr) error
+	Leave(group netip.Addr) error
+	Groups() []netip.Addr
+}
+
 // Option names a setting of an endpoint (IF14). Times are nanoseconds.
 type Option uint8
 
@@ -154,6 +177,9 @@ const (
 	OptSACK                            // 0 or 1, before the handshake
 	OptLinger                          // ns, -1 off
 	OptCongestion                      // 0: the engine's default (Reno)
+	OptBroadcast                       // 0 or 1, datagrams
+	OptMulticastTTL                    // 0..255, datagrams
+	OptMulticastLoop                   // 0 or 1, datagrams
 )
 
 // State is a TCP state of RFC 9293 section 3.3.2, numbered as in SPEC.md.
@@ -212,4 +238,5 @@ type Stats struct {
 	ResetsSent, ResetsReceived         uint64
 	ChecksumErrors, ListenOverflows    uint64
 	Endpoints                          uint64 // open now
+	DatagramsDropped                   uint64 // that came for an endpoint and were lost
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -32,6 +33,8 @@ type netstack struct {
 	port  Port
 	log   *slog.Logger
 	conns connTable
+	// datagramsDropped counts those that the stack did not drop itself.
+	datagramsDropped atomic.Uint64
 	// unacked is where a connection's sender keeps SND.UNA.
 	unacked reflect.StructField
 
@@ -347,6 +350,7 @@ func (n *netstack) Stats() Stats {
 		ListenOverflows:    t.ListenOverflowSynDrop.Value() + t.ListenOverflowAckDrop.Value(),
 	}
 	s.FramesDropped = s.FramesRefused + s.FramesShort + s.FramesOversize + s.FramesOtherAddress + s.FramesOtherType + s.FramesDetached
+	s.DatagramsDropped = n.datagramsDropped.Load() + n.stack.Stats().UDP.ReceiveBufferErrors.Value()
 	n.mu.Lock()
 	s.Endpoints = uint64(len(n.open))
 	n.mu.Unlock()

@@ -65,7 +65,7 @@ func New() *Fake {
 // restartLocked puts everything to its reset value under a new generation.
 func (f *Fake) restartLocked() {
 	f.regs = map[uint32]uint32{
-		abi.RegID: 0x424f4554, abi.RegVersion: 0x00010000, abi.RegFeatures: 0xd, abi.RegLimits: 0x10042120,
+		abi.RegID: 0x424f4554, abi.RegVersion: 0x00010000, abi.RegFeatures: 0xf, abi.RegLimits: 0x10042120,
 		abi.RegStatus: abi.StatusReady, abi.RegGeneration: f.regs[abi.RegGeneration] + 1, abi.RegEvents: 1,
 	}
 	f.queues = [abi.MaxQueues]*queue{}

@@ -62,6 +62,11 @@ const (
 	AttrCompletionPoint   Attribute = 0x0215 // COMPLETION_POINT
 	AttrLinger            Attribute = 0x0216 // LINGER
 	AttrSteering          Attribute = 0x0217 // STEERING
+	AttrBroadcast         Attribute = 0x0218 // BROADCAST
+	AttrMulticastTTL      Attribute = 0x0219 // MULTICAST_TTL
+	AttrMulticastLoop     Attribute = 0x021a // MULTICAST_LOOP
+	AttrJoin              Attribute = 0x021b // JOIN
+	AttrLeave             Attribute = 0x021c // LEAVE
 	AttrDelayCriteria     Attribute = 0x0220 // DELAY_CRITERIA
 	AttrDelayCount        Attribute = 0x0221 // DELAY_COUNT
 	AttrDelayBytes        Attribute = 0x0222 // DELAY_BYTES
@@ -184,6 +189,11 @@ func Attributes() []AttributeInfo {
 		{AttrCompletionPoint, "COMPLETION_POINT", true, true, KindScalar, 2},
 		{AttrLinger, "LINGER", true, true, KindScalar, 1<<64 - 1},
 		{AttrSteering, "STEERING", true, true, KindScalar, 0},
+		{AttrBroadcast, "BROADCAST", true, true, KindScalar, 0},
+		{AttrMulticastTTL, "MULTICAST_TTL", true, true, KindScalar, 1},
+		{AttrMulticastLoop, "MULTICAST_LOOP", true, true, KindScalar, 1},
+		{AttrJoin, "JOIN", true, true, KindAddress, 0},
+		{AttrLeave, "LEAVE", true, true, KindAddress, 0},
 		{AttrDelayCriteria, "DELAY_CRITERIA", true, true, KindScalar, 0},
 		{AttrDelayCount, "DELAY_COUNT", true, true, KindScalar, 32},
 		{AttrDelayBytes, "DELAY_BYTES", true, true, KindScalar, 256 << 10},

@@ -83,8 +83,13 @@ const (
 	CounterNotifyEnd     // releases by the end of what the notice is about
 	CounterReports       // report buffers given back with records
 	CounterReportRecords // records in them
+	CounterDatagramsSent
+	CounterDatagramsDelivered
+	CounterDatagramsDropped // that came for an endpoint and were lost
+	CounterDatagramsTruncated
+	CounterDatagramsRefused // ICMP port unreachable, told to the host
 
-	NumCounters = 76
+	NumCounters = 81
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -173,5 +178,10 @@ func counterNames() [NumCounters]string {
 		"notify_end",
 		"reports",
 		"report_records",
+		"datagrams_sent",
+		"datagrams_delivered",
+		"datagrams_dropped",
+		"datagrams_truncated",
+		"datagrams_refused",
 	}
 }

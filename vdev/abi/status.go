@@ -26,6 +26,7 @@ const (
 	StatusAborted          Status = 14 // by the adapter
 	StatusTooLate          Status = 15
 	StatusNotSupported     Status = 16
+	StatusTruncated        Status = 17
 	StatusBadType          Status = 32
 	StatusReserved         Status = 33 // a reserved bit or field is set
 	StatusBadTag           Status = 34
@@ -90,6 +91,8 @@ func (s Status) String() string {
 		return "TOO_LATE"
 	case StatusNotSupported:
 		return "NOT_SUPPORTED"
+	case StatusTruncated:
+		return "TRUNCATED"
 	case StatusBadType:
 		return "BAD_TYPE"
 	case StatusReserved:

@@ -31,8 +31,13 @@ type Endpoint struct {
 	connected     bool // at any time
 	local, remote netip.AddrPort
 	failure       error
-	received      [][]byte // not read yet: pieces of the stream, or datagrams
-	fin           bool     // the peer's
+	received      [][]byte         // not read yet: pieces of the stream, or datagrams
+	from          []netip.AddrPort // of datagrams: where each is from
+	soft          error            // told by TakeError
+	sentTo        []netip.AddrPort // of datagrams: where each went; invalid: the peer
+	groups        []netip.Addr
+	sendError     error // of the next SendTo or Write of a datagram
+	fin           bool  // the peer's
 	counts        engine.Info
 	sent          [][]byte
 	room          int
@@ -94,6 +99,10 @@ func (p *Endpoint) Reset() { p.Fail(engine.ErrReset) }
 func (p *Endpoint) Deliver(b []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.deliverLocked(p.remote, b)
+}
+
+func (p *Endpoint) deliverLocked(from netip.AddrPort, b []byte) {
 	if p.fin || p.failure != nil || p.ended {
 		return
 	}
@@ -103,6 +112,7 @@ func (p *Endpoint) Deliver(b []byte) {
 		return
 	}
 	p.received = append(p.received, append([]byte(nil), b...))
+	p.from = append(p.from, from)
 	p.notifyLocked(engine.EventReadable)
 }
 

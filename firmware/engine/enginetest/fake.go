@@ -163,6 +163,10 @@ func (e *Engine) Close() error {
 func (e *Engine) pickPort() uint16 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.pickPortLocked()
+}
+
+func (e *Engine) pickPortLocked() uint16 {
 	p := e.nextPort
 	if e.nextPort++; e.nextPort == 0 {
 		e.nextPort = firstPort

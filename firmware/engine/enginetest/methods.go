@@ -18,17 +18,20 @@ func (p *Endpoint) Bind(local netip.AddrPort) error {
 	if a := local.Addr(); a.IsValid() && a.Is6() != p.v6 {
 		return engine.ErrBadAddress
 	}
+	e := p.engine
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if local.Port() != 0 {
-		e := p.engine
 		b := binding{p.protocol, p.v6, local.Port()}
-		e.mu.Lock()
-		defer e.mu.Unlock()
 		if e.bound[b] != nil {
 			return engine.ErrAddressInUse
 		}
 		e.bound[b] = p
 	}
 	p.local = local
+	if p.protocol == engine.UDP && local.Port() == 0 {
+		p.local = netip.AddrPortFrom(local.Addr(), p.engine.pickPortLocked())
+	}
 	return nil
 }
 
@@ -151,7 +154,7 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 		return 0, engine.ErrEndOfStream
 	case p.ended:
 		return 0, engine.ErrAborted
-	case !p.connected && !p.connecting:
+	case !p.connected && !p.connecting && !p.boundDatagramLocked():
 		return 0, engine.ErrNotConnected
 	default:
 		return 0, engine.ErrWouldBlock
@@ -177,6 +180,7 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 	}
 	if !peek {
 		p.received = p.received[i:]
+		p.from = p.from[min(i, len(p.from)):]
 		p.counts.Delivered += uint64(n)
 	}
 	return n, nil
@@ -190,6 +194,9 @@ func (p *Endpoint) Write(n int, fill func([]byte) error) (int, error) {
 	for done < n || p.protocol == engine.UDP {
 		p.mu.Lock()
 		free, err := p.freeLocked(), p.writeErrorLocked()
+		if p.sendError != nil {
+			err, p.sendError = p.sendError, nil
+		}
 		if err == nil && free == 0 {
 			p.wasFull = true
 			err = engine.ErrWouldBlock
@@ -281,7 +288,7 @@ func (p *Endpoint) CloseRead() error {
 	if err := p.liveLocked(); err != nil {
 		return err
 	}
-	p.closedRead, p.received = true, nil
+	p.closedRead, p.received, p.from = true, nil, nil
 	return nil
 }
 
@@ -339,7 +346,7 @@ func (p *Endpoint) Err() error {
 
 // SetOption remembers a value.
 func (p *Endpoint) SetOption(o engine.Option, v int64) error {
-	if o > engine.OptCongestion || o == engine.OptCongestion && v != 0 {
+	if o > engine.OptMulticastLoop || o == engine.OptCongestion && v != 0 {
 		return engine.ErrNotSupported
 	}
 	p.mu.Lock()
@@ -350,7 +357,7 @@ func (p *Endpoint) SetOption(o engine.Option, v int64) error {
 
 // Option is the value set, or 0.
 func (p *Endpoint) Option(o engine.Option) (int64, error) {
-	if o > engine.OptCongestion {
+	if o > engine.OptMulticastLoop {
 		return 0, engine.ErrNotSupported
 	}
 	p.mu.Lock()
