@@ -11,6 +11,7 @@ import (
 	"toebox/firmware"
 	"toebox/firmware/engine"
 	"toebox/firmware/engine/enginetest"
+	"toebox/firmware/firmwaretest"
 	"toebox/vdev/abi"
 )
 
@@ -97,7 +98,7 @@ func TestDatagramSend(t *testing.T) {
 	r.wantCounter(abi.CounterDatagramsSent, uint64(len(want)))
 	r.wantCounter(abi.CounterDatagramsRefused, 1)
 	bad := r.buffer(abi.TypeBufferSend, id, 8)
-	bad.Base = testMemory
+	bad.Base = firmwaretest.Base + testMemory
 	r.post(bad)
 	r.expect(done(bad, 39, 0))
 	send(12, 0, 0, 12) // there is no gap
@@ -147,11 +148,11 @@ func TestDatagramSendTo(t *testing.T) {
 	}
 	// A header, or a payload behind it, that cannot be read.
 	f := r.buffer(abi.TypeBufferSend, id, 40)
-	f.Base = testMemory - 8
+	f.Base = firmwaretest.Base + testMemory - 8
 	r.post(f)
 	r.expect(done(f, 39, 0))
 	f = r.buffer(abi.TypeBufferSend, id, 40)
-	f.Base = testMemory - 24
+	f.Base = firmwaretest.Base + testMemory - 24
 	copy(r.Chip.Bytes(f.Base, 24), header4())
 	r.post(f)
 	r.expect(done(f, 39, 0))
@@ -215,7 +216,7 @@ func TestDatagramReceive(t *testing.T) {
 		r.expect(got(exact, id, 0, h+40))
 		// A buffer that cannot be written costs its datagram, and no other.
 		bad, good := r.buffer(abi.TypeBufferAvailable, id, 50), r.buffer(abi.TypeBufferAvailable, id, 50)
-		bad.Base = testMemory
+		bad.Base = firmwaretest.Base + testMemory
 		r.post(bad, good)
 		ep.DeliverFrom(from, []byte("lost"))
 		ep.DeliverFrom(from, []byte("kept"))
