@@ -43,7 +43,10 @@ func TestOptions(t *testing.T) {
 		{"SACK", engine.OptSACK, tcp, []int64{0, 1}, []int64{2, -1}, nil},
 		{"linger", engine.OptLinger, tcp, []int64{0, second, -1}, []int64{65536 * second}, nil},
 		{"congestion", engine.OptCongestion, tcp, []int64{0}, nil, []int64{1, -1}},
-		{"unknown", engine.OptCongestion + 1, 0, nil, nil, []int64{0, 1}},
+		{"broadcast", engine.OptBroadcast, udp, []int64{1, 0}, []int64{2, -1}, nil},
+		{"multicast TTL", engine.OptMulticastTTL, udp, []int64{0, 255, 1}, []int64{256, -1}, nil},
+		{"multicast loop", engine.OptMulticastLoop, udp, []int64{0, 1}, []int64{2, -1}, nil},
+		{"unknown", engine.OptMulticastLoop + 1, 0, nil, nil, []int64{0, 1}},
 	}
 	a, _ := twoEngines(t, enginetest.PipeOptions{}, nil)
 	for _, v6 := range []bool{false, true} {
