@@ -370,25 +370,6 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// A port unreachable message is told by the next read (RFC 1122 section 4.1.3.3).
-func TestICMPRefusal(t *testing.T) {
-	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
-	c := open(t, b, engine.UDP, false)
-	if err := c.Connect(addrPort(a.v4, 9)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Write(1, func([]byte) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
-	c.ev.until(t, "port unreachable", func() bool {
-		_, err := c.Read(1, func([]byte) int { return 1 })
-		return errors.Is(err, engine.ErrRefused)
-	})
-	if err := c.Err(); !errors.Is(err, engine.ErrRefused) {
-		t.Error(err)
-	}
-}
-
 func TestTimeWait(t *testing.T) {
 	clock, change := manual()
 	a, b := twoEngines(t, enginetest.PipeOptions{}, change)

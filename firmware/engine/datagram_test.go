@@ -223,6 +223,8 @@ func TestDatagramsHeld(t *testing.T) {
 	}
 }
 
+// A port unreachable message is told once, and the endpoint goes on (RFC 1122
+// section 4.1.3.3).
 func TestDatagramsRefused(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
