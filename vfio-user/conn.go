@@ -323,7 +323,7 @@ func (c *conn) reset() error {
 	if err := c.srv.dev.Reset(); err != nil {
 		return err
 	}
-	c.srv.migration.state = StateRunning
+	c.srv.DeviceReset()
 	return nil
 }
 

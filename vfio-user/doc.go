@@ -48,7 +48,9 @@
 // A device that can be moved to another server is a [Migrator], or a [Precopier]
 // if its state can be read out while it runs. The server keeps the state
 // machine of [MigrationState]; the device gets the arcs and the data. Which state
-// it is in is kept when a client goes, as the rest of the device's state is.
+// it is in is kept when a client goes, as the rest of the device's state is; a
+// device that resets itself then, or by a write to a register, tells the server
+// ([Server.DeviceReset]), as package pci does for its functions.
 //
 // Dirty pages are the server's business, for every device: while a client has
 // it log them, each write through [DMA] marks the pages that it touched, by

@@ -246,7 +246,7 @@ func (c *conn) getFeature(f Feature, r featureHead, data []byte) error {
 		}
 		c.out = binary.NativeEndian.AppendUint64(c.out, flags)
 	case FeatureMigrationState:
-		c.out, _ = featureState{uint32(c.srv.migration.state), noDataFD}.AppendBinary(c.out)
+		c.out, _ = featureState{uint32(c.srv.migration.state()), noDataFD}.AppendBinary(c.out)
 	case FeatureDirtyLogReport:
 		if err := c.reportLog(r, data); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -66,7 +67,8 @@ var ErrStateLost = errors.New("device state is lost")
 // Migrator is a [Device] that can be moved to another server. The server keeps
 // the state machine: it calls the device for arcs that exist only, one after
 // another where the client asks for more than one, and for data in the states
-// that have any. A reset takes the device to StateRunning and ends a transfer.
+// that have any. A reset takes the device to StateRunning and ends a transfer; of
+// one that is not [Device.Reset] the device tells by [Server.DeviceReset].
 // The calls come from where those of Device come, and the same rules hold.
 //
 // In StateStop, StateStopCopy and StateResuming a device must not change of its
@@ -97,33 +99,37 @@ type Precopier interface {
 }
 
 // migration is the state machine of a device. It belongs to the goroutine that
-// serves the connection.
+// serves the connection, but for resets of the device.
 type migration struct {
 	dev     Migrator  // nil: the device stays where it is
 	precopy Precopier // nil: it has no StatePrecopy
-	state   MigrationState
+	now     atomic.Uint32
 }
 
-func newMigration(dev Device) migration {
-	m := migration{state: StateRunning}
+func newMigration(dev Device) *migration {
+	m := new(migration)
+	m.enter(StateRunning)
 	m.dev, _ = dev.(Migrator)
 	m.precopy, _ = dev.(Precopier)
 	return m
 }
 
+func (m *migration) state() MigrationState  { return MigrationState(m.now.Load()) }
+func (m *migration) enter(s MigrationState) { m.now.Store(uint32(s)) }
+
 // next returns the first state on the shortest way between two different ones
 // that does not lead through a state in which data is read out.
-func (m *migration) next(to MigrationState) (MigrationState, bool) {
+func (m *migration) next(from, to MigrationState) (MigrationState, bool) {
 	switch to {
 	case StateStop, StateRunning, StateStopCopy, StateResuming:
 	case StatePrecopy:
-		if m.precopy == nil || m.state == StateStopCopy {
+		if m.precopy == nil || from == StateStopCopy {
 			return 0, false
 		}
 	default:
 		return 0, false
 	}
-	switch m.state {
+	switch from {
 	case StateRunning:
 		if to == StatePrecopy {
 			return to, true
@@ -148,19 +154,19 @@ func (m *migration) next(to MigrationState) (MigrationState, bool) {
 // set takes the device to a state. If an arc on the way fails, the device is
 // where that began, or in ERROR.
 func (m *migration) set(to MigrationState) error {
-	for m.state != to || to == StateError {
-		next, ok := m.next(to)
+	for from := m.state(); from != to || to == StateError; from = m.state() {
+		next, ok := m.next(from, to)
 		if !ok {
-			return fmt.Errorf("from %v to %v: %w", m.state, to, syscall.EINVAL)
+			return fmt.Errorf("from %v to %v: %w", from, to, syscall.EINVAL)
 		}
-		if err := m.dev.Migrate(m.state, next); err != nil {
-			err = fmt.Errorf("from %v to %v: %w", m.state, next, err)
+		if err := m.dev.Migrate(from, next); err != nil {
+			err = fmt.Errorf("from %v to %v: %w", from, next, err)
 			if errors.Is(err, ErrStateLost) {
-				m.state = StateError
+				m.enter(StateError)
 			}
 			return err
 		}
-		m.state = next
+		m.enter(next)
 	}
 	return nil
 }
@@ -207,7 +213,7 @@ func (m *precopyInfo) UnmarshalBinary(b []byte) error {
 // specification's argsz is "the size of the above structure": with some clients
 // that counts the data, with some it does not.
 func (c *conn) stateTransfer(m *message) (r stateData, err error) {
-	mig := &c.srv.migration
+	mig := c.srv.migration
 	switch err := r.UnmarshalBinary(m.payload); {
 	case mig.dev == nil:
 		return r, fmt.Errorf("a device that does not migrate: %w", syscall.ENOTSUP)
@@ -226,9 +232,9 @@ func (c *conn) readState(m *message) error {
 	if err != nil {
 		return err
 	}
-	mig := &c.srv.migration
-	if mig.state != StatePrecopy && mig.state != StateStopCopy {
-		return fmt.Errorf("migration data in %v: %w", mig.state, syscall.EINVAL)
+	mig := c.srv.migration
+	if mig.state() != StatePrecopy && mig.state() != StateStopCopy {
+		return fmt.Errorf("migration data in %v: %w", mig.state(), syscall.EINVAL)
 	}
 	start := len(c.out)
 	c.out = append(c.out, make([]byte, stateDataSize+int(r.size))...)
@@ -255,10 +261,10 @@ func (c *conn) writeState(m *message) error {
 		return err
 	}
 	data := m.payload[stateDataSize:]
-	mig := &c.srv.migration
+	mig := c.srv.migration
 	switch {
-	case mig.state != StateResuming:
-		return fmt.Errorf("migration data in %v: %w", mig.state, syscall.EINVAL)
+	case mig.state() != StateResuming:
+		return fmt.Errorf("migration data in %v: %w", mig.state(), syscall.EINVAL)
 	case uint64(r.size) != uint64(len(data)):
 		return fmt.Errorf("%d bytes of migration data with %d: %w", r.size, len(data), syscall.EINVAL)
 	case r.size > 0:
@@ -271,7 +277,7 @@ func (c *conn) writeState(m *message) error {
 }
 
 func (c *conn) precopyInfo(m *message) error {
-	mig := &c.srv.migration
+	mig := c.srv.migration
 	if mig.precopy == nil {
 		return fmt.Errorf("a device without PRE_COPY: %w", syscall.ENOTSUP)
 	}
@@ -279,8 +285,8 @@ func (c *conn) precopyInfo(m *message) error {
 	if err := r.UnmarshalBinary(m.payload); err != nil || r.argsz < precopyInfoSize {
 		return fmt.Errorf("argsz %d in %d bytes: %w", r.argsz, len(m.payload), syscall.EINVAL)
 	}
-	if mig.state != StatePrecopy {
-		return fmt.Errorf("precopy info in %v: %w", mig.state, syscall.EINVAL)
+	if mig.state() != StatePrecopy {
+		return fmt.Errorf("precopy info in %v: %w", mig.state(), syscall.EINVAL)
 	}
 	initial, dirty := mig.precopy.PrecopyInfo()
 	c.out, _ = precopyInfo{precopyInfoSize, 0, initial, dirty}.AppendBinary(c.out)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -412,5 +413,94 @@ func TestMigrationProtocol(t *testing.T) {
 	want := []string{"migrate RUNNING PRE_COPY", "migrate PRE_COPY RUNNING", "migrate RUNNING STOP", "migrate STOP RESUMING"}
 	if got := m.Calls(); !slices.Equal(got, want) {
 		t.Errorf("device saw %q", got)
+	}
+}
+
+// selfResetter resets itself when its client goes, unless it keeps its state.
+type selfResetter struct {
+	*vfiousertest.Migrator
+	srv   *vfiouser.Server
+	keeps atomic.Bool
+}
+
+func (d *selfResetter) Disconnected() {
+	if !d.keeps.Load() {
+		d.srv.DeviceReset()
+	}
+	d.Migrator.Disconnected()
+}
+
+// TestMigrationDeviceReset: a reset that the device makes of its own accord leads
+// to RUNNING and ends a transfer, as one by message does.
+func TestMigrationDeviceReset(t *testing.T) {
+	cfg := vfiousertest.Config()
+	dev := &selfResetter{Migrator: vfiousertest.NewMigrator(cfg)}
+	srv, err := vfiouser.NewServer(dev, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev.srv = srv
+	dev.SetHooks(vfiousertest.Hooks{Write: func(int, uint64, []byte) error { srv.DeviceReset(); return nil }})
+	connect := func() *vfiouser.Client {
+		c, err := vfiouser.NewClient(vfiousertest.Connect(t, srv), vfiouser.ClientConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	c := connect()
+	running := func(after string) {
+		t.Helper()
+		if s, err := c.MigrationState(); s != vfiouser.StateRunning || err != nil {
+			t.Errorf("after %s: %v, %v", after, s, err)
+		}
+	}
+	for _, from := range []vfiouser.MigrationState{vfiouser.StateStop, vfiouser.StateStopCopy, vfiouser.StateResuming, vfiouser.StateError} {
+		if from == vfiouser.StateError {
+			dev.Fail(vfiouser.StateStop, vfiouser.ErrStateLost)
+			_ = c.SetMigrationState(vfiouser.StateStop)
+			dev.Fail(vfiouser.StateStop, nil)
+		} else if err := c.SetMigrationState(from); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := c.MigrationState(); s != from || err != nil {
+			t.Fatalf("%v, %v, want %v", s, err, from)
+		}
+		if err := c.WriteRegion(vfiouser.RegionConfig, 0x50, []byte{0x80}); err != nil {
+			t.Fatal(err)
+		}
+		running("a reset in " + from.String())
+		if _, err := c.ReadState(make([]byte, 8)); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("read: %v", err)
+		}
+		if err := c.WriteState(make([]byte, 8)); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("write: %v", err)
+		}
+		dev.Calls()
+		if err := c.SetMigrationState(vfiouser.StateStop); err != nil || !slices.Equal(dev.Calls(), []string{"migrate RUNNING STOP"}) {
+			t.Errorf("stop after a reset in %v: %v", from, err)
+		}
+		if err := c.Reset(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.SetMigrationState(vfiouser.StateStop); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	<-dev.Gone
+	c = connect()
+	running("the end of a client")
+	// A device that stays as it is stays where it is.
+	dev.keeps.Store(true)
+	if err := c.SetMigrationState(vfiouser.StateStop); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	<-dev.Gone
+	c = connect()
+	if s, err := c.MigrationState(); s != vfiouser.StateStop || err != nil {
+		t.Errorf("the next client finds %v, %v", s, err)
 	}
 }

@@ -152,7 +152,7 @@ type Server struct {
 	irqs  *irqs
 	stats *counters
 
-	migration migration // of the connection's goroutine
+	migration *migration
 
 	slot   chan struct{} // holds a value while a connection is served
 	ending atomic.Bool   // that connection is being taken down
@@ -186,6 +186,12 @@ func NewServer(dev Device, cfg Config) (*Server, error) {
 
 // DMA returns the guest's memory. It is empty while no client is connected.
 func (s *Server) DMA() *DMA { return s.dma }
+
+// DeviceReset says that the device has been reset otherwise than by Reset: by a
+// write to a register, or as its client went. As any reset, that takes a device
+// that migrates to StateRunning and ends a transfer. The device calls it while the
+// server waits in a call of it, as Device has them: no request comes between.
+func (s *Server) DeviceReset() { s.migration.enter(StateRunning) }
 
 // own returns what the server can do, before negotiation.
 func (s *Server) own() limits {

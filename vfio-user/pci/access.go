@@ -88,6 +88,11 @@ func (f *Function) reset(kind ResetKind) {
 	if f.cfg.Reset != nil {
 		f.cfg.Reset(kind)
 	}
+	if irqs := f.irq.client.Load(); irqs != nil {
+		if r, ok := (*irqs).(interface{ DeviceReset() }); ok {
+			r.DeviceReset()
+		}
+	}
 	f.mu.Lock()
 	was := f.State()
 	f.space.back(kind)

@@ -203,7 +203,8 @@ func (f *Function) placeMSIX() error {
 }
 
 // Connect sets who is told of interrupts, before the first access. Until then
-// they are refused.
+// they are refused. If irqs has a method DeviceReset(), as [vfiouser.Server] has,
+// it is called after each reset.
 func (f *Function) Connect(irqs IRQs) { f.irq.client.Store(&irqs) }
 
 // Find returns where the first capability with an id is, if there is one.

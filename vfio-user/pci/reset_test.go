@@ -203,3 +203,37 @@ func TestFind(t *testing.T) {
 		}
 	}
 }
+
+// resets is who is told of resets too.
+type resets struct{ edges }
+
+func (r *resets) DeviceReset() { _ = r.note("reset") }
+
+// TestResetsTold: the server hears of each reset once, of whatever kind, and of
+// nothing else.
+func TestResetsTold(t *testing.T) {
+	f, err := pci.New(pci.Config{Capabilities: []pci.Capability{pci.PM{}, pci.Express{FLR: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := &resets{}
+	f.Connect(told)
+	for _, tt := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"a write of no reset", func() { _ = f.WriteRegion(configRegion, 0x50, []byte{0x10, 0}) }, "[]"},
+		{"function level reset", func() { _ = f.WriteRegion(configRegion, 0x50, []byte{0, 0x80}) }, "[reset]"},
+		{"to D3hot", func() { _ = f.WriteRegion(configRegion, 0x44, []byte{3, 0}) }, "[]"},
+		{"to D0", func() { _ = f.WriteRegion(configRegion, 0x44, []byte{0, 0}) }, "[reset]"},
+		{"bus reset", func() { _ = f.Reset() }, "[reset]"},
+		{"no client", f.Disconnected, "[reset]"},
+		{"after the end", func() { f.Close(); _ = f.Reset() }, "[]"},
+	} {
+		tt.do()
+		if got := told.take(); got != tt.want {
+			t.Errorf("%s: told %s, want %s", tt.what, got, tt.want)
+		}
+	}
+}
