@@ -62,7 +62,16 @@ const (
 	ctrAttributeGets    = 49
 	ctrAttributeSets    = 50
 	ctrMemoryUsed       = 57
+
+	ctrDatagramsSent      = 76
+	ctrDatagramsDelivered = 77
+	ctrDatagramsDropped   = 78
+	ctrDatagramsTruncated = 79
+	ctrDatagramsRefused   = 80
 )
+
+// counters is how many there are.
+const counters = 81
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

@@ -318,7 +318,7 @@ func TestIF13_Adapter(t *T) {
 	c := t.start()
 	r := c.ring(0, ringConfig{})
 	sizes := map[uint16]int{
-		0x0100: 6, 0x0101: 24, 0x0106: 8, 0x0107: 8, 0x0108: 8, 0x0109: 512, 0x010c: 8,
+		0x0100: 6, 0x0101: 24, 0x0106: 8, 0x0107: 8, 0x0108: 8, 0x0109: 8 * counters, 0x010c: 8,
 		0x010d: 8, 0x010e: 8, 0x010f: 16, 0x0110: 8, 0x0111: 8, 0x0112: 8, 0x0113: 8,
 	}
 	for id := uint16(0x0100); id <= 0x0113; id++ {
@@ -328,7 +328,7 @@ func TestIF13_Adapter(t *T) {
 			want(t, fmt.Sprintf("length of %#04x", id), rs[0].Length, uint32(n))
 		}
 	}
-	_, rs := r.attrs(reqAdapter, 0, new(ctl).get(0x0101, 24).get(0x0109, 512).get(0x010b, 255))
+	_, rs := r.attrs(reqAdapter, 0, new(ctl).get(0x0101, 24).get(0x0109, 8*counters).get(0x010b, 255))
 	if a, prefix := addressOf(rs[0].Value); !a.IsValid() || a.Addr().IsUnspecified() || prefix < 8 || prefix > 32 {
 		t.Errorf("ADDRESS4 is %v/%d", a, prefix)
 	}

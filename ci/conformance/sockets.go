@@ -379,9 +379,9 @@ func TestIF15_Attributes(t *T) {
 	mac, err := a.MAC(t.ctx)
 	check(t, "MAC", err)
 	want(t, "length of the MAC address", len(mac), 6)
-	counters, err := a.Counters(t.ctx)
+	all, err := a.Counters(t.ctx)
 	check(t, "counters", err)
-	want(t, "counters", len(counters), 64)
+	want(t, "counters", len(all), counters)
 	mtu, err := a.Scalar(t.ctx, 0, abi.Attribute(0x0106))
 	check(t, "MTU", err)
 	if mtu < 576 || mtu > 65535 {
