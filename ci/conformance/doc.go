@@ -3,7 +3,8 @@
 // Package conformance is the kit of named functions that say whether an
 // adapter keeps SPEC.md. A function is named after the requirement it proves
 // (TestIF02_Gap); the same functions run on every rung of the bus ladder:
-// function calls, QEMU without a guest, and inside a guest.
+// function calls, the protocol without QEMU, QEMU without a guest, and inside a
+// guest.
 //
 // # Independence
 //

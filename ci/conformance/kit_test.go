@@ -26,18 +26,17 @@ func (a adapter) RunSub(name string, f func(conformance.TB)) bool {
 
 var (
 	seed = flag.Uint64("seed", 1, "seed of schedules and payload")
-	all  = flag.Bool("all", false, "run the whole kit on QEMU, not only the subset")
+	all  = flag.Bool("all", false, "run the whole kit on the upper rungs, too, not only the subset")
 )
 
-// TestInproc runs the kit by function calls, under the race detector when
-// there is one.
-func TestInproc(t *testing.T) {
+// kit runs the functions that choose, if not nil, takes, each on a rig of its own.
+func kit(t *testing.T, rung string, choose *regexp.Regexp, scale float64, start func(rig.Config) (*rig.Rig, error)) {
 	for _, test := range conformance.Tests() {
-		if !test.On(conformance.RungInproc) {
+		if !test.On(rung) || choose != nil && !choose.MatchString(test.Name) {
 			continue
 		}
 		t.Run(test.Name, func(t *testing.T) {
-			r, err := rig.Inproc(rig.Config{Seed: *seed, Scale: 2})
+			r, err := start(rig.Config{Seed: *seed, Scale: scale})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -51,30 +50,28 @@ func TestInproc(t *testing.T) {
 	}
 }
 
-// subset is what runs on QEMU before each commit; the whole kit runs there in
-// the conformance run.
-const subset = `RIG02|IF01_(Create|Refused|SeveralQueues)|IF02|IF03|IF08_Tuples|IF11|IF12_Full|CE01_Connect|CE02_Listen|CE11_Graceful|MM01_Buffered|IF15_Echo`
+// TestInproc runs the kit by function calls, under the race detector when
+// there is one.
+func TestInproc(t *testing.T) { kit(t, conformance.RungInproc, nil, 2, rig.Inproc) }
+
+// subset is what runs on the upper rungs before each commit; the whole kit
+// runs there in the conformance run.
+func subset() *regexp.Regexp {
+	if *all {
+		return nil
+	}
+	return regexp.MustCompile(`RIG02|IF01_(Create|Refused|SeveralQueues)|IF02|IF03|IF08_Tuples|IF11|IF12_Full|` +
+		`CE01_Connect|CE02_Listen|CE11_Graceful|MM01_Buffered|IF15_Echo`)
+}
+
+func TestSocket(t *testing.T) { kit(t, conformance.RungSocket, subset(), 2, rig.Socket) }
 
 func TestQTest(t *testing.T) {
 	qemu := toolchaintest.QEMU(t)
-	choose := regexp.MustCompile(subset)
-	for _, test := range conformance.Tests() {
-		if !test.On(conformance.RungQTest) || !*all && !choose.MatchString(test.Name) {
-			continue
-		}
-		t.Run(test.Name, func(t *testing.T) {
-			r, err := rig.QTest(t.Context(), rig.Config{Seed: *seed, Scale: 3, QEMU: qemu.Command})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := r.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			conformance.Run(t.Context(), adapter{t}, test, r.Env())
-		})
-	}
+	kit(t, conformance.RungQTest, subset(), 3, func(c rig.Config) (*rig.Rig, error) {
+		c.QEMU = qemu.Command
+		return rig.QTest(t.Context(), c)
+	})
 }
 
 // TestList: each exported function is in the list, under its own name, and says

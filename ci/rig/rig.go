@@ -14,9 +14,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"toebox/ci/bus/inproc"
 	busqtest "toebox/ci/bus/qtest"
+	"toebox/ci/bus/socket"
 	"toebox/ci/conformance"
 	"toebox/ci/peer"
 	"toebox/firmware"
@@ -25,6 +27,7 @@ import (
 	"toebox/vdev"
 	"toebox/vdev/device"
 	"toebox/vdev/port"
+	vfiouser "toebox/vfio-user"
 )
 
 // Config says how a rig is built.
@@ -124,6 +127,44 @@ func Inproc(cfg Config) (*Rig, error) {
 	return r, nil
 }
 
+// Socket serves the device on a unix socket, as it is served to QEMU.
+func Socket(cfg Config) (*Rig, error) {
+	r, err := newRig(conformance.RungSocket, cfg, device.Config{})
+	if err != nil {
+		return nil, err
+	}
+	path, err := r.listen()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("rig: socket: %w", err), r.Close())
+	}
+	r.open = func(ctx context.Context) (guestdriver.Bus, error) {
+		return socket.Dial(ctx, path, vfiouser.ClientConfig{Timeout: r.patience()})
+	}
+	return r, nil
+}
+
+// answered is how long a request of the protocol may take.
+const answered = 5 * time.Second
+
+func (r *Rig) patience() time.Duration { return time.Duration(max(r.cfg.Scale, 1) * float64(answered)) }
+
+// listen serves the device on a socket and returns its path.
+func (r *Rig) listen() (string, error) {
+	// Socket names are short: the run's folder may be anywhere.
+	dir, err := os.MkdirTemp("", "tbx")
+	if err != nil {
+		return "", err
+	}
+	r.ends = append(r.ends, func() error { return os.RemoveAll(dir) })
+	path := filepath.Join(dir, "dev")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return "", err
+	}
+	r.serve(l)
+	return path, nil
+}
+
 const guestRAM = 256 << 20
 
 // QTest serves the device on a socket and starts QEMU on it.
@@ -142,20 +183,12 @@ func QTest(ctx context.Context, cfg Config) (*Rig, error) {
 }
 
 func (r *Rig) startQEMU(ctx context.Context) error {
-	// Socket names are short: the run's folder may be anywhere.
-	dir, err := os.MkdirTemp("", "tbx")
+	path, err := r.listen()
 	if err != nil {
 		return err
 	}
-	r.ends = append(r.ends, func() error { return os.RemoveAll(dir) })
-	path := filepath.Join(dir, "dev")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return err
-	}
-	r.serve(l)
 	m, err := qtest.Start(ctx, qtest.Config{
-		Command: r.cfg.QEMU, Dir: dir, Memory: guestRAM,
+		Command: r.cfg.QEMU, Dir: filepath.Dir(path), Memory: guestRAM,
 		Args: []string{"-device", fmt.Sprintf(`{"driver":"vfio-user-pci","addr":"5.0","socket":{"type":"unix","path":%q}}`, path)},
 	})
 	if err != nil {

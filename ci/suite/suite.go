@@ -57,7 +57,7 @@ type Options struct {
 
 // Buses returns the rungs in their order.
 func Buses() []string {
-	return []string{conformance.RungInproc, conformance.RungQTest, conformance.RungVM, conformance.RungUIO}
+	return []string{conformance.RungInproc, conformance.RungSocket, conformance.RungQTest, conformance.RungVM, conformance.RungUIO}
 }
 
 // patience is the factor for the bounds of waits of a rung: a shared machine
@@ -286,9 +286,12 @@ func (s *suite) host(ctx context.Context, bus string) error {
 		c.Seed = seed
 		var r *rig.Rig
 		var err error
-		if bus == conformance.RungQTest {
+		switch bus {
+		case conformance.RungQTest:
 			r, err = rig.QTest(ctx, c)
-		} else {
+		case conformance.RungSocket:
+			r, err = rig.Socket(c)
+		default:
 			r, err = rig.Inproc(c)
 		}
 		if err != nil {

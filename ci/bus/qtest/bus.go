@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/bus/internal/spans"
 	"toebox/guestdriver"
 	"toebox/images/qtest"
 	"toebox/vdev/abi"
@@ -24,7 +24,6 @@ const (
 	firstDMA     = 0x200000
 	bar0         = 0xe0000000
 	bar2         = 0xe0100000
-	pageSize     = 4096
 	vectors      = 33
 )
 
@@ -47,9 +46,8 @@ type Bus struct {
 	bdf qtest.BDF
 	ram []byte
 
-	mu       sync.Mutex // guards the free list and orders vector set-up and resets
-	free     []span     // by offset, never adjacent
-	used     map[uint64]uint64
+	mu       sync.Mutex // guards room and orders vector set-up and resets
+	room     *spans.Set // RAM for DMA
 	enabled  int
 	closed   chan struct{}
 	once     sync.Once
@@ -57,9 +55,6 @@ type Bus struct {
 	waiters  sync.WaitGroup
 	isClosed bool
 }
-
-// span is free RAM.
-type span struct{ at, n uint64 }
 
 var _ guestdriver.Bus = (*Bus)(nil)
 
@@ -71,8 +66,8 @@ func New(m *qtest.Machine, bdf qtest.BDF, size int) (*Bus, error) {
 		return nil, fmt.Errorf("qtest bus: map guest memory: %w", err)
 	}
 	b := &Bus{
-		m: m, bdf: bdf, ram: ram, used: map[uint64]uint64{}, closed: make(chan struct{}),
-		free: []span{{firstDMA, uint64(size) - firstDMA}},
+		m: m, bdf: bdf, ram: ram, closed: make(chan struct{}),
+		room: spans.New(firstDMA, uint64(size)-firstDMA),
 	}
 	if err := b.place(); err != nil {
 		unix.Munmap(ram)
@@ -151,50 +146,23 @@ func (b *Bus) AllocDMA(size int) (guestdriver.DMA, error) {
 	if size <= 0 {
 		return guestdriver.DMA{}, fmt.Errorf("qtest bus: allocate %d bytes: %w", size, unix.EINVAL)
 	}
-	n := (uint64(size) + pageSize - 1) &^ (pageSize - 1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i := range b.free {
-		s := &b.free[i]
-		if s.n < n {
-			continue
-		}
-		at := s.at
-		s.at, s.n = s.at+n, s.n-n
-		if s.n == 0 {
-			b.free = slices.Delete(b.free, i, i+1)
-		}
-		b.used[at] = n
-		p := b.ram[at : at+uint64(size) : at+uint64(size)]
-		clear(p)
-		return guestdriver.DMA{Bytes: p, IOVA: at}, nil
+	at, ok := b.room.Take(uint64(size))
+	if !ok {
+		return guestdriver.DMA{}, fmt.Errorf("qtest bus: allocate %d bytes: %w", size, unix.ENOMEM)
 	}
-	return guestdriver.DMA{}, fmt.Errorf("qtest bus: allocate %d bytes: %w", size, unix.ENOMEM)
+	p := b.ram[at : at+uint64(size) : at+uint64(size)]
+	clear(p)
+	return guestdriver.DMA{Bytes: p, IOVA: at}, nil
 }
 
 // FreeDMA implements guestdriver.Bus.
 func (b *Bus) FreeDMA(d guestdriver.DMA) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n, ok := b.used[d.IOVA]
-	if !ok {
+	if _, ok := b.room.Give(d.IOVA); !ok {
 		return fmt.Errorf("qtest bus: free %#x: %w", d.IOVA, unix.EINVAL)
-	}
-	delete(b.used, d.IOVA)
-	i, _ := slices.BinarySearchFunc(b.free, d.IOVA, func(s span, at uint64) int {
-		if s.at < at {
-			return -1
-		}
-		return 1
-	})
-	b.free = slices.Insert(b.free, i, span{d.IOVA, n})
-	if i+1 < len(b.free) && b.free[i].at+b.free[i].n == b.free[i+1].at {
-		b.free[i].n += b.free[i+1].n
-		b.free = slices.Delete(b.free, i+1, i+2)
-	}
-	if i > 0 && b.free[i-1].at+b.free[i-1].n == b.free[i].at {
-		b.free[i-1].n += b.free[i].n
-		b.free = slices.Delete(b.free, i, i+1)
 	}
 	return nil
 }

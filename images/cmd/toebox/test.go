@@ -13,7 +13,7 @@ import (
 type TestCmd struct {
 	Pattern string   `arg:"" optional:"" placeholder:"REGEXP" help:"Run the functions whose names match."`
 	Regexp  string   `name:"run" env:"TOEBOX_RUN" placeholder:"REGEXP" help:"The same, as a flag."`
-	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,qtest,vm,uio" help:"Rungs to run on; all by default."`
+	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,socket,qtest,vm,uio" help:"Rungs to run on; all by default."`
 	List    bool     `help:"List the functions, their requirements and rungs."`
 	Seed    uint64   `env:"TOEBOX_SEED" help:"Seed of schedules and payload; 0: a new one, which is printed."`
 	Count   int      `default:"1" help:"Run each function so often."`
