@@ -81,6 +81,7 @@ type Adapter struct {
 	lanes   []*lane
 	nextLn  atomic.Uint32
 	workers sync.WaitGroup
+	watcher sync.WaitGroup
 	stopped atomic.Bool // no more work: goroutines end
 	stop    chan struct{}
 
@@ -145,7 +146,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 	}
 	a.workers.Go(a.events)
 	if opts.Watch > 0 {
-		a.workers.Go(a.watch)
+		a.watcher.Go(a.watch)
 	}
 	if err := a.learn(ctx); err != nil {
 		a.Close() // the goroutines wait in the bus
@@ -404,6 +405,11 @@ func (a *Adapter) shutdown() error {
 	}
 	a.life.Unlock()
 	a.endAll(errClosed)
+	// Nobody looks at memory that is about to be unmapped.
+	a.watcher.Wait()
+	for _, ln := range a.lanes {
+		ln.settle()
+	}
 	err := a.bus.Close()
 	a.workers.Wait()
 	return err

@@ -57,6 +57,10 @@ type lane struct {
 	past    QueueStats              // of queues before the last reset
 
 	interrupts, polls atomic.Uint64
+
+	// busy is held by the dispatcher except while it waits for its vector, so
+	// that Close can tell when it is done with the tables.
+	busy sync.Mutex
 }
 
 // start enters a request and posts its descriptor. When the table is full it
@@ -153,13 +157,22 @@ func (ln *lane) room() {
 	}
 }
 
-// run is the dispatcher. It ends when the bus is closed.
+// run is the dispatcher. It ends when the adapter has stopped.
 func (ln *lane) run() {
-	for {
+	ln.busy.Lock()
+	defer ln.busy.Unlock()
+	for !ln.a.stopped.Load() {
 		if ln.pass() == 0 && !ln.sleep() {
 			return
 		}
 	}
+}
+
+// settle waits until the dispatcher, which was told to stop, touches the
+// tables no more.
+func (ln *lane) settle() {
+	ln.busy.Lock()
+	defer ln.busy.Unlock()
 }
 
 // pass consumes what stands in the output table, at most one table's worth,
@@ -204,7 +217,7 @@ func (ln *lane) missed() {
 }
 
 // sleep waits as the mode says until there may be something to do. It returns
-// false when the bus is closed.
+// false when the bus is closed or the adapter has stopped.
 func (ln *lane) sleep() bool {
 	q := ln.current()
 	if mode := Mode(ln.mode.Load()); mode != ModeInterrupt && ln.look(q, mode) {
@@ -214,9 +227,11 @@ func (ln *lane) sleep() bool {
 	if q.arm() {
 		return true
 	}
+	ln.busy.Unlock()
 	err := ln.a.bus.Wait(ln.vector)
+	ln.busy.Lock()
 	ln.interrupts.Add(1)
-	return err == nil
+	return err == nil && !ln.a.stopped.Load()
 }
 
 // look polls the queue until there is something to do or, in hybrid mode, for

@@ -271,7 +271,8 @@ func TestKilled(t *testing.T) {
 // TestStopped: a server that answers no more is given up in time.
 func TestStopped(t *testing.T) {
 	proc, path := process(t)
-	b := dial(t, path, 300*time.Millisecond)
+	dial(t, path, patience).Close() // the process is up
+	b := dial(t, path, 2*time.Second)
 	if err := proc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
