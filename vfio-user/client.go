@@ -61,6 +61,7 @@ type Client struct {
 // until done is closed.
 type request struct {
 	cmd     Command
+	id      uint16
 	done    chan struct{}
 	payload []byte // of the reply, a copy
 	takes   bool   // a reply may bring descriptors
@@ -257,6 +258,7 @@ func (c *Client) post(cmd Command, head, data []byte, r *request, fds ...int) er
 			defer c.mu.Unlock()
 			return fmt.Errorf("vfiouser: %v: too many requests: %w", cmd, syscall.EBUSY)
 		}
+		r.id = h.id
 		c.waiting[h.id] = r
 	} else {
 		h.flags |= flagNoReply
@@ -306,6 +308,9 @@ func (c *Client) await(r *request, head, data []byte, fds ...int) error {
 	case <-timer.C:
 		c.st.close()
 		c.mu.Lock()
+		if c.waiting[r.id] == r {
+			delete(c.waiting, r.id) // whoever reads may not come to its end for long
+		}
 		r.takes = false
 		late := r.fds
 		r.fds = nil

@@ -170,17 +170,26 @@ func TestClientAgainstBadServers(t *testing.T) {
 			t.Errorf("command %d of %d bytes: errno %d, want %d", tt.cmd, len(tt.p), r.Errno, tt.errno)
 		}
 	}
-	// No answer at all ends the connection.
+	// No answer at all ends the connection, and the request at once, even while
+	// the client is busy with another.
 	a, b = vfiousertest.Pair(t)
 	p = vfiousertest.NewPeer(t, b)
 	go func() { p.Send(reply(p.Recv(), good)) }()
-	c, err = vfiouser.NewClient(a, vfiouser.ClientConfig{Timeout: time.Second})
+	held := &heldMemory{inside: make(chan struct{}), leave: make(chan struct{})}
+	c, err = vfiouser.NewClient(a, vfiouser.ClientConfig{Memory: held})
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.SetTimeout(20 * time.Millisecond)
+	p.Send(vfiousertest.Message{ID: 1, Command: 11, Payload: unhex(t, "0000000000000000 0400000000000000")}.Bytes())
+	<-held.inside
 	if err := c.Reset(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("no answer: %v", err)
 	}
+	if n := c.Waiting(); n != 0 {
+		t.Errorf("%d requests wait", n)
+	}
+	close(held.leave)
 	<-c.Done()
 	if _, err := vfiouser.Dial(context.Background(), filepath.Join(t.TempDir(), "none"), vfiouser.ClientConfig{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("dial: %v", err)
@@ -190,3 +199,14 @@ func TestClientAgainstBadServers(t *testing.T) {
 		t.Errorf("254 fds: %v", err)
 	}
 }
+
+// heldMemory is a guest's that answers a read when it is told to.
+type heldMemory struct{ inside, leave chan struct{} }
+
+func (m *heldMemory) ReadDMA(uint64, []byte) error {
+	close(m.inside)
+	<-m.leave
+	return nil
+}
+
+func (m *heldMemory) WriteDMA(uint64, []byte) error { return nil }

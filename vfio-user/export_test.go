@@ -2,7 +2,10 @@
 
 package vfiouser
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
 // Model is the oracle for maps and unmaps, for tests of whole sessions. They map
 // one file of size bytes, by mmap and by file I/O.
@@ -34,3 +37,14 @@ func (o *Model) Len() int { return len(o.m.maps) }
 // WriteEvents makes s signal interrupts as where the kernel cannot do it for us. It
 // comes before the first eventfd is assigned.
 func (s *Server) WriteEvents() { s.irqs.signals.once.Do(func() {}) }
+
+// SetTimeout sets how long a request waits from now on. No request may be under
+// way.
+func (c *Client) SetTimeout(d time.Duration) { c.cfg.Timeout = d }
+
+// Waiting returns how many requests wait for their reply.
+func (c *Client) Waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
+}
