@@ -145,6 +145,8 @@ func (q *queue) tuple(f *abi.Fields, c *conn, t abi.Tuple) abi.Status {
 		}
 	}
 	switch {
+	case f.Type == abi.TypeAdapterAttr && !t.Set && t.Attr == abi.AttrRecords:
+		out, s = q.allRecords(t.Value)
 	case f.Type == abi.TypeAdapterAttr && t.Set:
 		out, s = q.fw.setAdapter(t)
 	case f.Type == abi.TypeAdapterAttr:
@@ -153,6 +155,8 @@ func (q *queue) tuple(f *abi.Fields, c *conn, t abi.Tuple) abi.Status {
 		out, s = q.setConnection(c, t)
 	case c != nil:
 		out, s = q.getConnection(c, t.Attr)
+	case !t.Set && t.Attr == abi.AttrRecord:
+		out, s = q.namedRecord(t.Value)
 	case t.Set:
 		out, s = q.fw.setDefault(t)
 	default:

@@ -172,6 +172,7 @@ func TestConnectionAttributes(t *testing.T) {
 	r := newRig(t, 4)
 	id, ep := r.connect()
 	ep.SetInfo(engine.Info{MSS: 1460, Cwnd: 10, SendWindow: 60000, RTT: 3 * time.Millisecond, Retransmits: 2})
+	ep.SetFlow(engine.Flow{Sent: 7, MSS: 1460, SendWindow: 60000, RTT: 3 * time.Millisecond})
 	ep.Deliver([]byte("abcde"))
 	own := r.buffer(abi.TypeBufferAvailable, id, 7)
 	send := r.buffer(abi.TypeBufferSend, id, 9)
@@ -194,7 +195,7 @@ func TestConnectionAttributes(t *testing.T) {
 		t.Errorf("HELD_BUFFERS is % x", got)
 	}
 	record := r.attribute(id, abi.AttrRecord, 192)
-	for at, want := range map[int]uint64{0: id, 64: 9, 72: 9, 80: 4, 88: 5, 96: 5, 120: 3e6, 160: 1e9} {
+	for at, want := range map[int]uint64{0: id, 64: 9, 72: 7, 80: 4, 88: 5, 96: 5, 120: 3e6, 160: 1e9} {
 		if got := le.Uint64(record[at:]); got != want {
 			t.Errorf("record at %d: %d, want %d", at, got, want)
 		}

@@ -42,8 +42,9 @@ type conn struct {
 	proto protocol
 	loose bool // a datagram endpoint without a peer
 	phase phase
-	attrs *values // shared, never changed in place
-	alarm         // its time limit
+	attrs *values    // shared, never changed in place
+	alarm            // its time limit
+	state stateTimer // of periodic reports
 
 	// Of a connect or listen request until it is answered.
 	job     *job
@@ -177,6 +178,10 @@ func (q *queue) register(c *conn) {
 	c.id = q.fw.newID()
 	q.conns[c.id] = c
 	q.fw.dir.add(c.id, q.index)
+	if c.phase == open {
+		q.roster.add(c)
+		q.armReport(c)
+	}
 }
 
 // forget gives back what c was charged, and its id. The endpoint has been
@@ -193,6 +198,7 @@ func (q *queue) forget(c *conn) {
 	}
 	c.phase = gone
 	q.limits.clear(c)
+	q.states.clear(&c.state)
 	if c.inWait {
 		c.inWait = false
 		q.wait.remove(c)
@@ -200,6 +206,7 @@ func (q *queue) forget(c *conn) {
 	q.fw.memory.release(charge)
 	if c.id != 0 {
 		delete(q.conns, c.id)
+		q.roster.remove(c.id)
 		q.fw.dir.remove(c.id)
 	}
 }
@@ -244,6 +251,7 @@ func (q *queue) die(c *conn) {
 	q.failBuffers(c, c.status)
 	c.phase = dead
 	q.limits.clear(c)
+	q.states.clear(&c.state)
 	if c.closing {
 		q.finish(c, c.ended)
 		return

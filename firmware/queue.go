@@ -84,6 +84,8 @@ type queue struct {
 	pool    requestList // bulk buffers
 	reports reports
 	notices notices
+	roster  roster // connections by id
+	states  timers[*stateTimer]
 	rx, tx  fifo[*conn]
 	urgent  fifo[*conn] // tx with ASAP
 	wait    connList    // data without a buffer
@@ -192,6 +194,7 @@ func (q *queue) pass() bool {
 		q.writeReports()
 		q.flush()
 		q.turnSend()
+		q.turnStates()
 		q.flush()
 	case abi.QueueDraining:
 		q.turnJobs()
@@ -400,6 +403,9 @@ func (q *queue) deadline() time.Duration {
 		}
 		if n := q.noticeDeadline(); n > 0 && (when == 0 || n < when) {
 			when = n
+		}
+		if at := q.stateDeadline(); at > 0 && (when == 0 || at < when) {
+			when = at
 		}
 	}
 	if q.ending != 0 && (when == 0 || q.ending < when) {

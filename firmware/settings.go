@@ -51,6 +51,7 @@ type setting struct {
 	option   engine.Option
 	inverse  bool // the option's 1 is the attribute's 0
 	always   bool // the engine's default is not the attribute's
+	zero     bool // 0 is good, too: off
 }
 
 // Bounds of this firmware, not of SPEC.md.
@@ -104,6 +105,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrBroadcast:         option(0, 1, engine.OptBroadcast),
 		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
 		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
+		abi.AttrReportPeriod:      {min: uint64(minReportPeriod), max: maxTime, zero: true},
 	}
 }
 
@@ -111,6 +113,7 @@ func (s *setting) check(v uint64) abi.Status {
 	switch {
 	case s.engine && s.option == engine.OptCongestion && v != 0:
 		return abi.StatusNotSupported
+	case v == 0 && s.zero:
 	case v < s.min || v > s.max:
 		return abi.StatusBadValue
 	}
@@ -213,6 +216,9 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 		c.full = false
 		q.sendSoon(c)
 	}
+	if t.Attr == abi.AttrReportPeriod {
+		q.armReport(c)
+	}
 	return scalar(old), abi.StatusOK
 }
 
@@ -265,7 +271,7 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	case abi.AttrHeldBuffers:
 		return c.heldBuffers(), abi.StatusOK
 	case abi.AttrRecord:
-		return q.record(c, &i), abi.StatusOK
+		return q.appendRecord(nil, c), abi.StatusOK
 	case abi.AttrMSS:
 		return scalar(uint64(i.MSS)), abi.StatusOK
 	}
@@ -286,20 +292,5 @@ func (c *conn) heldBuffers() []byte {
 
 // heldSize is the length of heldBuffers.
 func (c *conn) heldSize() int { return abi.HeldBufferSize * (c.sends.n + c.buffers.n) }
-
-// record is the state record of SPEC.md §7.1. Fields that the engine does not
-// tell are 0.
-func (q *queue) record(c *conn, i *engine.Info) []byte {
-	acked := min(i.Acked, c.queued)
-	window := min(uint64(i.Cwnd)*uint64(i.MSS), uint64(i.SendWindow))
-	return abi.AppendStateRecord(nil, &abi.StateRecord{
-		Conn:  c.id,
-		Local: abi.Address{Addr: i.Local.Addr(), Port: i.Local.Port()}, Remote: abi.Address{Addr: i.Remote.Addr(), Port: i.Remote.Port()},
-		State: uint32(i.State), Protocol: uint32(i.Protocol),
-		Accepted: c.queued, Sent: min(c.queued, acked+window), Acked: acked, Received: i.Received, Delivered: c.delivered,
-		MSS: i.MSS, SendWindow: i.SendWindow, ReceiveWindow: uint32(c.attrs.of(abi.AttrReceiveWindow)),
-		RTT: uint64(i.RTT), RTO: uint64(i.RTO), Uptime: uint64(q.now),
-	})
-}
 
 func scalar(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }

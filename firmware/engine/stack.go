@@ -64,6 +64,9 @@ func New(cfg Config) (Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkFlowFields(); err != nil {
+		return nil, err
+	}
 	n := &netstack{
 		port:    cfg.Port,
 		log:     cfg.Logger,

@@ -88,8 +88,9 @@ const (
 	CounterDatagramsDropped // that came for an endpoint and were lost
 	CounterDatagramsTruncated
 	CounterDatagramsRefused // ICMP port unreachable, told to the host
+	CounterStateRecords     // state records written, whoever asked
 
-	NumCounters = 81
+	NumCounters = 82
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -183,5 +184,6 @@ func counterNames() [NumCounters]string {
 		"datagrams_dropped",
 		"datagrams_truncated",
 		"datagrams_refused",
+		"state_records",
 	}
 }

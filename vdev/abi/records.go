@@ -28,6 +28,7 @@ type StateRecord struct {
 	SendSequence, ReceiveSequence              uint32
 	SendScale, ReceiveScale                    uint8
 	Uptime                                     uint64
+	Time, RecentTime                           uint32 // time stamps, RFC 7323
 }
 
 // Options of a state record.
@@ -67,6 +68,8 @@ func AppendStateRecord(buf []byte, r *StateRecord) []byte {
 	buf = le.AppendUint32(buf, r.ReceiveSequence)
 	buf = append(buf, r.SendScale, r.ReceiveScale, 0, 0, 0, 0, 0, 0)
 	buf = le.AppendUint64(buf, r.Uptime)
+	buf = le.AppendUint32(buf, r.Time)
+	buf = le.AppendUint32(buf, r.RecentTime)
 	return append(buf, make([]byte, StateRecordSize-(len(buf)-start))...)
 }
 
@@ -93,6 +96,7 @@ func ParseStateRecord(b []byte) (r StateRecord, ok bool) {
 	r.SendSequence, r.ReceiveSequence = le.Uint32(b[144:]), le.Uint32(b[148:])
 	r.SendScale, r.ReceiveScale = b[152], b[153]
 	r.Uptime = le.Uint64(b[160:])
+	r.Time, r.RecentTime = le.Uint32(b[168:]), le.Uint32(b[172:])
 	return r, true
 }
 

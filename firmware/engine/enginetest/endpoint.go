@@ -51,6 +51,7 @@ type Endpoint struct {
 	closes        int
 	aborts        int
 	options       map[engine.Option]int64
+	flow          engine.Flow
 }
 
 // notifyLocked calls the sink with the lock held, as a real engine does: a
