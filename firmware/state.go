@@ -48,7 +48,7 @@ func (q *queue) record(c *conn) abi.StateRecord {
 func (q *queue) recordOf(c *conn, f *engine.Flow) abi.StateRecord {
 	r := abi.StateRecord{
 		Conn: c.id, Local: recordAddress(f.Local), Remote: recordAddress(f.Remote),
-		State: uint32(f.State), Protocol: uint32(engine.TCP),
+		State: uint32(f.State), Protocol: uint32(c.proto.number()),
 		Accepted: c.queued, Sent: f.Sent, Acked: f.Acked, Received: f.Received, Delivered: c.delivered,
 		MSS: f.MSS, SendWindow: f.SendWindow, ReceiveWindow: f.ReceiveWindow,
 		RTT: uint64(f.RTT), RTO: uint64(f.RTO), Timers: uint64(f.Timers),

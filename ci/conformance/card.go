@@ -68,10 +68,12 @@ const (
 	ctrDatagramsDropped   = 78
 	ctrDatagramsTruncated = 79
 	ctrDatagramsRefused   = 80
+
+	ctrStateRecords = 81
 )
 
 // counters is how many there are.
-const counters = 81
+const counters = 82
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {
