@@ -91,7 +91,7 @@ type Adapter struct {
 	down       bool // the last restart failed: the watch tries again
 
 	mu        sync.RWMutex
-	conns     map[uint64]*Conn
+	conns     map[uint64]endpoint
 	dialing   int // connections asked for and not there yet
 	listeners map[uint64]*Listener
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
@@ -120,7 +120,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 		rx:    newArena(bus, half, half/4),
 		tx:    newArena(bus, half, half/4),
 		ctl:   newArena(bus, controlMemory, 0),
-		conns: map[uint64]*Conn{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
+		conns: map[uint64]endpoint{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
 	}
 	for i := range opts.Queues {
 		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}
@@ -293,7 +293,7 @@ func (a *Adapter) lane() *lane {
 	return a.lanes[int(a.nextLn.Add(1)-1)%len(a.lanes)]
 }
 
-func (a *Adapter) conn(id uint64) *Conn {
+func (a *Adapter) conn(id uint64) endpoint {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return a.conns[id]
@@ -307,13 +307,14 @@ func (a *Adapter) listener(id uint64) *Listener {
 
 // enter adds a connection; false when its id is impossible or there are too
 // many.
-func (a *Adapter) enter(c *Conn) bool {
+func (a *Adapter) enter(c endpoint) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, taken := a.conns[c.id]; taken || c.id == 0 || a.closing || len(a.conns) >= a.maxConns() {
+	id := c.connID()
+	if _, taken := a.conns[id]; taken || id == 0 || a.closing || len(a.conns) >= a.maxConns() {
 		return false
 	}
-	a.conns[c.id] = c
+	a.conns[id] = c
 	return true
 }
 
@@ -366,7 +367,7 @@ func (a *Adapter) Close() error {
 func (a *Adapter) shutdown() error {
 	a.mu.Lock()
 	a.closing = true
-	conns := make([]*Conn, 0, len(a.conns))
+	conns := make([]endpoint, 0, len(a.conns))
 	for _, c := range a.conns {
 		conns = append(conns, c)
 	}

@@ -47,6 +47,7 @@ type buffer struct {
 	consumed uint32 // of these, bytes that the reader has taken
 	parts    uint32 // responses that reported them
 	final    bool   // the adapter will not write any more
+	err      error  // result of the send of a datagram
 }
 
 // block is blockSize bytes of one class, or of none yet.
@@ -122,7 +123,7 @@ func (a *arena) allocLocked(class int) *buffer {
 	if class == reserveClass {
 		a.usedRes += len(p.data)
 	}
-	p.filled, p.consumed, p.parts, p.final = 0, 0, 0, false
+	p.filled, p.consumed, p.parts, p.final, p.err = 0, 0, 0, false, nil
 	return p
 }
 

@@ -106,6 +106,9 @@ func (d *deadline) setLocked(mu *sync.Mutex, cond *sync.Cond, t time.Time) {
 	})
 }
 
+func (c *Conn) connID() uint64 { return c.id }
+func (c *Conn) onLane() *lane  { return c.ln }
+
 // ID returns the adapter's id of the connection, for attributes.
 func (c *Conn) ID() uint64 { return c.id }
 

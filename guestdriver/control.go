@@ -77,7 +77,7 @@ func (a *Adapter) attribute(ctx context.Context, conn uint64, attr abi.Attribute
 	if attr >= abi.AttrProtocol {
 		f.Type, f.Conn = abi.TypeConnectionAttr, conn
 		if c := a.conn(conn); c != nil {
-			ln = c.ln
+			ln = c.onLane()
 		} else if l := a.listener(conn); l != nil {
 			ln = l.ln
 		}
@@ -141,8 +141,10 @@ func (a *Adapter) Scalar(ctx context.Context, conn uint64, attr abi.Attribute) (
 
 // SetScalar sets an attribute that is a number.
 func (a *Adapter) SetScalar(ctx context.Context, conn uint64, attr abi.Attribute, v uint64) error {
-	return a.SetAttribute(ctx, conn, attr, binary.LittleEndian.AppendUint64(nil, v))
+	return a.SetAttribute(ctx, conn, attr, scalarBytes(v))
 }
+
+func scalarBytes(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
 
 // Addresses returns an attribute that is one or several addresses.
 func (a *Adapter) Addresses(ctx context.Context, conn uint64, attr abi.Attribute) ([]abi.Address, error) {
@@ -198,19 +200,27 @@ type target struct {
 	addr    netip.AddrPort
 }
 
+// scalarAttr is an attribute for a target.
+type scalarAttr struct {
+	attr  abi.Attribute
+	value uint64
+}
+
 // openTarget runs a connect or listen request with one target and returns its
-// result. The time limit, if not 0, is the adapter's.
-func (ln *lane) openTarget(ctx context.Context, r request, t abi.Target) (result, error) {
-	buf, err := ln.a.controlBuffer(abi.TupleHeaderSize + abi.TargetSize)
+// result. The time limit, if not 0, is the adapter's. Attributes hold for it.
+func (ln *lane) openTarget(ctx context.Context, r request, t abi.Target, attrs ...scalarAttr) (result, error) {
+	var tuples []byte
+	for _, s := range attrs {
+		tuples = abi.AppendSetScalar(tuples, s.attr, s.value)
+	}
+	tuples = abi.AppendTuple(tuples, true, abi.AttrTarget, abi.AppendTarget(nil, t))
+	buf, err := ln.a.controlBuffer(len(tuples))
 	if err != nil {
 		return result{}, &statusError{"socket", syscall.ENOBUFS, abi.StatusNoMemory}
 	}
 	r.buf = buf
-	var room [abi.TupleHeaderSize + abi.TargetSize]byte
-	value := abi.AppendTarget(room[:0], t)
-	tuple := abi.AppendTuple(nil, true, abi.AttrTarget, value)
-	copy(buf.data, tuple)
-	f := abi.Fields{Type: abi.TypeConnect, Aux: 1, Base: buf.iova, Length: uint32(len(tuple))}
+	copy(buf.data, tuples)
+	f := abi.Fields{Type: abi.TypeConnect, Aux: uint16(1 + len(attrs)), Base: buf.iova, Length: uint32(len(tuples))}
 	if r.kind == kindListen {
 		f.Type = abi.TypeListen
 	}

@@ -23,7 +23,7 @@ type Dialer struct {
 	Adapter   *Adapter
 	Timeout   time.Duration // of the whole dial; 0: none of its own
 	Deadline  time.Time
-	LocalAddr *net.TCPAddr // nil: the adapter picks
+	LocalAddr net.Addr // *net.TCPAddr or *net.UDPAddr; nil: the adapter picks
 }
 
 // Dialer returns a dialer over the adapter.
@@ -44,8 +44,9 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects to address on network tcp, tcp4 or tcp6. The connection
-// is a *[Conn]. Names are resolved by the adapter's resolvers; of several
+// DialContext connects to address on network tcp, tcp4 or tcp6, with a *[Conn],
+// or makes a datagram endpoint with that peer on udp, udp4 or udp6, a
+// *[PacketConn]. Names are resolved by the adapter's resolvers; of several
 // addresses the first that answers is taken, IPv4 first.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if d.Timeout > 0 {
@@ -59,11 +60,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		defer cancel()
 	}
 	fail := func(addr net.Addr, err error) (net.Conn, error) {
-		var source net.Addr
-		if d.LocalAddr != nil {
-			source = d.LocalAddr
-		}
-		return nil, &net.OpError{Op: "dial", Net: network, Source: source, Addr: addr, Err: err}
+		return nil, &net.OpError{Op: "dial", Net: network, Source: d.LocalAddr, Addr: addr, Err: err}
 	}
 	addrs, err := d.Adapter.resolve(ctx, network, address)
 	if err != nil {
@@ -77,7 +74,10 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 			return c, nil
 		}
 		if first == nil {
-			first, firstAddr = err, net.TCPAddrFromAddrPort(addr)
+			first, firstAddr = err, net.Addr(net.TCPAddrFromAddrPort(addr))
+			if isUDP(network) {
+				firstAddr = net.UDPAddrFromAddrPort(addr)
+			}
 		}
 		if ctx.Err() != nil {
 			break
@@ -88,10 +88,20 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 
 // connect tries one address; left says how many, this one included, share the
 // time that remains.
-func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPort, left int) (*Conn, error) {
+func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPort, left int) (net.Conn, error) {
 	t := abi.Target{Protocol: 6, Count: 1, Remote: addr, V6: addr.Addr().Is6()}
+	var ap netip.AddrPort
+	switch l := d.LocalAddr.(type) {
+	case nil:
+	case *net.TCPAddr:
+		ap = l.AddrPort()
+	case *net.UDPAddr:
+		ap = l.AddrPort()
+	}
 	if d.LocalAddr != nil {
-		ap := d.LocalAddr.AddrPort()
+		if d.LocalAddr.Network() != network[:3] {
+			return nil, &net.AddrError{Err: "mismatched local address type", Addr: d.LocalAddr.String()}
+		}
 		local := ap.Addr().Unmap()
 		if local.IsValid() && !local.IsUnspecified() && local.Is4() != addr.Addr().Is4() {
 			return nil, &net.AddrError{Err: "mismatched local address type", Addr: d.LocalAddr.String()}
@@ -110,6 +120,13 @@ func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPor
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, ctxErr(err)
+	}
+	if isUDP(network) {
+		p, err := d.dialPacket(ctx, network, t)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
 	}
 	a := d.Adapter
 	if err := a.beginDial(); err != nil {
@@ -156,8 +173,8 @@ var (
 func (a *Adapter) resolve(ctx context.Context, network, address string) ([]netip.AddrPort, error) {
 	ipNetwork := "ip"
 	switch network {
-	case "tcp":
-	case "tcp4", "tcp6":
+	case "tcp", "udp":
+	case "tcp4", "tcp6", "udp4", "udp6":
 		ipNetwork = "ip" + network[3:]
 	default:
 		return nil, net.UnknownNetworkError(network)
@@ -234,7 +251,7 @@ func (a *Adapter) Resolver() *net.Resolver {
 // listenAddrs returns what a listener on network and address is bound to.
 func listenAddrs(network, address string, v6 bool) ([]netip.AddrPort, error) {
 	switch network {
-	case "tcp", "tcp4", "tcp6":
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 	default:
 		return nil, net.UnknownNetworkError(network)
 	}
@@ -256,9 +273,9 @@ func listenAddrs(network, address string, v6 bool) ([]netip.AddrPort, error) {
 	any4, any6 := at(netip.IPv4Unspecified()), at(netip.IPv6Unspecified())
 	if host == "" {
 		switch {
-		case network == "tcp6":
+		case network[3:] == "6":
 			return []netip.AddrPort{any6}, nil
-		case network == "tcp4" || !v6:
+		case network[3:] == "4" || !v6:
 			return []netip.AddrPort{any4}, nil
 		}
 		return []netip.AddrPort{any4, any6}, nil
@@ -268,7 +285,7 @@ func listenAddrs(network, address string, v6 bool) ([]netip.AddrPort, error) {
 		return nil, &net.AddrError{Err: "not an IP address", Addr: host}
 	}
 	ip = ip.Unmap()
-	if ip.Is4() && network == "tcp6" || ip.Is6() && network == "tcp4" {
+	if ip.Is4() && network[3:] == "6" || ip.Is6() && network[3:] == "4" {
 		return nil, &net.AddrError{Err: errNoSuitable.Error(), Addr: host}
 	}
 	return []netip.AddrPort{at(ip)}, nil

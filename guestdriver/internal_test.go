@@ -44,7 +44,7 @@ func still(t *testing.T) (*Adapter, *lane) {
 	opts := Options{}
 	opts.setDefaults()
 	a := &Adapter{bus: bus, opts: opts, rx: newArena(bus, 4<<20, 1<<20), tx: newArena(bus, 4<<20, 1<<20),
-		ctl: newArena(bus, 1<<20, 0), conns: map[uint64]*Conn{}}
+		ctl: newArena(bus, 1<<20, 0), conns: map[uint64]endpoint{}}
 	ln := &lane{a: a, vector: 1}
 	a.lanes = []*lane{ln}
 	q, err := NewQueue(bus, 0, QueueConfig{InLog2: 4, OutLog2: 4})

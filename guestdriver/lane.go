@@ -281,7 +281,7 @@ func (ln *lane) handle(f *abi.Fields) {
 	case !final && (r.kind != kindReceive || f.Type != abi.TypeBufferReceive):
 		ln.a.bad.final.Add(1)
 		return
-	case r.conn != nil && !rejected && f.Conn != r.conn.id:
+	case r.conn != nil && !rejected && f.Conn != r.conn.connID():
 		ln.a.bad.conn.Add(1)
 		return
 	}
@@ -308,6 +308,8 @@ func (ln *lane) handle(f *abi.Fields) {
 		r.conn.sent(r.buf, abi.Status(f.Aux))
 	case r.kind == kindReceive:
 		r.conn.bufferBack(r.buf, abi.Status(f.Aux))
+	case r.call != nil && r.call.packet != nil:
+		ln.packetOpened(r, f)
 	case r.kind == kindConnect:
 		ln.connected(r, f)
 	case r.kind == kindListen:
@@ -315,7 +317,7 @@ func (ln *lane) handle(f *abi.Fields) {
 	case r.kind == kindAttribute:
 		ln.a.finish(r, result{fields: *f})
 	case r.kind == kindTerminate && r.conn != nil:
-		ln.a.forget(r.conn.id)
+		ln.a.forget(r.conn.connID())
 		r.conn.gone()
 	case r.kind == kindTerminate && r.listener != nil:
 		ln.a.forgetListener(r.listener, f.Conn)
@@ -328,7 +330,7 @@ func (ln *lane) unsolicited(f *abi.Fields) {
 	case abi.TypeArrival:
 		ln.arrived(f)
 	case abi.TypeTerminated:
-		if c := ln.a.conn(f.Conn); c != nil && c.ln == ln {
+		if c := ln.a.conn(f.Conn); c != nil && c.onLane() == ln {
 			c.ended(f.Length)
 		} else if l := ln.a.listener(f.Conn); l != nil {
 			l.fail(statusErr("accept", abi.StatusTimedOut))
@@ -355,6 +357,7 @@ type call struct {
 	room     chan struct{} // one token: there may be room on the queue
 	listener *Listener     // of a listen request
 	remote   *target       // of a connect request
+	packet   *PacketConn   // of a request for one of its ends
 }
 
 func newCall() *call {

@@ -40,12 +40,35 @@ func (k kind) answeredBy(t abi.Type) bool {
 	return false
 }
 
+// endpoint is what the adapter has an id for and takes data requests of: a Conn,
+// or an end of a PacketConn.
+type endpoint interface {
+	connID() uint64
+	onLane() *lane
+	// received acts on a buffer receive response. It returns false, and changes
+	// nothing, when the response does not fit the buffer.
+	received(f *abi.Fields, buf *buffer, final bool) bool
+	// bufferBack acts on a receive buffer that ends without further data,
+	// bufferLost on one that will have no response.
+	bufferBack(buf *buffer, s abi.Status)
+	bufferLost(buf *buffer)
+	sent(buf *buffer, s abi.Status)
+	sendLost(buf *buffer, err error)
+	// ended acts on a termination response that nobody asked for.
+	ended(how uint32)
+	// fail makes what is called from now on return err; gone says that the id
+	// is no more.
+	fail(err error)
+	gone()
+	Close() error
+}
+
 // request is one outstanding request: from its post to its terminal response,
 // or to a reset.
 type request struct {
 	kind     kind
 	seq      uint16 // counts the uses of the entry, so that stale tags differ
-	conn     *Conn
+	conn     endpoint
 	listener *Listener
 	call     *call
 	buf      *buffer

@@ -161,7 +161,7 @@ func (a *Adapter) endAll(err error) {
 	}
 	a.mu.Lock()
 	conns := a.conns
-	a.conns, a.listeners = map[uint64]*Conn{}, map[uint64]*Listener{}
+	a.conns, a.listeners = map[uint64]endpoint{}, map[uint64]*Listener{}
 	a.signalIdleLocked()
 	a.mu.Unlock()
 	for _, c := range conns {
