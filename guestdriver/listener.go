@@ -39,12 +39,12 @@ type Listener struct {
 // tcp6. An empty host means every address, of both families with tcp. The
 // listener is a *[Listener].
 func (a *Adapter) Listen(network, address string) (net.Listener, error) {
-	if isUDP(network) {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
-	}
 	addrs, err := listenAddrs(network, address, a.features&abi.FeatureIPv6 != 0)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
+	}
+	if isUDP(network) {
+		return nil, wrongKind(network, net.UDPAddrFromAddrPort(addrs[0]))
 	}
 	l := &Listener{a: a, ln: a.lane(), network: network}
 	l.cond.L = &l.mu

@@ -386,7 +386,7 @@ func (p *PacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error
 	case p.remote != nil:
 		err = net.ErrWriteToConnected
 	case !to.IsValid():
-		err = &net.AddrError{Err: "missing address", Addr: to.String()}
+		err = errNoAddress
 	default:
 		err = p.write(b, to)
 	}
@@ -399,7 +399,7 @@ func (p *PacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error
 // WriteToUDP sends one datagram to an address.
 func (p *PacketConn) WriteToUDP(b []byte, to *net.UDPAddr) (int, error) {
 	if to == nil {
-		return 0, p.opError("write", nil, &net.AddrError{Err: "missing address"})
+		return 0, p.opError("write", nil, errNoAddress)
 	}
 	return p.WriteToUDPAddrPort(b, to.AddrPort())
 }

@@ -30,12 +30,12 @@ func (a *Adapter) listenPacket(network, address string) (*PacketConn, error) {
 		}
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: addr, Err: err}
 	}
-	if !isUDP(network) {
-		return fail(netip.AddrPort{}, net.UnknownNetworkError(network))
-	}
 	addrs, err := listenAddrs(network, address, a.features&abi.FeatureIPv6 != 0)
 	if err != nil {
 		return fail(netip.AddrPort{}, err)
+	}
+	if !isUDP(network) {
+		return nil, wrongKind(network, net.TCPAddrFromAddrPort(addrs[0]))
 	}
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
@@ -57,6 +57,12 @@ func (a *Adapter) listenPacket(network, address string) (*PacketConn, error) {
 		p.local.IP = net.IPv6unspecified
 	}
 	return p, nil
+}
+
+// wrongKind is package net's error for a network that Listen or ListenPacket
+// does not serve.
+func wrongKind(network string, at net.Addr) error {
+	return &net.OpError{Op: "listen", Net: network, Addr: at, Err: &net.AddrError{Err: "unexpected address type", Addr: at.String()}}
 }
 
 // ListenMulticastUDP makes a datagram endpoint on every address that has joined
