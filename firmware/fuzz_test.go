@@ -132,6 +132,9 @@ func (d *driver) controlOf(typ abi.Type, n int, tuples []byte, id uint64) {
 	}
 	f := d.control(typ, n, tuples)
 	f.Tag, f.Conn = d.tag(), id
+	if (typ == abi.TypeConnect || typ == abi.TypeListen) && d.byte() < 64 {
+		f.Flags = abi.FlagReport
+	}
 	d.send(f)
 }
 
@@ -152,8 +155,24 @@ func (d *driver) transfer(typ abi.Type, id uint64) {
 		f.Base = -uint64(d.u16())
 	} else if b < 120 && typ == abi.TypeBufferAvailable {
 		f.Flags = abi.FlagOnce
+	} else if b < 160 && typ == abi.TypeBufferAvailable && id == 0 {
+		f.Flags = abi.FlagReport
 	}
 	d.send(f)
+}
+
+// policy is a few attributes by which notices wait.
+func (d *driver) policy() (tuples []byte, n int) {
+	for range d.byte() % 4 {
+		n++
+		if b := d.byte() % 10; b == 8 {
+			p := abi.NotifyPattern{Mode: d.byte() % 3, Scope: d.byte() % 2, Bytes: uint32(d.u16()), Time: uint64(d.byte()) * 1e9, Pattern: []byte{0, 0, 1}}
+			tuples = abi.AppendTuple(tuples, true, abi.AttrNotifyPattern, abi.AppendNotifyPattern(nil, p))
+		} else {
+			tuples = abi.AppendSetScalar(tuples, abi.AttrNotifyCount+abi.Attribute(b), uint64(d.byte())>>(b%8))
+		}
+	}
+	return tuples, n
 }
 
 func (d *driver) step() {
@@ -176,18 +195,20 @@ func (d *driver) step() {
 		x := connectTarget()
 		x.Count = uint16(d.byte()%4 + 1)
 		x.Limit = uint64(d.byte()) * 1e9
-		tuples := appendTarget(nil, x)
+		tuples, n := d.policy()
+		tuples = appendTarget(tuples, x)
 		if d.byte() < 64 {
 			tuples = abi.AppendSetScalar(tuples, abi.Attribute(0x0200+int(d.byte())), uint64(d.byte()))
 			d.controlOf(abi.TypeConnect, 3, appendTarget(tuples, x), 0)
 			return
 		}
-		d.controlOf(abi.TypeConnect, 1, tuples, 0)
+		d.controlOf(abi.TypeConnect, n+1, tuples, 0)
 	case 9:
 		x := abi.Target{Protocol: 6, Count: uint16(d.byte()%3 + 1), Limit: uint64(d.byte()) * 1e9, Backlog: uint32(d.byte())}
 		x.Local = netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(d.byte()))
 		x.Remote = netip.MustParseAddrPort("0.0.0.0:0")
-		d.controlOf(abi.TypeListen, 1, appendTarget(nil, x), 0)
+		tuples, n := d.policy()
+		d.controlOf(abi.TypeListen, n+1, appendTarget(tuples, x), 0)
 	case 10:
 		d.send(abi.Fields{Type: abi.TypeTermination, Tag: d.tag(), Conn: d.id(), Length: uint32(d.byte() % 5)})
 	case 11:
@@ -223,6 +244,8 @@ func (d *driver) step() {
 			d.fw.Command(0, abi.QueueResume, d.Config)
 		case 4:
 			d.clock.advance(time.Duration(d.u16()) * time.Millisecond)
+			d.fw.SetPolicyClock(d.byte()%2 == 0)
+			d.fw.StepPolicyClock(uint64(d.u16()) * 1e6)
 		case 5:
 			d.Chip.Unmap(payloadBase+uint64(d.u16())*64, uint64(d.u16())+1)
 		case 6:

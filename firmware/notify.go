@@ -20,8 +20,13 @@ func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
 	}
 	listen := j.r.kind == abi.TypeListen
 	report := j.r.flags&abi.FlagReport != 0 || !listen && v.of(abi.AttrNotifyReport) != 0
-	if j.cancelled || !report && (listen || q.passes(v)) {
+	switch {
+	case j.cancelled, listen && !report:
 		q.answerJob(j, f)
+		return
+	case !report && q.passes(v):
+		q.answerJob(j, f)
+		q.released(q.fw.policy.now())
 		return
 	}
 	f.Type = responseOf(j.r.kind)
@@ -42,6 +47,7 @@ func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 	report := c.attrs.of(abi.AttrNotifyReport) != 0
 	if !report && q.passes(c.attrs) {
 		q.respond(f)
+		q.released(q.fw.policy.now())
 		return
 	}
 	n := q.newNotice()
@@ -57,14 +63,10 @@ func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 	q.notify(n, c.attrs, from)
 }
 
-// passes reports whether a notice with these attributes goes at once and alone:
-// the default. It is a release.
+// passes reports whether a notice with these attributes goes at once and takes
+// no gathered ones with it: the default.
 func (q *queue) passes(v *values) bool {
-	if !v.plain() || q.notices.lists[placeGathered].n > 0 {
-		return false
-	}
-	q.released(q.fw.policy.now())
-	return true
+	return v.plain() && q.notices.lists[placeGathered].n == 0
 }
 
 // notify lets a notice wait where its attributes say, and releases what is due.
@@ -307,7 +309,14 @@ func (q *queue) writeChunk(l *noticeList) {
 // drainNotices tells the host of everything, what report buffers do not take by
 // responses of its own.
 func (q *queue) drainNotices() {
-	q.releaseAll(q.fw.policy.now())
+	waiting := 0
+	for _, p := range []noticePlace{placeGathered, placeHeld, placeRiding} {
+		waiting += q.notices.lists[p].n
+	}
+	if waiting > 0 {
+		q.count(abi.CounterNotifyEnd, 1)
+		q.releaseAll(q.fw.policy.now())
+	}
 	q.writeReports()
 	l := &q.notices.lists[placeReporting]
 	for n := l.front; n != nil; n = l.front {
