@@ -112,8 +112,27 @@ func (d *driver) poll(n int) {
 		if f.Tag != 0 && f.Flags&abi.FlagFinal != 0 {
 			d.finals[f.Tag]++
 		}
+		if f.Flags&abi.FlagReport != 0 {
+			d.records(d.Chip.Bytes(f.Base+uint64(f.Offset), int(f.Length)))
+		}
 		if f.Conn != 0 && len(d.ids) < 1000 {
 			d.ids = append(d.ids, f.Conn)
+		}
+	}
+}
+
+// records reads a report buffer.
+func (d *driver) records(b []byte) {
+	for ; len(b) > 0; b = b[abi.ReportSize:] {
+		r, ok := abi.ParseReport(b[:abi.ReportSize])
+		if !ok || r.Type < abi.TypeArrival || r.Type > abi.TypeListenResponse {
+			d.t.Errorf("record % x", b[:abi.ReportSize])
+		}
+		if r.Tag != 0 && r.Flags&abi.FlagFinal != 0 {
+			d.finals[r.Tag]++
+		}
+		if r.Conn != 0 && len(d.ids) < 1000 {
+			d.ids = append(d.ids, r.Conn)
 		}
 	}
 }
@@ -155,8 +174,13 @@ func (d *driver) transfer(typ abi.Type, id uint64) {
 		f.Base = -uint64(d.u16())
 	} else if b < 120 && typ == abi.TypeBufferAvailable {
 		f.Flags = abi.FlagOnce
-	} else if b < 160 && typ == abi.TypeBufferAvailable && id == 0 {
-		f.Flags = abi.FlagReport
+	} else if b < 160 && typ == abi.TypeBufferAvailable && id == 0 && d.left > 4096 {
+		// Memory of its own: records say what tags had their results.
+		d.left -= 4096
+		f.Flags, f.Base, f.Length = abi.FlagReport, d.Chip.Alloc(4096, 1), 4096
+		if b < 124 {
+			d.Chip.ReadOnly(f.Base+uint64(d.u16())%4096, 1)
+		}
 	}
 	d.send(f)
 }

@@ -14,9 +14,9 @@ import (
 // result tells the host the result of a target of j, or lets it wait. c is the
 // connection or listener, if there is one, remote where the target leads.
 func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
-	v := j.attrs
+	v, protocol := j.attrs, j.span.Protocol
 	if c != nil {
-		v = c.attrs
+		v, protocol = c.attrs, uint8(c.proto.number()) // the range under way may be another
 	}
 	listen := j.r.kind == abi.TypeListen
 	report := j.r.flags&abi.FlagReport != 0 || !listen && v.of(abi.AttrNotifyReport) != 0
@@ -24,7 +24,7 @@ func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
 	case j.cancelled, listen && !report:
 		q.answerJob(j, f)
 		return
-	case !report && q.passes(v):
+	case !report && q.passes(v, protocol):
 		q.answerJob(j, f)
 		q.released(q.fw.policy.now())
 		return
@@ -32,10 +32,7 @@ func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
 	f.Type = responseOf(j.r.kind)
 	n := q.newNotice()
 	n.f, n.job, n.report = f, j, report
-	n.protocol, n.port, n.remote = j.span.Protocol, uint16(f.Length), remote
-	if c != nil {
-		n.protocol = uint8(c.proto.number()) // the range under way may be another
-	}
+	n.protocol, n.port, n.remote = protocol, uint16(f.Length), remote
 	if f.Aux == 0 && !listen {
 		n.conn = c
 	}
@@ -45,14 +42,15 @@ func (q *queue) result(j *job, c *conn, remote netip.AddrPort, f abi.Fields) {
 // arrived tells the host the arrival of c, or lets it wait.
 func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 	report := c.attrs.of(abi.AttrNotifyReport) != 0
-	if !report && q.passes(c.attrs) {
+	protocol := uint8(c.proto.number())
+	if !report && q.passes(c.attrs, protocol) {
 		q.respond(f)
 		q.released(q.fw.policy.now())
 		return
 	}
 	n := q.newNotice()
 	n.f, n.conn, n.report = f, c, report
-	n.protocol, n.port, n.remote = uint8(c.proto.number()), uint16(f.Offset>>16), remote
+	n.protocol, n.port, n.remote = protocol, uint16(f.Offset>>16), remote
 	if c.attrs.of(abi.AttrNotifyAdaptive) != 0 {
 		q.notices.tempo.request(q.fw.policy.now())
 	}
@@ -65,8 +63,14 @@ func (q *queue) arrived(c *conn, remote netip.AddrPort, f abi.Fields) {
 
 // passes reports whether a notice with these attributes goes at once and takes
 // no gathered ones with it: the default.
-func (q *queue) passes(v *values) bool {
-	return v.plain() && q.notices.lists[placeGathered].n == 0
+func (q *queue) passes(v *values, protocol uint8) bool {
+	return v.plain() && !gated(v, protocol) && q.notices.lists[placeGathered].n == 0
+}
+
+// gated reports whether a notice waits for bytes of its connection: a datagram
+// endpoint has no stream.
+func gated(v *values, protocol uint8) bool {
+	return (v.of(abi.AttrNotifyData) != 0 || v.pattern != nil) && protocol == uint8(engine.TCP)
 }
 
 // notify lets a notice wait where its attributes say, and releases what is due.
@@ -88,20 +92,21 @@ func (q *queue) notify(n *notice, v *values, from *origin) {
 		from.add(n)
 	}
 	n.due = after(now, v.of(abi.AttrNotifyCeiling))
+	gated := gated(v, n.protocol)
 	switch {
 	case n.f.Type == abi.TypeListenResponse:
 		q.release(n)
-	case v.gates() && n.conn != nil:
+	case gated && n.conn != nil:
 		if p := v.pattern; p != nil && p.time != 0 {
 			n.due = min(n.due, after(now, p.time))
 		}
 		q.count(abi.CounterNotices, 1)
 		w.put(n, placeHeld)
 		q.receiveSoon(n.conn) // bytes may be there
-	case v.gates() && v.of(abi.AttrNotifyFailures) == 0:
+	case gated && v.of(abi.AttrNotifyFailures) == 0:
 		q.release(n)
 		q.released(now)
-	case v.gates():
+	case gated:
 		q.count(abi.CounterNotices, 1)
 		w.put(n, placeRiding)
 	default:

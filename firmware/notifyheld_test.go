@@ -237,3 +237,17 @@ func TestPatternScope(t *testing.T) {
 		r.wantCounter(abi.CounterNotifyPattern, 1)
 	}
 }
+
+// TestDatagramsAreNotHeld: an endpoint without a stream waits for no bytes of
+// it.
+func TestDatagramsAreNotHeld(t *testing.T) {
+	r := newRig(t, 6)
+	tuples, n := scalars(0x0256, 9)
+	x := connectTarget()
+	x.Protocol = 17
+	f := r.control(abi.TypeConnect, n+1, appendTarget(tuples, x))
+	r.post(f)
+	if got := r.next(); got.Tag != f.Tag || got.Aux != 0 {
+		t.Errorf("response %+v", got)
+	}
+}

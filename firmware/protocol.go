@@ -44,6 +44,7 @@ func (c *conn) means(a abi.Attribute) bool {
 	case abi.AttrConnectLimit, abi.AttrBacklog, abi.AttrNagle, abi.AttrSACK,
 		abi.AttrKeepalive, abi.AttrKeepaliveIdle, abi.AttrKeepaliveInterval, abi.AttrKeepaliveCount,
 		abi.AttrUserTimeout, abi.AttrCongestion, abi.AttrLinger, abi.AttrSteering,
+		abi.AttrNotifyData, abi.AttrNotifyFailures, abi.AttrNotifyPattern,
 		abi.AttrRTT, abi.AttrCongestionWindow, abi.AttrBytesAcked, abi.AttrRetransmits, abi.AttrMSS:
 		return c.proto.number() == engine.TCP
 	case abi.AttrBroadcast, abi.AttrMulticastTTL, abi.AttrMulticastLoop, abi.AttrJoin, abi.AttrLeave:

@@ -35,12 +35,9 @@ func (v *values) bytes() []byte {
 	return v.pattern.value
 }
 
-// gates reports whether notices wait for bytes of their connection.
-func (v *values) gates() bool { return v.of(abi.AttrNotifyData) != 0 || v.pattern != nil }
-
-// plain reports whether notices go at once.
+// plain reports whether gathered notices go at once.
 func (v *values) plain() bool {
-	return v.of(abi.AttrNotifyCount) == 1 && v.of(abi.AttrNotifyAdaptive) == 0 && !v.gates()
+	return v.of(abi.AttrNotifyCount) == 1 && v.of(abi.AttrNotifyAdaptive) == 0
 }
 
 // setting is what this firmware knows of an attribute of connections that can
