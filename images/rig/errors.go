@@ -24,6 +24,9 @@ const (
 // where there is no keeper, or the device never served.
 var ErrDevice = errors.New("the device process died")
 
+// ErrFirmware says that firmware was started which does not serve the machine.
+var ErrFirmware = errors.New("the firmware does not serve")
+
 // ExitCode returns the code for an error.
 func ExitCode(err error) int {
 	var status *StatusError
@@ -35,7 +38,7 @@ func ExitCode(err error) int {
 		return ExitUsage
 	case errors.As(err, &status):
 		return status.Status
-	case errors.Is(err, vm.ErrPanic), errors.Is(err, vm.ErrQEMU), errors.Is(err, ErrDevice), errors.Is(err, vm.ErrKVM):
+	case errors.Is(err, vm.ErrPanic), errors.Is(err, vm.ErrQEMU), errors.Is(err, ErrDevice), errors.Is(err, ErrFirmware), errors.Is(err, vm.ErrKVM):
 		return ExitCrashed
 	case errors.Is(err, context.DeadlineExceeded):
 		return ExitTimeout

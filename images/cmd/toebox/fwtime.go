@@ -85,7 +85,7 @@ func (l *fwLoader) timed(ctx context.Context, w *fswatch.Watcher, path string, n
 	if _, err := w.Next(ctx); err != nil {
 		return 0, err
 	}
-	at, err := l.loadTimed(ctx, begin, "the save")
+	at, err := l.load(ctx, begin, "the save")
 	if err == nil && at.IsZero() {
 		err = fmt.Errorf("fw: the guest serves no HTTP at port %d", l.run.Port)
 	}

@@ -27,6 +27,7 @@ import (
 const (
 	statsPatience = 5 * time.Second
 	maxStats      = 16 << 20
+	statsURL      = "http://device/stats" // by statsClient
 )
 
 // StatsCmd shows the running adapter's counters.
@@ -39,7 +40,7 @@ func (c *StatsCmd) Run(a *app) error {
 		return err
 	}
 	client := statsClient(r)
-	resp, err := client.Get("http://device/stats")
+	resp, err := client.Get(statsURL)
 	if err != nil {
 		return fmt.Errorf("stats: %w", err)
 	}
