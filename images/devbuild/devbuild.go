@@ -126,6 +126,9 @@ func (c *Config) find(ctx context.Context) (path, root, version string, err erro
 		if root = above(dir); root == "" {
 			return "", "", "", fmt.Errorf("devbuild: %s is in no module: go mod init makes one", dir)
 		}
+		if sameDir(root, c.Source) { // by another name, maybe: a workspace takes one
+			dir, root = filepath.Join(c.Source, strings.TrimPrefix(dir, root)), c.Source
+		}
 		name, its, err := c.module(ctx, root)
 		if err != nil {
 			return "", "", "", err
@@ -163,6 +166,13 @@ func above(dir string) string {
 		}
 		dir = up
 	}
+}
+
+// sameDir reports whether two paths lead to one directory.
+func sameDir(a, b string) bool {
+	x, err1 := os.Stat(a)
+	y, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
 // module returns path and language version of the module at root. It looks at nothing

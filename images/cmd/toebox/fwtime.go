@@ -108,7 +108,9 @@ func copySource(from, to string, dirs []string) error {
 			return fmt.Errorf("fw: %w", err)
 		}
 		for _, e := range entries {
-			if e.Type().IsRegular() && !strings.HasSuffix(e.Name(), "_test.go") {
+			// The go command follows links to files, too.
+			st, err := os.Stat(filepath.Join(dir, e.Name()))
+			if err == nil && st.Mode().IsRegular() && !strings.HasSuffix(e.Name(), "_test.go") {
 				files = append(files, filepath.Join(rel, e.Name()))
 			}
 		}
