@@ -25,6 +25,7 @@ import (
 const (
 	maxReport     = 1 << 20          // bytes: a trace, escaped
 	orderPatience = 90 * time.Second // the keeper tries two servers, for 30 s each
+	turnPatience  = 10 * time.Minute // for the orders before
 	sendPatience  = 5 * time.Second
 	traceLines    = 14
 	loudPause     = 500 * time.Millisecond
@@ -40,10 +41,12 @@ type kept struct {
 	say  func(format string, args ...any)
 	done chan struct{} // closed when nothing more is reported
 
-	order   sync.Mutex // one at a time
+	turn    chan struct{} // holds a token while an order is under way
 	answers chan keeper.Report
 
 	mu      sync.Mutex
+	waits   bool      // somebody waits for an answer
+	owed    int       // answers that nobody waits for any more, which come before the next
 	program string    // that serves
 	pid     int       // of the device; 0: none
 	since   time.Time // when it began to serve
@@ -74,7 +77,7 @@ func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListene
 	defer its.Close() //nolint:errcheck // the keeper has its own
 	k := &kept{
 		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), dir: i.Dir, say: o.say, program: program,
-		answers: make(chan keeper.Report, 1), done: make(chan struct{}),
+		turn: make(chan struct{}, 1), answers: make(chan keeper.Report, 1), done: make(chan struct{}),
 	}
 	args := []string{"--socket-fd=3", "--control-fd=4"}
 	for n := range e.files {
@@ -119,13 +122,24 @@ func (k *kept) listen() {
 			continue // of a keeper that is another's
 		}
 		if r.Kind == keeper.KindReplaced {
-			select {
-			case k.answers <- r:
-			default: // nobody waits any more
-			}
+			k.answer(r)
 			continue
 		}
 		k.tell(r)
+	}
+}
+
+// answer hands on what became of an order. The keeper answers in the order of the
+// orders; what nobody waits for is passed over.
+func (k *kept) answer(r keeper.Report) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.owed > 0:
+		k.owed--
+	case k.waits:
+		k.waits = false
+		k.answers <- r // has room: one answer for each that waits
 	}
 }
 
@@ -210,50 +224,89 @@ func lastWords(text string) []string {
 	return lines[len(lines)-1:]
 }
 
-// replace has the keeper start another program in the place of the device.
-func (k *kept) replace(ctx context.Context, program string) (keeper.Report, error) {
-	k.order.Lock()
-	defer k.order.Unlock()
-	ctx, cancel := context.WithTimeoutCause(ctx, orderPatience, fmt.Errorf("the keeper has not answered after %v: %w", orderPatience, context.DeadlineExceeded))
-	defer cancel()
+// take waits for the turn to give an order; release ends it. waits is called if there
+// is another's to wait for.
+func (k *kept) take(ctx context.Context, waits func()) error {
 	select {
-	case <-k.answers: // to somebody who has given up
+	case k.turn <- struct{}{}:
+		return nil
 	default:
 	}
-	k.mu.Lock()
-	k.words = "" // from here on they are the new program's
-	k.mu.Unlock()
+	waits()
+	ctx, cancel := context.WithTimeoutCause(ctx, turnPatience, fmt.Errorf("other loads are still under way after %v: %w", turnPatience, context.DeadlineExceeded))
+	defer cancel()
+	select {
+	case k.turn <- struct{}{}:
+		if ctx.Err() == nil {
+			return nil
+		}
+		k.release()
+		return fmt.Errorf("rig: %w", context.Cause(ctx))
+	case <-k.done:
+		return ErrDevice
+	case <-ctx.Done():
+		return fmt.Errorf("rig: %w", context.Cause(ctx))
+	}
+}
+
+func (k *kept) release() { <-k.turn }
+
+// replace has the keeper start another program in the place of the device. The caller
+// has the turn.
+func (k *kept) replace(ctx context.Context, program string) (keeper.Report, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, orderPatience, fmt.Errorf("the keeper has not answered after %v: %w", orderPatience, context.DeadlineExceeded))
+	defer cancel()
 	b, err := json.Marshal(keeper.Order{Server: k.command(program)})
 	if err != nil {
 		return keeper.Report{}, err
 	}
+	k.mu.Lock()
+	k.words = "" // from here on they are the new program's
+	k.waits = true
+	k.mu.Unlock()
 	k.conn.SetWriteDeadline(time.Now().Add(sendPatience)) //nolint:errcheck // the write tells
 	if _, err := k.conn.Write(append(b, '\n')); err != nil {
+		k.mu.Lock()
+		k.waits = false
+		k.mu.Unlock()
 		return keeper.Report{}, fmt.Errorf("rig: keeper: %w", err)
 	}
 	select {
 	case r := <-k.answers:
-		k.mu.Lock()
-		old, words := k.program, k.words
-		if r.Error == "" {
-			k.program = program
-		}
-		k.mu.Unlock()
-		if r.Error != "" && words != "" {
-			r.Error += " (" + words + ")"
-		}
-		if r.Error != "" {
-			return r, errors.New(r.Error)
-		}
-		if filepath.Dir(old) != filepath.Dir(program) {
-			os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
-		}
-		return r, nil
+		return k.replaced(program, r)
 	case <-k.done:
 		return keeper.Report{}, ErrDevice
 	case <-ctx.Done():
+	}
+	k.mu.Lock()
+	if k.waits {
+		k.waits = false
+		k.owed++
+		k.mu.Unlock()
 		return keeper.Report{}, fmt.Errorf("rig: %w", context.Cause(ctx))
 	}
+	k.mu.Unlock()
+	return k.replaced(program, <-k.answers) // it came meanwhile
+}
+
+// replaced notes the answer to the order of a program.
+func (k *kept) replaced(program string, r keeper.Report) (keeper.Report, error) {
+	k.mu.Lock()
+	old, words := k.program, k.words
+	if r.Error == "" {
+		k.program = program
+	}
+	k.mu.Unlock()
+	if r.Error != "" && words != "" {
+		r.Error += " (" + words + ")"
+	}
+	if r.Error != "" {
+		return r, errors.New(r.Error)
+	}
+	if filepath.Dir(old) != filepath.Dir(program) {
+		os.RemoveAll(filepath.Dir(old)) //nolint:errcheck // only wasted space if it stays
+	}
+	return r, nil
 }
 
 // pidNow returns the process id of the device, 0 if there is none.

@@ -32,8 +32,8 @@ func fakeKeeper(t *testing.T) (k *kept, keeperEnd net.Conn, said *[]string) {
 	said = new([]string)
 	k = &kept{
 		conn: mine, ready: true, args: []string{"--fd={fd}"}, dir: t.TempDir(), program: filepath.Join(t.TempDir(), "firmware-0/p"),
-		say:     func(format string, args ...any) { *said = append(*said, fmt.Sprintf(format, args...)) },
-		answers: make(chan keeper.Report, 1), done: make(chan struct{}),
+		say:  func(format string, args ...any) { *said = append(*said, fmt.Sprintf(format, args...)) },
+		turn: make(chan struct{}, 1), answers: make(chan keeper.Report, 1), done: make(chan struct{}),
 	}
 	go k.listen()
 	t.Cleanup(func() { its.Close(); k.close() })
@@ -158,7 +158,7 @@ func TestLoadSocket(t *testing.T) {
 		"": "no program in the folder", "/bin/true": "no program in the folder", program: "is no program",
 		filepath.Join(f.dir, "device.log"): "no program in the folder", filepath.Join(f.dir, "firmware-x/../../y/p"): "no program in the folder",
 	} {
-		if a, err := SendLoad(t.Context(), f.Record, Load{Program: program}); err != nil || !strings.Contains(a.Error, says) {
+		if a, err := SendLoad(t.Context(), f.Record, Load{Program: program}, nobody); err != nil || !strings.Contains(a.Error, says) {
 			t.Errorf("%q: %+v, %v", program, a, err)
 		}
 	}
@@ -195,7 +195,7 @@ func TestLoadSocket(t *testing.T) {
 			t.Errorf("%d bytes for nothing", n)
 		}
 	}
-	if _, err := SendLoad(t.Context(), f.Record, Load{}); err == nil || !strings.Contains(err.Error(), "without an adapter") {
+	if _, err := SendLoad(t.Context(), f.Record, Load{}, nobody); err == nil || !strings.Contains(err.Error(), "without an adapter") {
 		t.Errorf("after the end: %v", err)
 	}
 	i.device = nil

@@ -38,6 +38,18 @@ type Loaded struct {
 	Took       time.Duration `json:"took"` // from the request until the machine was served again
 }
 
+// A loadLine is what a run answers: at last what became of a load, and before that
+// where it stands.
+type loadLine struct {
+	State string `json:"state,omitempty"` // loadWaits, loadBegins; "": Loaded
+	Loaded
+}
+
+const (
+	loadWaits  = "waits"  // for another
+	loadBegins = "begins" // has its turn
+)
+
 // NewFirmware makes a place in a run's folder for a device program to be loaded. It
 // is the run's once it was loaded; until then remove its directory.
 func NewFirmware(p Paths, r Record) (string, error) {
@@ -139,19 +151,33 @@ func (ld *loader) accept() {
 
 func (ld *loader) serve(conn net.Conn) {
 	conn.SetReadDeadline(time.Now().Add(loadRead)) //nolint:errcheck // the read tells
-	line, err := bufio.NewReaderSize(conn, maxLoadLine).ReadSlice('\n')
+	r := bufio.NewReaderSize(conn, maxLoadLine)
+	line, err := r.ReadSlice('\n')
 	var q Load
 	if err == nil {
 		err = json.Unmarshal(line, &q)
 	}
 	var a Loaded
 	if err == nil {
-		a, err = ld.i.Load(ld.ctx, q)
+		// Whoever has gone wants nothing loaded any more: its turn passes.
+		ctx, cancel := context.WithCancel(ld.ctx)
+		defer cancel()
+		conn.SetReadDeadline(time.Time{}) //nolint:errcheck // the read tells
+		ld.wg.Go(func() {
+			r.ReadByte() //nolint:errcheck // nothing more is asked
+			cancel()
+		})
+		a, err = ld.i.load(ctx, ld.ctx, q, func(state string) { send(conn, loadLine{State: state}) })
 	}
 	if err != nil {
 		a.Error = err.Error()
 	}
-	b, err := json.Marshal(a)
+	send(conn, loadLine{Loaded: a})
+}
+
+// send sends a line, to a client that may have gone.
+func send(conn net.Conn, l loadLine) {
+	b, err := json.Marshal(l)
 	if err != nil {
 		return
 	}
@@ -166,8 +192,15 @@ func (ld *loader) close() {
 }
 
 // Load has a program of NewFirmware serve the adapter while the machine goes on. When
-// it cannot, the one before does again.
+// it cannot, the one before does again. One load is under way at a time; others wait
+// for it.
 func (i *Instance) Load(ctx context.Context, q Load) (Loaded, error) {
+	return i.load(ctx, ctx, q, func(string) {})
+}
+
+// load is Load. It waits for its turn until wait ends, and then for the keeper, which
+// takes back no order, until ctx does. state is told how it gets on.
+func (i *Instance) load(wait, ctx context.Context, q Load, state func(string)) (Loaded, error) {
 	if i.device == nil || i.device.kept == nil {
 		return Loaded{}, errors.New("this machine runs without an adapter")
 	}
@@ -178,49 +211,74 @@ func (i *Instance) Load(ctx context.Context, q Load) (Loaded, error) {
 	if st, err := os.Lstat(q.Program); err != nil || !st.Mode().IsRegular() {
 		return Loaded{}, fmt.Errorf("%q is no program", q.Program)
 	}
+	k := i.device.kept
+	if err := k.take(wait, func() { state(loadWaits) }); err != nil {
+		return Loaded{}, err
+	}
+	defer k.release()
+	state(loadBegins)
 	begin := time.Now()
-	r, err := i.device.kept.replace(ctx, q.Program)
+	r, err := k.replace(ctx, q.Program)
 	a := Loaded{Generation: r.Generation, Took: time.Since(begin)}
-	say := i.device.kept.say
 	if err != nil {
-		say("adapter: %s could not take over (%v); the firmware before goes on", q.Name, err)
+		k.say("adapter: %s could not take over (%v); the firmware before goes on", q.Name, err)
 		return a, err
 	}
-	say("adapter: %s serves as generation %d after %d ms", q.Name, a.Generation, a.Took.Milliseconds())
+	k.say("adapter: %s serves as generation %d after %d ms", q.Name, a.Generation, a.Took.Milliseconds())
 	return a, nil
 }
 
 // SendLoad asks a run to load firmware. An error of the firmware is in the answer.
-func SendLoad(ctx context.Context, r Record, q Load) (Loaded, error) {
-	var a Loaded
+// waits is called if another load is under way, which this one waits for.
+func SendLoad(ctx context.Context, r Record, q Load, waits func()) (Loaded, error) {
 	d := net.Dialer{Timeout: dialPatience}
 	conn, err := d.DialContext(ctx, "unix", r.LoadSocket())
 	if errors.Is(err, os.ErrNotExist) {
-		return a, errors.New("the machine runs without an adapter, or is not up yet")
+		return Loaded{}, errors.New("the machine runs without an adapter, or is not up yet")
 	}
 	if err != nil {
-		return a, fmt.Errorf("rig: %w", err)
+		return Loaded{}, fmt.Errorf("rig: %w", err)
 	}
 	defer conn.Close()                                      //nolint:errcheck // said all
 	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // unblocks
 	defer stop()
-	conn.SetDeadline(time.Now().Add(orderPatience + dialPatience)) //nolint:errcheck // the read tells
 	b, err := json.Marshal(q)
 	if err == nil {
+		conn.SetWriteDeadline(time.Now().Add(sendPatience)) //nolint:errcheck // the write tells
 		_, err = conn.Write(append(b, '\n'))
 	}
-	var line []byte
+	var a Loaded
 	if err == nil {
-		line, err = bufio.NewReaderSize(conn, maxReport).ReadSlice('\n')
-	}
-	if err == nil {
-		err = json.Unmarshal(line, &a)
+		a, err = awaitLoaded(conn, waits)
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return a, fmt.Errorf("rig: load: %w", err)
+		return Loaded{}, fmt.Errorf("rig: load: %w", err)
 	}
 	return a, nil
+}
+
+// awaitLoaded reads what becomes of a load. Each state of it has its own limit.
+func awaitLoaded(conn net.Conn, waits func()) (Loaded, error) {
+	const states = 2 // before the answer, at the most
+	lines := bufio.NewReaderSize(conn, maxReport)
+	patience := orderPatience + dialPatience
+	for range states + 1 {
+		conn.SetReadDeadline(time.Now().Add(patience)) //nolint:errcheck // the read tells
+		line, err := lines.ReadSlice('\n')
+		var l loadLine
+		if err == nil {
+			err = json.Unmarshal(line, &l)
+		}
+		if err != nil || l.State == "" {
+			return l.Loaded, err
+		}
+		if patience = orderPatience + dialPatience; l.State == loadWaits {
+			patience = turnPatience + dialPatience
+			waits()
+		}
+	}
+	return Loaded{}, errors.New("the run comes to no answer")
 }

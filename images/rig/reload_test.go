@@ -244,7 +244,7 @@ func TestReload(t *testing.T) {
 	if err := devbuild.Build(t.Context(), devbuild.Config{Source: source, Firmware: "./testdata/fragile"}, program); err != nil {
 		t.Fatal(err)
 	}
-	done, err := SendLoad(t.Context(), m.Record, Load{Program: program, Name: "fragile"})
+	done, err := SendLoad(t.Context(), m.Record, Load{Program: program, Name: "fragile"}, nobody)
 	if err != nil || done.Error != "" || done.Generation != 2 {
 		t.Fatalf("load: %+v, %v", done, err)
 	}
@@ -270,7 +270,7 @@ func TestReload(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho cannot >&2\nexit 7\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	done, err = SendLoad(t.Context(), m.Record, Load{Program: program, Name: "broken"})
+	done, err = SendLoad(t.Context(), m.Record, Load{Program: program, Name: "broken"}, nobody)
 	if err != nil || !strings.Contains(done.Error, "exit status 7: cannot") {
 		t.Errorf("load what does not start: %+v, %v", done, err)
 	}

@@ -99,7 +99,9 @@ func (l *fwLoader) load(ctx context.Context, since time.Time, event string) (tim
 	}
 	l.say("built in %s", seconds(time.Since(begin)))
 	begin = time.Now()
-	done, err := rig.SendLoad(ctx, l.run, rig.Load{Program: program, Name: l.name})
+	done, err := rig.SendLoad(ctx, l.run, rig.Load{Program: program, Name: l.name}, func() {
+		l.say("another load is under way: waiting for it")
+	})
 	if err != nil {
 		return time.Time{}, err // it may serve nonetheless: the run cleans up
 	}

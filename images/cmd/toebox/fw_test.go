@@ -51,6 +51,8 @@ func TestFwLoad(t *testing.T) {
 		stays    bool // and it is its
 	}{
 		{name: "serves", says: []string{"built in ", "generation 2 serves after 1 ms", "driver back after ", "first HTTP byte through it "}, loaded: true, stays: true},
+		{name: "waits for another load", machine: func(m *machine) { m.before = `{"state":"waits"}` + "\n" + `{"state":"begins"}` + "\n" },
+			says: []string{"another load is under way: waiting for it", "generation 2 serves"}, loaded: true, stays: true},
 		{name: "does not build", source: brokenFirmware, status: 125,
 			says: []string{"the firmware does not build:", "firmware/firmware.go:5:", "undefined: undefinedThing"}, not: "built in"},
 		{name: "no Go at all", source: "package", status: 125, says: []string{"the firmware does not build:", "firmware/firmware.go:1:"}, not: "built in"},

@@ -78,6 +78,7 @@ type machine struct {
 	took   chan string // what each program printed that was to be loaded
 
 	mu     sync.Mutex
+	before string                      // lines ahead of the answer
 	answer func(q rig.Load) rig.Loaded // nil: it serves as the next generation
 	device rig.Loaded                  // of the last that serves
 	stats  http.HandlerFunc            // nil: of device, with a request answered
@@ -185,8 +186,9 @@ func (m *machine) load(conn net.Conn) {
 	}
 	m.took <- strings.TrimSpace(string(printed))
 	m.mu.Lock()
-	answer := m.answer
+	answer, before := m.answer, m.before
 	m.mu.Unlock()
+	io.WriteString(conn, before)
 	a := rig.Loaded{Generation: m.generation() + 1, Took: time.Millisecond}
 	if answer != nil {
 		a = answer(q)
@@ -274,6 +276,10 @@ func newTree(t *testing.T) *tree {
 		t.Setenv(name, strings.TrimSpace(string(out)))
 	}
 	isolate(t)
+	// The go command counts in the background what it does, unless it is told not to.
+	config := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", config)
+	(&tree{t: t, root: config}).write("go/telemetry/mode", "off")
 	tr := &tree{t: t, root: filepath.Join(t.TempDir(), "a tree")}
 	tr.write("go.mod", "module toebox\n\ngo 1.26\n")
 	tr.write("go.sum", "")
