@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 
 const (
 	maxOrder   = 1 << 20 // bytes of a line
+	maxOrders  = 16      // that wait for the one under way
 	maxReports = 256     // that nobody has read yet
 	reportTime = 5 * time.Second
 )
@@ -44,12 +46,14 @@ func (s *server) set(args []string) (old []string) {
 	return old
 }
 
-// control is a control connection. Reports that its other end does not take
-// are dropped: the device comes first.
+// control is a control connection. Reports of events that its other end does not
+// take are dropped: the device comes first. Answers to orders wait, and only the
+// orders behind them do with them.
 type control struct {
 	conn    net.Conn
 	log     *slog.Logger
 	reports chan keeper.Report
+	deaf    chan struct{} // closed when no report can be sent any more
 	server  *server
 }
 
@@ -64,22 +68,21 @@ func newControl(fd int, s *server, log *slog.Logger) (*control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--control-fd: %w", err)
 	}
-	return &control{conn: conn, log: log, server: s, reports: make(chan keeper.Report, maxReports)}, nil
+	return &control{conn: conn, log: log, server: s, reports: make(chan keeper.Report, maxReports), deaf: make(chan struct{})}, nil
 }
 
 // event is keeper.Config.Event.
-func (c *control) event(e keeper.Event) { c.report(e.Report()) }
-
-func (c *control) report(r keeper.Report) {
+func (c *control) event(e keeper.Event) {
 	select {
-	case c.reports <- r:
+	case c.reports <- e.Report():
 	default:
-		c.log.Warn("keeper: nobody takes the reports", "kind", r.Kind)
+		c.log.Warn("keeper: nobody takes the reports", "kind", e.Kind.String())
 	}
 }
 
 // write sends reports until ctx ends or the connection does.
 func (c *control) write(ctx context.Context) {
+	defer close(c.deaf)
 	enc := json.NewEncoder(c.conn)
 	for {
 		select {
@@ -100,13 +103,29 @@ func (c *control) write(ctx context.Context) {
 	}
 }
 
-// read takes orders until the connection ends.
-func (c *control) read(ctx context.Context, k *keeper.Keeper) {
+// read takes lines until the connection ends, which it notices whatever order is under
+// way, but for more orders than have room to wait.
+func (c *control) read(ctx context.Context, orders chan<- []byte) {
+	defer close(orders)
 	lines := bufio.NewScanner(c.conn)
 	lines.Buffer(nil, maxOrder)
 	for lines.Scan() {
+		select {
+		case orders <- bytes.Clone(lines.Bytes()):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// obey does what orders say, one after another, and answers each.
+func (c *control) obey(ctx context.Context, k *keeper.Keeper, orders <-chan []byte) {
+	for line := range orders {
+		if ctx.Err() != nil {
+			return
+		}
 		var o keeper.Order
-		err := json.Unmarshal(lines.Bytes(), &o)
+		err := json.Unmarshal(line, &o)
 		if err == nil && len(o.Server) == 0 {
 			err = fmt.Errorf("no server in the order")
 		}
@@ -117,7 +136,11 @@ func (c *control) read(ctx context.Context, k *keeper.Keeper) {
 		if err != nil {
 			r.Error = err.Error()
 		}
-		c.report(r)
+		select {
+		case c.reports <- r:
+		case <-c.deaf:
+		case <-ctx.Done():
+		}
 	}
 }
 

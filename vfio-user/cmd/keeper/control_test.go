@@ -4,8 +4,10 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -170,4 +172,106 @@ func TestInheritedRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// controlled is a control connection whose other end the test holds, and nothing that
+// serves it yet.
+func controlled(t *testing.T) (c *control, other net.Conn, k *keeper.Keeper) {
+	t.Helper()
+	mine, other := net.Pipe()
+	t.Cleanup(func() { mine.Close(); other.Close() })
+	other.SetDeadline(time.Now().Add(patience))
+	k, err := keeper.New(keeper.Config{Command: func(keeper.Launch) *exec.Cmd { return exec.Command("true") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &control{
+		conn: mine, log: slog.New(slog.DiscardHandler), reports: make(chan keeper.Report, maxReports), deaf: make(chan struct{}), server: &server{args: []string{"true"}},
+	}, other, k
+}
+
+// ended waits for a goroutine.
+func ended(t *testing.T, what string, done <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("%s goes on", what)
+	}
+}
+
+func started(f func()) <-chan struct{} {
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	return done
+}
+
+// TestHungUp: that the other end has gone is noticed while an order is under way, and
+// while more wait than there is room for once the keeper ends.
+func TestHungUp(t *testing.T) {
+	c, other, _ := controlled(t)
+	orders := make(chan []byte, 2) // nobody obeys
+	done := started(func() { c.read(t.Context(), orders) })
+	io.WriteString(other, "one\ntwo\n")
+	other.Close()
+	ended(t, "reading", done)
+	for _, want := range []string{"one", "two", ""} {
+		if got := <-orders; string(got) != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	c, other, _ = controlled(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done = started(func() { c.read(ctx, make(chan []byte)) })
+	io.WriteString(other, "one\n")
+	cancel()
+	ended(t, "reading", done)
+}
+
+// TestReportsNotRead: events that nobody takes are dropped when there are too many of
+// them, answers never are.
+func TestReportsNotRead(t *testing.T) {
+	c, other, k := controlled(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for n := range maxReports + 10 {
+		c.event(keeper.Event{Kind: keeper.EventStarted, Generation: uint32(n)})
+	}
+	orders := make(chan []byte, 2)
+	obeyed := started(func() { c.obey(ctx, k, orders) })
+	orders <- []byte("{")
+	orders <- []byte("[]")
+	close(orders)
+	written := started(func() { c.write(ctx) })
+	lines := bufio.NewScanner(other)
+	for n := range maxReports + 2 {
+		if !lines.Scan() {
+			t.Fatal(lines.Err())
+		}
+		var r keeper.Report
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		if answer := r.Kind == keeper.KindReplaced; answer != (n >= maxReports) || !answer && r.Generation != uint32(n) || answer && r.Error == "" {
+			t.Errorf("line %d: %+v", n, r)
+		}
+	}
+	ended(t, "obeying", obeyed)
+	cancel()
+	ended(t, "writing", written)
+
+	// When none can be sent any more, orders are obeyed all the same.
+	c, other, k = controlled(t)
+	other.Close()
+	for range maxReports {
+		c.event(keeper.Event{Kind: keeper.EventStarted})
+	}
+	orders = make(chan []byte, 2*maxReports)
+	for range cap(orders) {
+		orders <- []byte("{")
+	}
+	close(orders)
+	obeyed = started(func() { c.obey(t.Context(), k, orders) })
+	ended(t, "writing", started(func() { c.write(t.Context()) }))
+	ended(t, "obeying", obeyed)
 }

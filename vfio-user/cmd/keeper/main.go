@@ -176,8 +176,10 @@ func (p *program) serve(ctx context.Context, k *keeper.Keeper, hup <-chan os.Sig
 	})
 	if p.control != nil {
 		wg.Go(func() { p.control.write(ctx) })
+		orders := make(chan []byte, maxOrders)
+		wg.Go(func() { p.control.obey(ctx, k, orders) })
 		wg.Go(func() {
-			p.control.read(ctx, k)
+			p.control.read(ctx, orders)
 			cancel() // whoever holds the other end has gone
 		})
 	}
