@@ -36,10 +36,11 @@ const (
 type kept struct {
 	conn net.Conn
 	proc *proc.Process
-	args []string // of a device, behind its program
-	dir  string   // of the run
-	say  func(format string, args ...any)
-	done chan struct{} // closed when nothing more is reported
+	args []string                         // of a device, behind its program
+	dir  string                           // of the run
+	say  func(format string, args ...any) // never waits for people
+	said *lines                           // behind say; nil: nothing
+	done chan struct{}                    // closed when nothing more is reported
 
 	turn    chan struct{} // holds a token while an order is under way
 	answers chan keeper.Report
@@ -75,8 +76,9 @@ func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListene
 		return fmt.Errorf("rig: keeper: %w", err)
 	}
 	defer its.Close() //nolint:errcheck // the keeper has its own
+	said := newLines(o.say)
 	k := &kept{
-		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), dir: i.Dir, say: o.say, program: program,
+		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), dir: i.Dir, say: said.add, said: said, program: program,
 		turn: make(chan struct{}, 1), answers: make(chan keeper.Report, 1), done: make(chan struct{}),
 	}
 	args := []string{"--socket-fd=3", "--control-fd=4"}
@@ -86,6 +88,7 @@ func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListene
 	cmd := exec.Command(filepath.Join(parts.Programs, keeperProgram), append(append(args, "--"), k.command(program)...)...)
 	cmd.ExtraFiles = append([]*os.File{e.socket, its}, e.files...)
 	if i.device, err = e.device(cmd); err != nil {
+		said.close()
 		return errors.Join(err, mine.Close())
 	}
 	k.proc = i.device.proc
@@ -326,6 +329,9 @@ func (k *kept) failed() bool {
 func (k *kept) close() {
 	k.conn.Close() //nolint:errcheck // its other end is gone
 	<-k.done
+	if k.said != nil {
+		k.said.close()
+	}
 }
 
 // death says how the process ended.
