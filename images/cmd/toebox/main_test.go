@@ -69,6 +69,8 @@ func TestExitStatuses(t *testing.T) {
 		{"watch without machine", []string{"fw", "watch", "--test", "x"}, "", 125, "no toebox is running"},
 		{"watch a package with the kit", []string{"fw", "watch", "--test", "x", "--firmware", "./y"}, "", 2, "--firmware"},
 		{"firmware verb", []string{"fw"}, "", 2, "load"},
+		{"test behind no such IOMMU", []string{"test", "--iommu", "amd"}, "", 2, "--iommu"},
+		{"test lists", []string{"test", "--list", "--iommu", "virtio", "--run", "TestIF01_Create$"}, "", 0, "TestIF01_Create"},
 		{"serve nothing", []string{"serve", "--net", "none"}, "", 2, "nothing to serve"},
 		{"clean nothing", []string{"clean"}, "", 0, ""},
 		{"environment", []string{"env"}, "TOEBOX_PORT=9090", 0, "TOEBOX_PORT=9090\t# TOEBOX_PORT"},

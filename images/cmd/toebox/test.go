@@ -23,6 +23,7 @@ type TestCmd struct {
 	KTAP    bool     `name:"ktap" help:"Print KTAP instead of text."`
 	JSON    string   `name:"json" placeholder:"FILE" help:"Write go test -json events."`
 	JUnit   string   `name:"junit" placeholder:"FILE" help:"Write a JUnit file."`
+	IOMMU   string   `name:"iommu" env:"TOEBOX_IOMMU" default:"intel" enum:"intel,virtio" help:"The virtual IOMMU of the guest's rungs: intel or virtio (${default})."`
 	Scale   float64  `name:"timeout-scale" env:"TOEBOX_TIMEOUT_SCALE" default:"1" help:"Multiply the bounds of waits."`
 }
 
@@ -37,10 +38,12 @@ func (c *TestCmd) Run(a *app) error {
 	}
 	ctx, stop := a.interruptible()
 	defer stop()
+	images := a.options()
+	images.IOMMU = c.IOMMU
 	code := suite.Run(ctx, suite.Options{
 		Buses: c.Bus, Pattern: pattern, List: c.List, Seed: c.Seed, Count: c.Count, Shard: c.Shard,
 		Strict: c.Strict, Verbose: c.Verbose, KTAP: c.KTAP, JSON: c.JSON, JUnit: c.JUnit, TimeoutScale: c.Scale,
-		Images: a.options(), Out: a.stdout,
+		Images: images, Out: a.stdout,
 		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if code != rig.ExitOK {
