@@ -49,18 +49,10 @@ func serve(t *testing.T, path string, fd int) (end func() error) {
 // use connects as soon as it can and makes a request.
 func use(t *testing.T, path string) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
-		c, err := vfiouser.Dial(context.Background(), path, vfiouser.ClientConfig{Timeout: patience})
-		if err == nil {
-			defer c.Close()
-			if err := c.Reset(); err != nil {
-				t.Error(err)
-			}
-			return
-		}
-		if time.Now().After(deadline) || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Fatal(err)
-		}
+	c := vfiousertest.Dial(t, path)
+	defer c.Close()
+	if err := c.Reset(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -143,6 +143,37 @@ func TestRequestsOfTheDead(t *testing.T) {
 	}
 }
 
+// TestNotTwice: what changes where a migration stands is not given to a second
+// server, for the first may have done it; what only asks is.
+func TestNotTwice(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, first := r.connect(f)
+	once := []vfiousertest.Message{
+		{ID: 100, Command: 16, Payload: unhex(t, "10000000 02000200 01000000 ffffffff")}, // set: STOP
+		{ID: 101, Command: 17, Payload: unhex(t, "08000000 04000000")},
+		{ID: 102, Command: 18, Payload: unhex(t, "08000000 04000000 01020304")},
+	}
+	get := vfiousertest.Message{ID: 103, Command: 16, Payload: unhex(t, "10000000 02000100")}
+	for _, m := range append(slices.Clone(once), get) {
+		client.Send(m.Bytes())
+		if got := first.Recv(); got.Command != m.Command || !bytes.Equal(got.Payload, m.Payload) {
+			t.Fatalf("%+v, want %+v", got, m)
+		}
+	}
+	second := f.peer()
+	(<-f.made).kill()
+	for _, m := range once {
+		if got := client.Recv(); got.ID != m.ID || got.Flags != vfiousertest.Reply|vfiousertest.Failed || got.Errno != 5 {
+			t.Errorf("%+v is answered by %+v", m, got)
+		}
+	}
+	answers(t, second, agreed)
+	if got := second.Recv(); got.Command != 16 || !bytes.Equal(got.Payload, get.Payload) {
+		t.Errorf("the new server gets %+v", got)
+	}
+}
+
 // TestNothingThatDoesNotSurvive: neither areas to map nor descriptors of I/O
 // regions nor a twin socket get to the client.
 func TestNothingThatDoesNotSurvive(t *testing.T) {

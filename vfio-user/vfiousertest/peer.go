@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -264,3 +266,18 @@ func (p *Peer) Version(text ...string) string {
 // QEMUVersion is the JSON text that QEMU 11.1 proposes.
 const QEMUVersion = `{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, ` +
 	`"max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}`
+
+// Dial connects to a server that is about to listen at path, as soon as it does.
+func Dial(t testing.TB, path string) *vfiouser.Client {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
+		c, err := vfiouser.Dial(context.Background(), path, vfiouser.ClientConfig{Timeout: patience})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+			return c
+		}
+		if time.Now().After(deadline) || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+	}
+}

@@ -63,17 +63,7 @@ func start(t *testing.T, args ...string) (stop func() int) {
 // identify connects, as soon as it can, and reads the identification.
 func identify(t *testing.T, path string) {
 	t.Helper()
-	var c *vfiouser.Client
-	var err error
-	for deadline := time.Now().Add(patience); ; {
-		c, err = vfiouser.Dial(context.Background(), path, vfiouser.ClientConfig{})
-		if err == nil || time.Now().After(deadline) || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := vfiousertest.Dial(t, path)
 	defer c.Close()
 	identifyOn(t, c)
 }

@@ -19,6 +19,7 @@ import (
 
 	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/keeper"
+	"toebox/vfio-user/vfiousertest"
 )
 
 // above is a program that stands above a keeper.
@@ -109,7 +110,7 @@ func TestControl(t *testing.T) {
 	defer r.Close()
 	a := startAbove(t, w, "edu:{fd}")
 	w.Close()
-	c := dial(t, a.path)
+	c := vfiousertest.Dial(t, a.path)
 	if got := a.report("ready"); got.Generation != 1 || got.PID == 0 {
 		t.Errorf("%+v", got)
 	}

@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	vfiouser "toebox/vfio-user"
 	"toebox/vfio-user/edu"
 	"toebox/vfio-user/vfiousertest"
 )
@@ -104,20 +103,6 @@ func folder(t *testing.T) string {
 	return dir
 }
 
-func dial(t *testing.T, path string) *vfiouser.Client {
-	t.Helper()
-	for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
-		c, err := vfiouser.Dial(t.Context(), path, vfiouser.ClientConfig{})
-		if err == nil {
-			t.Cleanup(func() { c.Close() })
-			return c
-		}
-		if time.Now().After(deadline) || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Fatal(err)
-		}
-	}
-}
-
 // TestCommand: a server is told its socket in each of the ways, SIGHUP replaces
 // it, and SIGTERM ends both.
 func TestCommand(t *testing.T) {
@@ -125,7 +110,7 @@ func TestCommand(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			path := filepath.Join(folder(t), "s")
 			cmd, out := process(t, nil, "--socket-path="+path, "--", "EXE", how)
-			c := dial(t, path)
+			c := vfiousertest.Dial(t, path)
 			b := make([]byte, 4)
 			if err := c.WriteRegion(0, 4, []byte{1, 2, 3, 4}); err != nil {
 				t.Fatal(err)
@@ -180,7 +165,7 @@ func TestKilled(t *testing.T) {
 		defer r.Close()
 		cmd, _ := process(t, w, "--socket-path="+path, "--", "EXE", tt.how)
 		w.Close()
-		dial(t, path)
+		vfiousertest.Dial(t, path)
 		if now := temporary(); len(now) != tt.want || len(left) > 0 && slices.Contains(now, left[0]) {
 			t.Errorf("%s: folders %v after %v", tt.how, now, left)
 		}
@@ -196,7 +181,7 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	cmd, out := process(t, nil, "--socket-path="+path, "--", "EXE", "edu:{socket}")
-	dial(t, path)
+	vfiousertest.Dial(t, path)
 	cmd.Process.Signal(syscall.SIGINT)
 	if err := cmd.Wait(); err != nil || len(temporary()) != 0 {
 		t.Errorf("%v; said %s; folders %v", err, out, temporary())

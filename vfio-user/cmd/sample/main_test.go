@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -42,19 +41,12 @@ func start(t *testing.T, args ...string) (end func(), status func() int) {
 // dial connects as soon as it can, and looks whether that is the device.
 func dial(t *testing.T, path string) *vfiouser.Client {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
-		c, err := vfiouser.Dial(context.Background(), path, vfiouser.ClientConfig{Timeout: patience})
-		if err == nil {
-			id := make([]byte, 4)
-			if err := c.ReadRegion(vfiouser.RegionConfig, 0, id); err != nil || !bytes.Equal(id, []byte{0xad, 0xde, 0xef, 0xbe}) {
-				t.Errorf("identification %x, %v", id, err)
-			}
-			return c
-		}
-		if time.Now().After(deadline) || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Fatal(err)
-		}
+	c := vfiousertest.Dial(t, path)
+	id := make([]byte, 4)
+	if err := c.ReadRegion(vfiouser.RegionConfig, 0, id); err != nil || !bytes.Equal(id, []byte{0xad, 0xde, 0xef, 0xbe}) {
+		t.Errorf("identification %x, %v", id, err)
 	}
+	return c
 }
 
 // TestSocketPath serves one client after another until told to end.
