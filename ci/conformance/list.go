@@ -12,6 +12,9 @@ func Tests() []*Test {
 		bulk = NeedPeer | NeedBulk
 	)
 	ids := func(s ...string) []string { return s }
+	guests, uio := []string{RungVM, RungUIO}, []string{RungUIO}
+	// VFIO keeps Interrupt Disable and Interrupt Status to itself.
+	registers := []string{RungInproc, RungSocket, RungQTest, RungUIO}
 	return []*Test{
 		{Name: "TestRIG02_Config", IDs: ids("RIG02"), Func: TestRIG02_Config},
 		{Name: "TestRIG02_Registers", IDs: ids("RIG02"), Func: TestRIG02_Registers},
@@ -21,6 +24,14 @@ func Tests() []*Test {
 		{Name: "TestRIG02_Reset", IDs: ids("RIG02", "IF10"), Func: TestRIG02_Reset},
 		{Name: "TestRIG02_Events", IDs: ids("RIG02"), Func: TestRIG02_Events},
 		{Name: "TestRIG02_PolicyClock", IDs: ids("RIG02"), Func: TestRIG02_PolicyClock},
+
+		{Name: "TestRIG02_INTxCause", IDs: ids("RIG02"), Rungs: registers, Func: TestRIG02_INTxCause},
+		{Name: "TestRIG03_NoneLost", IDs: ids("RIG03"), Rungs: guests, Func: TestRIG03_NoneLost},
+		{Name: "TestRIG03_Memory", IDs: ids("RIG03"), Rungs: guests, Func: TestRIG03_Memory},
+		{Name: "TestRIG03_INTxStands", IDs: ids("RIG03"), Rungs: uio, Func: TestRIG03_INTxStands},
+		{Name: "TestRIG03_INTxCommand", IDs: ids("RIG03"), Rungs: uio, Func: TestRIG03_INTxCommand},
+		{Name: "TestRIG03_Reset", IDs: ids("RIG03"), Rungs: guests, Func: TestRIG03_Reset},
+		{Name: "TestRIG03_Polling", IDs: ids("RIG03"), Needs: peer, Rungs: uio, Func: TestRIG03_Polling},
 
 		{Name: "TestIF01_Create", IDs: ids("IF01"), Func: TestIF01_Create},
 		{Name: "TestIF01_Refused", IDs: ids("IF01"), Func: TestIF01_Refused},
