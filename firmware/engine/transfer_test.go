@@ -136,9 +136,10 @@ func TestBulkBothWays(t *testing.T) {
 	exchange(t, client, server, n)
 	close(stop)
 	watchers.Wait()
-	// A busy machine may take longer than a retransmission timer.
-	s := b.Stats()
-	t.Logf("%d retransmissions of %d segments on a wire without loss", s.Retransmits, s.SegmentsSent)
+	// A busy machine may take longer than a retransmission timer, but rarely.
+	if s := b.Stats(); s.Retransmits > s.SegmentsSent/200 && !raceEnabled {
+		t.Errorf("%d retransmissions of %d segments on a wire without loss", s.Retransmits, s.SegmentsSent)
+	}
 }
 
 func TestLossyTransfer(t *testing.T) {
