@@ -93,6 +93,9 @@ func (q *queue) requestAttributes(f *abi.Fields) {
 		q.refuse(f, s)
 		return
 	}
+	if q.check != nil {
+		q.check.ctl = append(q.check.ctl[:0], buf...)
+	}
 	done, failed := uint32(0), uint32(abi.NoOrdinal)
 	off := 0
 	for i := range uint32(f.Aux) {
@@ -113,6 +116,9 @@ func (q *queue) requestAttributes(f *abi.Fields) {
 		if ts == abi.StatusOK {
 			_, n := abi.TupleResult(buf[off:])
 			stored += min(int(n), len(t.Value))
+		}
+		if q.check != nil {
+			q.check.control(f, off, q.check.ctl[off:min(next, len(buf))])
 		}
 		q.count(abi.CounterControlWrites, 1)
 		if err := q.fw.chip.Write(f.Base+uint64(off), buf[off:off+stored]); err != nil {
@@ -240,6 +246,8 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 			b = binary.LittleEndian.AppendUint64(b, c)
 		}
 		return b, abi.StatusOK
+	case abi.AttrCheckerReport:
+		return f.violations.value(), abi.StatusOK
 	case abi.AttrBufferTable:
 		return make([]byte, 16), abi.StatusOK
 	case abi.AttrMTU:

@@ -170,6 +170,11 @@ func (q *queue) stepTuple(j *job) {
 // answerJob answers one target. With the last the job ends.
 func (q *queue) answerJob(j *job, f abi.Fields) {
 	last := j.r.left == 1
+	if last && q.check != nil {
+		q.check.control(&abi.Fields{
+			Type: j.r.kind, Flags: j.r.flags, Tag: j.r.tag, Base: j.r.base, Length: j.r.length,
+		}, 0, j.buf)
+	}
 	q.answerTarget(j.r, f)
 	if last {
 		q.endJob(j)

@@ -66,6 +66,9 @@ func (datagrams) checkSend(c *conn, size uint32) abi.Status {
 func (datagrams) send(q *queue, c *conn) {
 	for moved := 0; c.fetch != nil && moved < turnBytes; {
 		r := c.fetch
+		if q.check != nil {
+			q.check.unchanged(r)
+		}
 		n, err := q.sendDatagram(c, r)
 		s := statusOf(err)
 		switch {

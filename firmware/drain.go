@@ -74,6 +74,7 @@ func (q *queue) end() {
 		}
 	}
 	clear(q.tags)
+	q.endChecker()
 	q.shownHeld.Store(0)
 	q.setState(abi.QueueDisabled)
 	if stop && !q.dying.Load() {

@@ -17,20 +17,22 @@ import (
 // use; none may be called from within [Chip.Signal] or [Chip.Event] except
 // the doorbells.
 type Firmware struct {
-	config   Config
-	chip     Chip
-	engine   engine.Engine
-	log      *slog.Logger
-	now      func() time.Duration
-	counters Counters
-	memory   memory
-	policy   policyClock
-	settings map[abi.Attribute]setting
-	table    map[abi.Attribute]abi.AttributeInfo
-	defaults atomic.Pointer[values] // of new connections
-	ids      atomic.Uint64
-	dir      directory
-	adapter  adapter
+	config     Config
+	chip       Chip
+	engine     engine.Engine
+	log        *slog.Logger
+	now        func() time.Duration
+	counters   Counters
+	memory     memory
+	policy     policyClock
+	checking   atomic.Bool // CHECKER bit 0
+	violations violations
+	settings   map[abi.Attribute]setting
+	table      map[abi.Attribute]abi.AttributeInfo
+	defaults   atomic.Pointer[values] // of new connections
+	ids        atomic.Uint64
+	dir        directory
+	adapter    adapter
 
 	// mu serialises commands and life cycle. Workers never take it.
 	mu     sync.Mutex
@@ -182,17 +184,25 @@ func (f *Firmware) QueueStatus(i int) QueueStatus {
 	return s
 }
 
-// Doorbell is a write of IN_DOORBELL. The index is a hint, and not used.
-func (f *Firmware) Doorbell(i int, _ abi.Index) { f.doorbell(i, abi.CounterDoorbellsIn) }
+// Doorbell is a write of IN_DOORBELL. The index is a hint, and used by the
+// checker only.
+func (f *Firmware) Doorbell(i int, index abi.Index) {
+	f.doorbell(i, abi.CounterDoorbellsIn, bell{bellIn, index})
+}
 
 // DoorbellOut is a write of OUT_DOORBELL.
-func (f *Firmware) DoorbellOut(i int, _ abi.Index) { f.doorbell(i, abi.CounterDoorbellsOut) }
+func (f *Firmware) DoorbellOut(i int, index abi.Index) {
+	f.doorbell(i, abi.CounterDoorbellsOut, bell{bellOut, index})
+}
 
-func (f *Firmware) doorbell(i int, c abi.Counter) {
+func (f *Firmware) doorbell(i int, c abi.Counter, b bell) {
 	f.counters.Add(c, 1)
 	if i >= 0 && i < abi.MaxQueues {
 		if q := f.queues[i].Load(); q != nil {
 			if s := q.currentState(); s >= abi.QueueRunning && s <= abi.QueueDraining {
+				if f.checking.Load() {
+					q.bells.add(b)
+				}
 				q.wake()
 				return
 			}
@@ -228,6 +238,8 @@ func (f *Firmware) resetLocked() {
 	f.stop.Store(0)
 	f.stopped.Store(false)
 	f.policy.reset()
+	f.checking.Store(false)
+	f.violations.reset()
 	f.resetAttributes()
 }
 

@@ -44,6 +44,7 @@ type queue struct {
 	pending atomic.Bool   // look: set before a token goes into woken
 	woken   chan struct{} // of capacity 1
 	ready   atomic.Pointer[conn]
+	bells   bells
 	dying   atomic.Bool
 
 	mu     sync.Mutex // guards orders, hand, closed
@@ -55,6 +56,8 @@ type queue struct {
 
 	// Of the worker.
 	state    abi.QueueState
+	checked  bool     // the state of CHECKER that was acted on
+	check    *checker // nil: off
 	now      time.Duration
 	progress bool
 	stopping bool
@@ -180,8 +183,14 @@ func (q *queue) pass() bool {
 	q.progress = false
 	q.now = q.fw.now()
 	q.obey()
+	if q.checked != q.fw.checking.Load() {
+		q.switchChecker()
+	}
 	switch q.state {
 	case abi.QueueRunning, abi.QueuePaused:
+		if q.check != nil {
+			q.check.look()
+		}
 		q.expire()
 		q.expireNotices()
 		q.adopt()
@@ -199,6 +208,9 @@ func (q *queue) pass() bool {
 	case abi.QueueDraining:
 		q.turnJobs()
 		q.flush()
+	}
+	if q.check != nil {
+		q.check.publish()
 	}
 	if !q.settleState() {
 		return false
@@ -309,6 +321,9 @@ func (q *queue) take() {
 			break
 		}
 		start := q.runEnd
+		if q.check != nil {
+			q.check.next = q.in
+		}
 		err := q.fw.chip.View(q.config.In+uint64(slot)*abi.DescriptorSize, n*abi.DescriptorSize, true, q.looks.take)
 		got := (q.runEnd - start) / abi.DescriptorSize
 		if got > 0 {
@@ -350,6 +365,9 @@ func (q *queue) takePiece(p []byte) error {
 	// 1. copy the run, 2. hand its slots back with the other bits as they are.
 	c := q.run[q.runEnd : q.runEnd+n]
 	copy(c, p[:n])
+	if q.check != nil {
+		q.check.taken(p, c)
+	}
 	for i := 0; i < n; i += abi.DescriptorSize {
 		abi.StoreWord(p[i:], abi.Descriptor(c[i:]).Word()&^abi.WordOwner)
 	}

@@ -19,6 +19,9 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 	}
 	if f.Conn == 0 {
 		if r := q.hold(f, nil); r != nil {
+			if q.check != nil {
+				q.check.remember(r)
+			}
 			q.pool.push(r)
 		}
 		return
@@ -40,6 +43,9 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		return
 	}
 	if r := q.hold(f, c); r != nil {
+		if q.check != nil {
+			q.check.remember(r)
+		}
 		c.buffers.push(r)
 		q.receiveSoon(c)
 	}
@@ -102,6 +108,9 @@ func (q *queue) receive(c *conn) {
 		if r == nil {
 			q.starve(c)
 			return
+		}
+		if q.check != nil {
+			q.check.unchanged(r)
 		}
 		n, err := c.proto.deliver(q, c, r)
 		moved += n
@@ -176,6 +185,9 @@ func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 		err = nil
 	}
 	if !bulk && m.err == nil && r.todo() > 0 && r.flags&abi.FlagOnce == 0 {
+		if q.check != nil && r.summed == q.check {
+			q.check.remember(r)
+		}
 		q.respond(f)
 		return n, err
 	}
@@ -233,6 +245,9 @@ func (q *queue) removeBuffer(r *request) {
 // returnBuffer answers a posted buffer that gets no more bytes.
 func (q *queue) returnBuffer(r *request, s abi.Status) {
 	q.removeBuffer(r)
+	if q.check != nil {
+		q.check.unchanged(r)
+	}
 	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag, Base: r.base, Offset: r.offset + r.done,
 	}

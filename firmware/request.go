@@ -27,6 +27,8 @@ type request struct {
 	status abi.Status // send: what it ends with when it is its turn
 	left   uint32     // control: targets without a response
 	extra  int        // charged to adapter memory besides requestCharge
+	sum    uint32     // taken by summed
+	summed *checker
 
 	prev, next *request
 }

@@ -41,7 +41,12 @@ func (r *ring) drop(n int) {
 }
 
 // respond queues a response.
-func (q *queue) respond(f abi.Fields) { q.held.push(&f) }
+func (q *queue) respond(f abi.Fields) {
+	q.held.push(&f)
+	if q.check != nil {
+		q.check.responded(&f)
+	}
+}
 
 // stalled reports that no more responses may be caused, once the host was
 // given what its table takes.
@@ -170,6 +175,9 @@ func (q *queue) scanPiece(p []byte) error {
 		if abi.LoadWord(p[i:])&abi.WordOwner == 0 {
 			return errStop
 		}
+		if q.check != nil {
+			q.check.freed(q.free, p[i:])
+		}
 		q.free = q.free.Add(1)
 	}
 	return nil
@@ -181,6 +189,9 @@ func (q *queue) putPiece(p []byte) error {
 		return errPiece
 	}
 	n := len(p) / abi.DescriptorSize
+	if q.check != nil {
+		q.check.giving(p)
+	}
 	for i := range n { // 1. bodies
 		copy(p[i*abi.DescriptorSize+4:(i+1)*abi.DescriptorSize], q.held.at(i)[4:])
 	}

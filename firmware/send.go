@@ -54,6 +54,9 @@ func (q *queue) requestSend(f *abi.Fields) {
 	if r == nil {
 		return
 	}
+	if q.check != nil {
+		q.check.remember(r)
+	}
 	c.sends.push(r)
 	if c.fetch == nil {
 		c.fetch = r
@@ -107,6 +110,9 @@ func (q *queue) sendStream(c *conn) {
 	n := 0
 	for r := c.fetch; r != nil && n < turnBytes && !r.bad; r = r.next {
 		n += r.todo()
+		if q.check != nil {
+			q.check.unchanged(r)
+		}
 	}
 	if n == 0 {
 		q.breakStream(c)
@@ -273,6 +279,9 @@ func (q *queue) endSend(c *conn, r *request, s abi.Status, n uint32) {
 		c.urgent--
 	}
 	c.sends.remove(r)
+	if q.check != nil {
+		q.check.unchanged(r)
+	}
 	if s == abi.StatusOK {
 		q.count(abi.CounterSendsDone, 1)
 	}

@@ -79,6 +79,9 @@ func (w *fakeFirmware) SetPolicyClock(m bool) {
 }
 func (w *fakeFirmware) StepPolicyClock(ns uint64) { w.with(func(w *fakeFirmware) { w.policy += ns }) }
 func (w *fakeFirmware) PolicyNow() uint64         { w.mu.Lock(); defer w.mu.Unlock(); return w.policy }
+func (w *fakeFirmware) SetChecker(on bool) {
+	w.with(func(w *fakeFirmware) { w.call("checker %v", on) })
+}
 func (w *fakeFirmware) Close() error {
 	w.with(func(w *fakeFirmware) { w.call("close"); w.closed = true })
 	return nil

@@ -36,6 +36,7 @@ type Firmware interface {
 	SetPolicyClock(manual bool)
 	StepPolicyClock(ns uint64)
 	PolicyNow() uint64
+	SetChecker(on bool)
 	Close() error
 }
 

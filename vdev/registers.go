@@ -90,7 +90,11 @@ func registers() []register {
 		{offset: abi.RegClockNowLo, name: "CLOCK_NOW_LO",
 			read: func(f *Function, _ int) uint32 { return f.latch(abi.RegClockNowHi, f.core().firmware.PolicyNow()) }},
 		{offset: abi.RegClockNowHi, name: "CLOCK_NOW_HI"},
-		{offset: abi.RegChecker, name: "CHECKER", access: accessRW, mask: 1},
+		{offset: abi.RegChecker, name: "CHECKER", access: accessRW, mask: 1,
+			write: func(f *Function, _ int, v uint32) {
+				f.regs[regSlot(abi.RegChecker)] = v
+				f.core().firmware.SetChecker(v == 1)
+			}},
 		{offset: abi.RegCheckerCount, name: "CHECKER_COUNT",
 			read: func(f *Function, _ int) uint32 {
 				return uint32(f.load(abi.CounterCheckerViolations) - f.checkerBase)

@@ -34,6 +34,7 @@ const (
 	AttrEndpointCount   Attribute = 0x0111 // ENDPOINT_COUNT
 	AttrQueueCount      Attribute = 0x0112 // QUEUE_COUNT
 	AttrLink            Attribute = 0x0113 // LINK
+	AttrCheckerReport   Attribute = 0x0114 // CHECKER_REPORT
 	AttrRecords         Attribute = 0x0120 // RECORDS
 )
 
@@ -166,6 +167,7 @@ func Attributes() []AttributeInfo {
 		{AttrEndpointCount, "ENDPOINT_COUNT", false, false, KindScalar, 0},
 		{AttrQueueCount, "QUEUE_COUNT", false, false, KindScalar, 0},
 		{AttrLink, "LINK", false, false, KindScalar, 0},
+		{AttrCheckerReport, "CHECKER_REPORT", false, false, KindBytes, 0},
 		{AttrRecords, "RECORDS", false, false, KindBytes, 0},
 		{AttrProtocol, "PROTOCOL", true, false, KindScalar, 0},
 		{AttrLocal, "LOCAL", true, false, KindAddress, 0},

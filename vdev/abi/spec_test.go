@@ -341,6 +341,11 @@ func TestNumbers(t *testing.T) {
 			"TestWrite": 1, "TestRead": 2, "TestIdle": 0, "TestBusy": 1, "TestDone": 2, "TestBadLength": 3, "TestFailed": 4,
 			"TestMaxLength": 65536, "TestIncrement": 0x9e3779b9,
 		}},
+		{"15", map[string]uint64{
+			"PlaceInput": 1, "PlaceOutput": 2, "PlaceBuffer": 3, "PlaceControl": 4,
+			"TagSeen": 1, "TagTaken": 2, "TagAnswered": 3, "TagDone": 4,
+			"CheckerHeaderSize": 16, "CheckerEntrySize": 160, "CheckerKept": 32, "CheckerTagEvents": 4,
+		}},
 	} {
 		for name, want := range c.want {
 			got, ok := all[name]
@@ -352,7 +357,7 @@ func TestNumbers(t *testing.T) {
 	}
 	// What is left is compared with tables above.
 	for name := range all {
-		if !regexp.MustCompile(`^(Q?Reg|Status|Counter|Attr|Type|Kind)[A-Z]|^NumCounters$`).MatchString(name) {
+		if !regexp.MustCompile(`^(Q?Reg|Status|Counter|Attr|Type|Kind|Check)[A-Z]|^NumCounters$`).MatchString(name) {
 			t.Errorf("%s is compared with nothing", name)
 		}
 	}
