@@ -209,6 +209,12 @@ func TestLatches(t *testing.T) {
 	if got := r.fw.take(); !slices.Equal(got, []string{"manual true", "manual false"}) {
 		t.Errorf("clock %q", got)
 	}
+	r.set(0xe0, 0xffffffff)
+	r.want(0xe0, 1)
+	r.set(0xe0, 0)
+	if got := r.fw.take(); !slices.Equal(got, []string{"checker true", "checker false"}) {
+		t.Errorf("checker %q", got)
+	}
 
 	r.fw.counters[63].Store(0x9_00000008)
 	r.set(0x200, 63)

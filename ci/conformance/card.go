@@ -19,6 +19,7 @@ const (
 	regGeneration = 0x0018
 	regEvents     = 0x0020
 	regEventMask  = 0x0024
+	regChecker    = 0x00e0
 	regStatSelect = 0x0200
 	regStatLo     = 0x0204
 	regStatHi     = 0x0208
@@ -62,6 +63,8 @@ const (
 	ctrAttributeGets    = 49
 	ctrAttributeSets    = 50
 	ctrMemoryUsed       = 57
+	ctrViolations       = 59
+	ctrPasses           = 61
 
 	ctrDatagramsSent      = 76
 	ctrDatagramsDelivered = 77
@@ -81,6 +84,8 @@ type card struct {
 	bus     guestdriver.Bus
 	vectors bool
 	waits   map[int]*vectorWait
+	watched bool  // by innocent
+	side    *ring // reads reports of the protocol checker
 }
 
 // open opens the adapter, switches memory space and bus mastering on and
@@ -113,6 +118,11 @@ func (t *T) start() *card {
 
 func (c *card) run() {
 	c.Helper()
+	if !c.watched {
+		c.watched = true
+		c.innocent(c.bus, c.reportEntries)
+	}
+	c.write(regChecker, 1)
 	c.write(regControl, 1)
 	c.until("STATUS.RUNNING", func() bool { return c.read(regStatus)&2 != 0 })
 }

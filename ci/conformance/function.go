@@ -132,8 +132,16 @@ func TestRIG02_Scratch(t *T) {
 // reset resets by CONTROL.RESET and waits until the function is ready.
 func (c *card) reset() {
 	c.Helper()
+	c.side = nil
 	c.write(regControl, 1<<31)
 	c.until("STATUS.READY after CONTROL.RESET", func() bool { return c.read(regStatus)&1 != 0 })
+}
+
+// restart is reset and run.
+func (c *card) restart() {
+	c.Helper()
+	c.reset()
+	c.run()
 }
 
 // clearEvents takes the standing events away. Enabling MSI-X over the one of a start

@@ -72,7 +72,10 @@ type Test struct {
 	Rungs []string
 	// Limit on one run before scaling; 0 is 30 s.
 	Limit time.Duration
-	Func  func(*T)
+	// Offends says that the function breaks the protocol on purpose: what the
+	// adapter's protocol checker finds does not fail it.
+	Offends bool
+	Func    func(*T)
 }
 
 // On reports whether the test makes sense on a rung.
@@ -105,8 +108,9 @@ type T struct {
 	// Name of the running test.
 	Name string
 
-	ctx context.Context
-	rng *rand.Rand
+	ctx     context.Context
+	rng     *rand.Rand
+	offends bool
 }
 
 // Run runs one test in env under tb, until ctx ends at the latest.
@@ -122,7 +126,7 @@ func Run(ctx context.Context, tb TB, test *Test, env *Env) {
 	tb.Cleanup(cancel)
 	test.Func(&T{
 		TB: tb, Env: env, Name: test.Name, ctx: ctx,
-		rng: rand.New(rand.NewPCG(env.Seed, h.Sum64())),
+		rng: rand.New(rand.NewPCG(env.Seed, h.Sum64())), offends: test.Offends,
 	})
 }
 

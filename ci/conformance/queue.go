@@ -229,7 +229,7 @@ func TestIF02_Gap(t *T) {
 	r.quiet("an answer to a request behind a gap", func(desc) bool { return true })
 	want(t, "Q_IN_INDEX before the gap is filled", c.read(0x1028), 0)
 	abi.StoreWord(r.inSlot(0), first.word())
-	r.ringIn()
+	c.write(0x4000, 3)
 	for _, d := range []desc{first, second, third} {
 		pong(t, r.answer(d.Tag))
 	}

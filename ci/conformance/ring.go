@@ -158,6 +158,7 @@ type ring struct {
 	inLog, outLog   uint
 	in, out, ev     guestdriver.DMA
 	produced, taken uint32 // indexes, modulo 2^30
+	rung            uint32 // index of the last doorbell
 	tags            uint32
 	doorbells       int
 
@@ -205,7 +206,7 @@ func (r *ring) blank() {
 		abi.StoreWord(r.out.Bytes[32*s:], 0x80)
 	}
 	clear(r.ev.Bytes)
-	r.produced, r.taken = 0, 0
+	r.produced, r.taken, r.rung = 0, 0, 0
 }
 
 // program writes bases and sizes.
@@ -323,7 +324,12 @@ func (r *ring) tell(old uint32) {
 	}
 }
 
+// ringIn rings for what was published since the doorbell before.
 func (r *ring) ringIn() {
+	if r.rung == r.produced {
+		return
+	}
+	r.rung = r.produced
 	r.doorbells++
 	r.write(0x4000+8*r.q, r.produced)
 }

@@ -37,6 +37,14 @@ func (t *T) driver() *guestdriver.Adapter {
 			t.Errorf("close the driver: %v", err)
 		}
 	})
+	bus.Write32(0, regChecker, 1)
+	t.innocent(bus, func() []byte {
+		v, err := a.Attribute(context.Background(), 0, 0x0114)
+		if err != nil {
+			t.Logf("CHECKER_REPORT: %v", err)
+		}
+		return v
+	})
 	return a
 }
 
