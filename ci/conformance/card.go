@@ -62,6 +62,7 @@ const (
 	ctrFunctionResets   = 48
 	ctrAttributeGets    = 49
 	ctrAttributeSets    = 50
+	ctrFramesSent       = 51
 	ctrMemoryUsed       = 57
 	ctrViolations       = 59
 	ctrPasses           = 61

@@ -59,6 +59,12 @@ type Peer interface {
 	Hairpin(ctx context.Context, port uint16) (netip.AddrPort, error)
 	// Refused is an address where a connect is refused.
 	Refused(ctx context.Context) (netip.AddrPort, error)
+	// Datagrams opens a UDP port that sends each datagram back to where it came
+	// from. The session has no result and no signal.
+	Datagrams(ctx context.Context) (Session, error)
+	// Unwilling is an address where datagrams are answered by ICMP port
+	// unreachable.
+	Unwilling(ctx context.Context) (netip.AddrPort, error)
 	// Unreachable is an address of the adapter's own network where nobody is.
 	Unreachable() netip.AddrPort
 	// Hang is an address where a connect gets no answer for long.

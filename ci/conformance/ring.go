@@ -63,6 +63,7 @@ const (
 	stEndOfStream      = 13
 	stTooLate          = 15
 	stNotSupported     = 16
+	stTruncated        = 17
 	stBadType          = 32
 	stReserved         = 33
 	stBadTag           = 34

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -51,6 +52,8 @@ type Host struct {
 	ways     map[uint16]netip.AddrPort
 	hang     netip.AddrPort
 	refused  netip.AddrPort
+	unwill   netip.AddrPort
+	socket   *net.UDPConn // of unwill
 }
 
 // NewHost makes a peer; Close ends it.
@@ -64,7 +67,7 @@ func NewHost(cfg HostConfig) *Host {
 type session struct {
 	h       *Host
 	addr    netip.AddrPort
-	l       *net.TCPListener // nil for a dialled connection
+	l       io.Closer // listener or socket; nil for a dialled connection
 	ctx     context.Context
 	cancel  context.CancelFunc
 	signal  chan struct{}
@@ -219,6 +222,52 @@ func (h *Host) Refused(context.Context) (netip.AddrPort, error) {
 	return h.once(&h.refused, false)
 }
 
+// Datagrams implements conformance.Peer.
+func (h *Host) Datagrams(context.Context) (conformance.Session, error) {
+	s, err := h.newSession()
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("peer: datagrams: %w", err)
+	}
+	s.l = c
+	s.addr = netip.AddrPortFrom(h.cfg.Gateway, uint16(c.LocalAddr().(*net.UDPAddr).Port))
+	h.wg.Go(func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDPAddrPort(b[:n], from) // who sent it has gone
+		}
+	})
+	return s, nil
+}
+
+// Unwilling implements conformance.Peer: the port's socket has a peer, and
+// nobody else is heard.
+func (h *Host) Unwilling(context.Context) (netip.AddrPort, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return netip.AddrPort{}, net.ErrClosed
+	}
+	if h.socket == nil {
+		loop := net.IPv4(127, 0, 0, 1)
+		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: loop}, &net.UDPAddr{IP: loop, Port: 1})
+		if err != nil {
+			return netip.AddrPort{}, fmt.Errorf("peer: unwilling: %w", err)
+		}
+		h.socket = c
+		h.unwill = netip.AddrPortFrom(h.cfg.Gateway, uint16(c.LocalAddr().(*net.UDPAddr).Port))
+	}
+	return h.unwill, nil
+}
+
 // Hang implements conformance.Peer.
 func (h *Host) Hang(context.Context) (netip.AddrPort, error) {
 	return h.once(&h.hang, true)
@@ -255,10 +304,13 @@ func (h *Host) Close() error {
 	for s := range h.sessions {
 		all = append(all, s)
 	}
-	fds := h.fds
-	h.fds = nil
+	fds, socket := h.fds, h.socket
+	h.fds, h.socket = nil, nil
 	h.mu.Unlock()
 	h.cancel()
+	if socket != nil {
+		_ = socket.Close()
+	}
 	for _, s := range all {
 		s.Close()
 	}

@@ -20,7 +20,7 @@ import (
 // call is one line from the client; reply the line that answers it.
 type call struct {
 	ID      uint64
-	Method  string             // serve, dial, reachable, hairpin, refused, unreachable, hang, signal, result, close
+	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, signal, result, close
 	Session uint64             `json:",omitempty"`
 	Script  conformance.Script `json:",omitempty"`
 	Port    uint16             `json:",omitempty"`
@@ -105,12 +105,15 @@ func (s *server) send(r reply) {
 func (s *server) answer(ctx context.Context, c *call) (r reply) {
 	var err error
 	switch c.Method {
-	case "serve", "dial":
+	case "serve", "dial", "datagrams":
 		var x conformance.Session
-		if c.Method == "serve" {
+		switch c.Method {
+		case "serve":
 			x, err = s.p.Serve(ctx, c.Script)
-		} else {
+		case "dial":
 			x, err = s.p.Dial(ctx, c.Port, c.Script)
+		default:
+			x, err = s.p.Datagrams(ctx)
 		}
 		if err == nil {
 			s.mu.Lock()
@@ -130,6 +133,8 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 		r.Addr, err = s.p.Hairpin(ctx, c.Port)
 	case "refused":
 		r.Addr, err = s.p.Refused(ctx)
+	case "unwilling":
+		r.Addr, err = s.p.Unwilling(ctx)
 	case "hang":
 		r.Addr, err = s.p.Hang(ctx)
 	case "unreachable":
@@ -292,6 +297,17 @@ func (r *Remote) Hairpin(ctx context.Context, port uint16) (netip.AddrPort, erro
 // Refused implements conformance.Peer.
 func (r *Remote) Refused(ctx context.Context) (netip.AddrPort, error) {
 	v, err := r.call(ctx, call{Method: "refused"})
+	return v.Addr, err
+}
+
+// Datagrams implements conformance.Peer.
+func (r *Remote) Datagrams(ctx context.Context) (conformance.Session, error) {
+	return r.session(ctx, call{Method: "datagrams"})
+}
+
+// Unwilling implements conformance.Peer.
+func (r *Remote) Unwilling(ctx context.Context) (netip.AddrPort, error) {
+	v, err := r.call(ctx, call{Method: "unwilling"})
 	return v.Addr, err
 }
 

@@ -458,11 +458,22 @@ func (d *datagram) Info() Info {
 	}
 	if a, terr := d.ep.GetLocalAddress(); terr == nil {
 		i.Local = netip.AddrPortFrom(fromStackAddr(a.Addr), a.Port)
+		if a.Addr.Len() == 0 {
+			i.Local = netip.AddrPortFrom(d.any(), a.Port)
+		}
 	}
 	if a, terr := d.ep.GetRemoteAddress(); terr == nil {
 		i.Remote = netip.AddrPortFrom(fromStackAddr(a.Addr), a.Port)
 	}
 	return i
+}
+
+// any is the unspecified address of the endpoint's family.
+func (d *datagram) any() netip.Addr {
+	if d.v6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 // Err is nil: nothing but its owner ends a datagram endpoint.
