@@ -58,7 +58,7 @@ func TestCE07_Data(t *T) {
 	want(t, "told after 3 bytes of 5", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
 	n.notice(tag, append(piece(1, 3), piece(2, 2)...), buf)
-	want(t, "notify_data", n.counter(ctrByData), 1)
+	want(t, "notify_data", n.since(ctrByData), 1)
 }
 
 // TestCE07_Arrival: an arrival waits for its first byte.
@@ -107,7 +107,7 @@ func TestCE07_Ceiling(t *T) {
 	n := t.notifier(Script{{Op: OpWait}, {Op: OpFIN}, {Op: OpWait}})
 	n.gather(1, attr(notifyData, 1), attr(notifyCeiling, 30*ms))
 	n.after("NOTIFY_CEILING", 30*ms, 1)
-	want(t, "notify_ceiling", n.counter(ctrByCeiling), 1)
+	want(t, "notify_ceiling", n.since(ctrByCeiling), 1)
 	check(t, "peer: signal", n.peer.Signal(t.ctx)) // the first goes on
 	n.take("its end", func(d desc) bool { return d.Type == rspTerminated && d.Length == 5 })
 	tag := n.gather(1, attr(notifyData, 1))
@@ -117,7 +117,7 @@ func TestCE07_Ceiling(t *T) {
 	terminal(t, "connect that ends without data", d, rspCompletion, stOK)
 	end := n.unsolicited(rspTerminated, d.Conn)
 	want(t, "how it ended: end of stream", end.Length, 5)
-	want(t, "notify_end", n.counter(ctrByEnd), 1)
+	want(t, "notify_end", n.since(ctrByEnd), 1)
 }
 
 // pattern is an option: NOTIFY_PATTERN.
@@ -140,7 +140,7 @@ func TestCE08_Start(t *T) {
 	want(t, "told after half of the pattern", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
 	n.notice(tag, stream, buf)
-	want(t, "notify_pattern", n.counter(ctrByPattern), 1)
+	want(t, "notify_pattern", n.since(ctrByPattern), 1)
 }
 
 // TestCE08_End: an end marker anywhere in the stream, over two segments.
@@ -153,7 +153,7 @@ func TestCE08_End(t *T) {
 	want(t, "told after half of the marker", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
 	n.notice(tag, stream, buf)
-	want(t, "notify_pattern", n.counter(ctrByPattern), 1)
+	want(t, "notify_pattern", n.since(ctrByPattern), 1)
 }
 
 // TestCE08_Ceilings: bytes and time end the wait for a pattern that does not
@@ -171,8 +171,8 @@ func TestCE08_Ceilings(t *T) {
 	n.after("the time ceiling of a pattern", 40*ms, 1)
 	n.gather(1, pattern(2, 0, 0, 5000*ms, never))
 	n.after("NOTIFY_CEILING before it", 1000*ms, 1)
-	want(t, "notify_ceiling", n.counter(ctrByCeiling), 3)
-	want(t, "notify_pattern", n.counter(ctrByPattern), 0)
+	want(t, "notify_ceiling", n.since(ctrByCeiling), 3)
+	want(t, "notify_pattern", n.since(ctrByPattern), 0)
 }
 
 // TestCE08_Scope: a match releases its own notice, or all that wait.
