@@ -120,8 +120,8 @@ func TestCE07_Ceiling(t *T) {
 	want(t, "notify_end", n.since(ctrByEnd), 1)
 }
 
-// pattern is an option: NOTIFY_PATTERN.
-func pattern(mode, scope uint8, limit uint32, time uint64, text []byte) func(*ctl) {
+// byPattern is an option: NOTIFY_PATTERN.
+func byPattern(mode, scope uint8, limit uint32, time uint64, text []byte) func(*ctl) {
 	b := make([]byte, 16, 16+len(text))
 	b[0], b[1] = mode, scope
 	binary.LittleEndian.PutUint16(b[2:], uint16(len(text)))
@@ -135,7 +135,7 @@ func TestCE08_Start(t *T) {
 	n := t.notifier(Script{{Op: OpWait}, {Op: OpSend, N: 2, Seed: 5}, {Op: OpWait}, {Op: OpSend, N: 6, Seed: 6}, {Op: OpWait}})
 	stream := slices.Concat(piece(5, 2), piece(6, 6))
 	buf := n.bulk()
-	tag := n.gather(1, pattern(1, 0, 0, 0, stream[:4]))
+	tag := n.gather(1, byPattern(1, 0, 0, 0, stream[:4]))
 	n.arrive()
 	want(t, "told after half of the pattern", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
@@ -148,7 +148,7 @@ func TestCE08_End(t *T) {
 	n := t.notifier(Script{{Op: OpWait}, {Op: OpSend, N: 100, Seed: 7}, {Op: OpWait}, {Op: OpSend, N: 50, Seed: 8}, {Op: OpWait}})
 	stream := slices.Concat(piece(7, 100), piece(8, 50))
 	buf := n.bulk()
-	tag := n.gather(1, pattern(2, 0, 0, 0, stream[90:110]))
+	tag := n.gather(1, byPattern(2, 0, 0, 0, stream[90:110]))
 	n.arrive()
 	want(t, "told after half of the marker", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
@@ -162,14 +162,14 @@ func TestCE08_Ceilings(t *T) {
 	n := t.notifier(Script{{Op: OpWait}, {Op: OpSend, N: 31, Seed: 9}, {Op: OpWait}, {Op: OpSend, N: 1, Seed: 10}, {Op: OpWait}})
 	never := bytes.Repeat([]byte{0x5a}, 64)
 	buf := n.bulk()
-	tag := n.gather(1, pattern(1, 0, 32, 0, never))
+	tag := n.gather(1, byPattern(1, 0, 32, 0, never))
 	n.arrive()
 	want(t, "told after 31 bytes of 32", n.told(), 0)
 	check(t, "peer: signal", n.peer.Signal(t.ctx))
 	n.notice(tag, append(piece(9, 31), piece(10, 1)...), buf)
-	n.gather(1, pattern(2, 0, 0, 40*ms, never))
+	n.gather(1, byPattern(2, 0, 0, 40*ms, never))
 	n.after("the time ceiling of a pattern", 40*ms, 1)
-	n.gather(1, pattern(2, 0, 0, 5000*ms, never))
+	n.gather(1, byPattern(2, 0, 0, 5000*ms, never))
 	n.after("NOTIFY_CEILING before it", 1000*ms, 1)
 	want(t, "notify_ceiling", n.since(ctrByCeiling), 3)
 	want(t, "notify_pattern", n.since(ctrByPattern), 0)
@@ -180,7 +180,7 @@ func TestCE08_Scope(t *T) {
 	for scope, others := range []int{0, 3} {
 		t.Run([]string{"own", "all"}[scope], func(t *T) {
 			n := t.notifier(Script{{Op: OpWait}, {Op: OpSend, N: 8, Seed: 11}, {Op: OpWait}})
-			match := n.gather(1, pattern(2, uint8(scope), 0, 0, piece(11, 8)[3:7]))
+			match := n.gather(1, byPattern(2, uint8(scope), 0, 0, piece(11, 8)[3:7]))
 			// The others are served elsewhere: a signal is for the first alone.
 			p, err := t.Peer().Serve(t.ctx, Script{{Op: OpWait}})
 			check(t, "peer: serve", err)
