@@ -21,7 +21,8 @@
 // other, stands above [Conn.Write] and in receive.go.
 //
 // [Queue] is the interface below, for driver developers: it posts and consumes
-// descriptors and knows nothing of what they mean. Package guestdrivertest has
+// descriptors and knows nothing of what they mean; [Queue.BulkConnect] and
+// [ReadReport] are what it knows of many results in one response. Package guestdrivertest has
 // a fake adapter for tests of both.
 //
 // # Resets

@@ -121,6 +121,7 @@ func Tests() []*Test {
 		{Name: "TestCE05_Ends", IDs: ids("CE05"), Needs: peer, Func: TestCE05_Ends},
 		{Name: "TestCE05_Report", IDs: ids("CE05"), Needs: peer, Func: TestCE05_Report},
 		{Name: "TestCE05_ReportWaits", IDs: ids("CE05"), Needs: peer, Func: TestCE05_ReportWaits},
+		{Name: "TestCE05_Driver", IDs: ids("CE05", "CE04"), Needs: peer, Func: TestCE05_Driver},
 		{Name: "TestCE06_Bursts", IDs: ids("CE06"), Needs: peer, Func: TestCE06_Bursts},
 		{Name: "TestCE06_Inputs", IDs: ids("CE06"), Needs: peer, Func: TestCE06_Inputs},
 		{Name: "TestCE07_Data", IDs: ids("CE07"), Needs: peer, Func: TestCE07_Data},

@@ -7,6 +7,9 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+
+	"toebox/guestdriver"
+	"toebox/vdev/abi"
 )
 
 // Attributes of SPEC.md §14.1.
@@ -464,4 +467,48 @@ func TestCE06_Inputs(t *T) {
 		n.gather(1, period)
 		n.after("the end of the period", 90*ms, 1)
 	})
+}
+
+// TestCE05_Driver: a bulk connect of the driver, by responses and by report
+// buffers that are too small for all.
+func TestCE05_Driver(t *T) {
+	c := t.start()
+	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpWait}})
+	check(t, "peer: serve", err)
+	t.Cleanup(func() { p.Close() })
+	no, err := t.Peer().Refused(t.ctx)
+	check(t, "peer: refused", err)
+	const targets = 30
+	q, err := guestdriver.NewQueue(c.bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll})
+	check(t, "create a queue", err)
+	tag := uint32(0)
+	b := guestdriver.BulkConnect{Control: c.alloc(72*targets + 32), Tag: func() uint32 { tag++; return tag }}
+	b.Tuples, b.Attributes = new(ctl).set(notifyCount, 8).set(notifyCeiling, 100*ms).b, 2
+	for i := range targets {
+		to := p.Addr()
+		if i%3 == 0 {
+			to = no
+		}
+		b.Targets = append(b.Targets, abi.Target{Protocol: 6, Count: 1, Remote: to, Cookie: uint64(500 + i)})
+	}
+	for _, reports := range []int{0, 3} {
+		for range reports {
+			b.Reports = append(b.Reports, c.alloc(256))
+		}
+		seen := map[uint32]bool{}
+		err := q.BulkConnect(t.ctx, &b, func(r guestdriver.Record) {
+			status := abi.Status(stOK)
+			if r.Ordinal%3 == 0 {
+				status = stRefused
+			}
+			if r.Type != rspCompletion || r.Ordinal >= targets || seen[r.Ordinal] || r.Status != status ||
+				r.Cookie != uint64(500+r.Ordinal) || (r.Conn != 0) != (status == stOK) {
+				t.Errorf("with %d report buffers: result %+v", reports, r)
+			}
+			seen[r.Ordinal] = true
+		})
+		check(t, "bulk connect", err)
+		want(t, "results", len(seen), targets)
+	}
+	check(t, "destroy the queue", q.Destroy(t.ctx))
 }
