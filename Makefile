@@ -7,7 +7,7 @@ TOEBOX = bin/toebox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run shell exec fw-load fw-watch test conformance doctor stats clean lint fmt toebox
+.PHONY: help run shell exec fw-load fw-watch test conformance doctor stats clean lint fmt generate toebox
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ clean: toebox ## remove caches, run folders and binaries
 
 lint: ## formatting and vet
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./...
+
+generate: ## make vdev/abi/toebox.h anew
+	@go generate ./vdev/abi
 
 fmt: ## format the sources
 	@gofmt -w .

@@ -14,4 +14,8 @@
 // are loaded and stored through [LoadWord] and [StoreWord] only, which are
 // atomic and give the order that SPEC.md §4 asks for; everything else in a
 // slot is plain memory that belongs to one side at a time.
+//
+// toebox.h has the same for C, made from the constants here.
 package abi
+
+//go:generate go run ./internal/cheader/gen
