@@ -130,7 +130,7 @@ func (d *Device) connect() error {
 	forwards := d.cfg.Net.Forwards
 	defer func() {
 		for _, f := range forwards { // those that no gateway took over
-			f.Listener.Close()
+			f.close()
 		}
 	}()
 	switch {
@@ -161,8 +161,14 @@ func (d *Device) connect() error {
 			return errors.New("a forward needs the network nat")
 		}
 		forwards = forwards[1:]
-		if err := d.nat.Forward(f.Listener, f.Guest); err != nil {
-			f.Listener.Close()
+		var err error
+		if f.Socket != nil {
+			err = d.nat.ForwardUDP(f.Socket, f.Guest)
+		} else {
+			err = d.nat.Forward(f.Listener, f.Guest)
+		}
+		if err != nil {
+			f.close()
 			return err
 		}
 	}

@@ -27,11 +27,21 @@ type Net struct {
 	Forwards []Forward
 }
 
-// Forward makes connections that Listener accepts connections to the adapter.
+// Forward makes connections that Listener accepts connections to the adapter,
+// or passes datagrams of clients of Socket on to it: one of the two is set.
 type Forward struct {
 	Listener net.Listener
+	Socket   *net.UDPConn
 	// Guest is the target; without an address the adapter's own.
 	Guest netip.AddrPort
+}
+
+func (f *Forward) close() {
+	if f.Socket != nil {
+		_ = f.Socket.Close()
+	} else {
+		_ = f.Listener.Close()
+	}
 }
 
 // ParseNet reads the description of a network and opens the listeners that it
@@ -43,6 +53,7 @@ type Forward struct {
 // where FORWARD is one of
 //
 //	fwd=tcp:HOSTIP:PORT-[GUESTIP]:PORT   listen on the host
+//	fwd=udp:HOSTIP:PORT-[GUESTIP]:PORT   datagrams to the host's port
 //	fwd-fd=N-[GUESTIP]:PORT              an inherited TCP socket that listens
 //
 // On error nothing stays open.
@@ -50,7 +61,7 @@ func ParseNet(s string) (n Net, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range n.Forwards {
-				f.Listener.Close()
+				f.close()
 			}
 			n, err = Net{}, fmt.Errorf("device: network %q: %w", s, err)
 		}
@@ -80,10 +91,13 @@ func ParseNet(s string) (n Net, err error) {
 		if f.Guest, err = parseGuest(guest); err != nil {
 			return n, err
 		}
-		if key == "fwd" {
-			f.Listener, err = listenTCP(host)
-		} else {
+		switch {
+		case key == "fwd-fd":
 			f.Listener, err = inheritTCP(host)
+		case strings.HasPrefix(host, "udp:"):
+			f.Socket, err = listenUDP(host)
+		default:
+			f.Listener, err = listenTCP(host)
 		}
 		if err != nil {
 			return n, err
@@ -116,13 +130,22 @@ func parseGuest(s string) (netip.AddrPort, error) {
 func listenTCP(s string) (net.Listener, error) {
 	address, ok := strings.CutPrefix(s, "tcp:")
 	if !ok {
-		return nil, fmt.Errorf("%q has no prefix \"tcp:\"", s)
+		return nil, fmt.Errorf("%q has no prefix \"tcp:\" or \"udp:\"", s)
 	}
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("host address: %w", err)
 	}
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(ap))
+}
+
+// listenUDP binds to udp:HOSTIP:PORT.
+func listenUDP(s string) (*net.UDPConn, error) {
+	ap, err := netip.ParseAddrPort(strings.TrimPrefix(s, "udp:"))
+	if err != nil {
+		return nil, fmt.Errorf("host address: %w", err)
+	}
+	return net.ListenUDP("udp", net.UDPAddrFromAddrPort(ap))
 }
 
 // inheritTCP takes over a file descriptor that listens.

@@ -51,6 +51,7 @@ func TestParseNet(t *testing.T) {
 		{in: "nat:", mode: "nat"},
 		{in: "nat:" + good, mode: "nat", guests: []string{"invalid AddrPort"}},
 		{in: "nat:fwd=tcp:127.0.0.1:0-10.0.2.15:81,fwd=tcp:[::1]:0-[fd00:2::15]:82", mode: "nat", guests: []string{"10.0.2.15:81", "[fd00:2::15]:82"}},
+		{in: "nat:fwd=udp:127.0.0.1:0-10.0.2.15:83", mode: "nat", guests: []string{"10.0.2.15:83"}},
 
 		{in: "", err: "neither none nor nat"},
 		{in: "NAT", err: "neither none nor nat"},
@@ -65,7 +66,9 @@ func TestParseNet(t *testing.T) {
 		{in: "nat:fwd=tcp:127.0.0.1:0-:65536", err: "not between 1 and 65535"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-:-1", err: "not between 1 and 65535"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-host:80", err: "guest address"},
-		{in: "nat:fwd=udp:127.0.0.1:0-:80", err: "has no prefix"},
+		{in: "nat:fwd=sctp:127.0.0.1:0-:80", err: "has no prefix"},
+		{in: "nat:fwd=udp:localhost:0-:80", err: "host address"},
+		{in: "nat:fwd=udp:127.0.0.1:0-:80,bogus", err: "is no forward"},
 		{in: "nat:fwd=tcp:localhost:0-:80", err: "host address"},
 		{in: "nat:fwd=tcp:127.0.0.1:0-:80,fwd=tcp:" + tcp.Addr().String() + "-:80", err: "address already in use"},
 		{in: "nat:fwd-fd=2-:80", err: "no number"},
@@ -89,7 +92,7 @@ func TestParseNet(t *testing.T) {
 			if got := f.Guest.String(); got != c.guests[i] && f.Guest.Addr().IsValid() || f.Guest.Port() < 80 {
 				t.Errorf("%s: guest %s, want %s", c.in, got, c.guests[i])
 			}
-			f.Listener.Close()
+			f.close()
 		}
 	}
 }

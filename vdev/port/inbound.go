@@ -42,17 +42,10 @@ func (l listener) shut() { l.Close() }
 // adapter refuses is reset; while the adapter does not answer at all, the
 // client waits for ConnectTimeout and is then reset.
 func (n *NAT) Forward(l net.Listener, guest netip.AddrPort) error {
-	a := guest.Addr().Unmap()
-	if !a.IsValid() || a.IsUnspecified() {
-		a = n.adapter
-		if guest.Addr().Is6() && !guest.Addr().Is4In6() {
-			a = n.adapter6
-		}
+	guest, err := n.target(guest)
+	if err != nil {
+		return err
 	}
-	if guest.Port() == 0 {
-		return fmt.Errorf("port: forward %v: no port", guest)
-	}
-	guest = netip.AddrPortFrom(a, guest.Port())
 	c := listener{l}
 	if !n.enter(c) {
 		l.Close()
@@ -65,6 +58,21 @@ func (n *NAT) Forward(l net.Listener, guest netip.AddrPort) error {
 		n.accept(l, f)
 	}()
 	return nil
+}
+
+// target is what a forward's address of the adapter means.
+func (n *NAT) target(guest netip.AddrPort) (netip.AddrPort, error) {
+	a := guest.Addr().Unmap()
+	if !a.IsValid() || a.IsUnspecified() {
+		a = n.adapter
+		if guest.Addr().Is6() && !guest.Addr().Is4In6() {
+			a = n.adapter6
+		}
+	}
+	if guest.Port() == 0 {
+		return netip.AddrPort{}, fmt.Errorf("port: forward %v: no port", guest)
+	}
+	return netip.AddrPortFrom(a, guest.Port()), nil
 }
 
 // forward is where the connections of a listener go.

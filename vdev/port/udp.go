@@ -4,6 +4,7 @@ package port
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -152,7 +153,7 @@ func (f *udpFlow) run(dst netip.AddrPort) {
 }
 
 // toHost moves the adapter's datagrams until the flow is idle or shut.
-func (f *udpFlow) toHost(host net.Conn) {
+func (f *udpFlow) toHost(host io.Writer) {
 	e, ch := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
 	f.wq.EventRegister(&e)
 	defer f.wq.EventUnregister(&e)
@@ -183,7 +184,7 @@ func (c *collector) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (f *udpFlow) sendAll(host net.Conn) {
+func (f *udpFlow) sendAll(host io.Writer) {
 	buf := f.n.datagrams.take()
 	defer f.n.datagrams.Put(buf)
 	for {

@@ -37,7 +37,7 @@ const closeTime = 5 * time.Second
 type flags struct {
 	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
 	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
-	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
+	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd=udp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
 	Pcap        string `placeholder:"FILE" xor:"pcap" help:"Record all frames in this pcapng file."`
 	PcapFD      int    `placeholder:"N" xor:"pcap" name:"pcap-fd" help:"Inherited pcapng file; the record goes on where it ends."`
 	ControlPath string `placeholder:"PATH" xor:"control" help:"Unix socket for statistics: HTTP, GET /stats."`
