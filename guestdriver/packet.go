@@ -298,6 +298,7 @@ func (p *PacketConn) read(b []byte) (int, netip.AddrPort, error) {
 			data = data[abi.AddressSize:]
 			var a abi.Address
 			a, ok = abi.ParseAddress(head[:])
+			ok = ok && a.Addr.IsValid()
 			from = netip.AddrPortFrom(a.Addr, a.Port)
 		}
 		n := 0
