@@ -83,8 +83,12 @@ func TestDatagramSend(t *testing.T) {
 	ep.FailSend(engine.ErrHostUnreachable)
 	send(10, 0, 6, 0)
 	send(10, 0, 0, 10)
+	r.post(r.buffer(abi.TypeBufferAvailable, 0, 50))
 	ep.Unreachable()
-	send(10, 0, 4, 0) // no buffer was there to tell it
+	if seen := r.settle(); len(seen) != 0 {
+		t.Fatalf("told to a bulk buffer: %+v", seen)
+	}
+	send(10, 0, 4, 0) // no buffer of its own was there to tell it
 	send(11, 0, 0, 11)
 	if got := ep.Datagrams(); len(got) != len(want) {
 		t.Fatalf("%d datagrams, want %d", len(got), len(want))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package guestdriver drives a toebox offload adapter from user space and
-// offers its connections as net.Conn, net.Listener and a dialer.
+// offers its connections as net.Conn, net.Listener and a dialer, its datagram
+// endpoints as net.PacketConn.
 //
 // The adapter is reached through a [Bus]: vfio (package vfio below this one)
 // in a guest, or the implementations of ci/bus in tests. The programming

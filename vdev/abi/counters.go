@@ -28,7 +28,7 @@ const (
 	CounterConnects      // connect targets started
 	CounterConnectsOK
 	CounterConnectsFailed
-	CounterListens       // listeners opened
+	CounterListens       // listeners, and datagram endpoints without a peer, opened
 	CounterArrivals      // connections announced
 	CounterTerminations  // termination requests done
 	CounterRemoteCloses  // FINs of peers reported

@@ -11,8 +11,8 @@
 //
 // [NAT] is the default: a second TCP/IP stack that plays the gateway of a
 // small network with one adapter in it. It turns the adapter's connections
-// into sockets of the host, and accepted connections of host listeners into
-// connections to the adapter. Its IP addresses follow the user-mode network of
+// into sockets of the host, accepted connections of host listeners into
+// connections to the adapter, and datagrams both ways. Its IP addresses follow the user-mode network of
 // QEMU (slirp), so that what people know by heart works: gateway (and the
 // host's loopback) 10.0.2.2, resolver 10.0.2.3, adapter 10.0.2.15.
 //
