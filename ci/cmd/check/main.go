@@ -26,8 +26,8 @@ import (
 	"toebox/images/toolchain"
 )
 
-// inGuest is the part of the kit that one boot of a guest runs.
-const inGuest = `RIG02|IF01_Create|IF02|IF11|CE01_Connect|CE02_Listen|MM01_Buffered|IF15_(Echo|HTTP)`
+// inGuest is the part of the kit that each boot of a guest runs.
+const inGuest = `RIG02|RIG03|IF01_Create|IF02|IF11|CE01_Connect|CE02_Listen|MM01_Buffered|IF15_(Echo|HTTP)`
 
 func main() {
 	vm := flag.Bool("vm", true, "boot a guest")
@@ -172,11 +172,12 @@ func word(err error) string {
 	return "ok  "
 }
 
-// guest boots a machine and runs a part of the kit in it.
+// guest boots a machine for each driver of the kernel and runs a part of the kit in
+// it.
 func (c *check) guest(ctx context.Context, paths images.Paths) {
 	var counted counter
 	code := suite.Run(ctx, suite.Options{
-		Buses: []string{conformance.RungVM}, Pattern: inGuest, Seed: 1, Images: images.Options{Paths: paths},
+		Buses: []string{conformance.RungVM, conformance.RungUIO}, Pattern: inGuest, Seed: 1, Images: images.Options{Paths: paths},
 		Out: io.MultiWriter(c.out, &counted),
 	})
 	c.sum.Add(counted.sum)
