@@ -449,7 +449,7 @@
 #define TOEBOX_COUNTER_CONNECTS                 18 /* connect targets started */
 #define TOEBOX_COUNTER_CONNECTS_OK              19
 #define TOEBOX_COUNTER_CONNECTS_FAILED          20
-#define TOEBOX_COUNTER_LISTENS                  21 /* listeners opened */
+#define TOEBOX_COUNTER_LISTENS                  21 /* listeners, and datagram endpoints without a peer, opened */
 #define TOEBOX_COUNTER_ARRIVALS                 22 /* connections announced */
 #define TOEBOX_COUNTER_TERMINATIONS             23 /* termination requests done */
 #define TOEBOX_COUNTER_REMOTE_CLOSES            24 /* FINs of peers reported */
