@@ -68,6 +68,9 @@ type Test struct {
 	Name  string
 	IDs   []string // of requirements
 	Needs Needs
+	// Wire: it carries data and holds over a bad wire as well, where the
+	// functions of RIG08 run it.
+	Wire bool
 	// Rungs where it makes sense; empty: all.
 	Rungs []string
 	// Limit on one run before scaling; 0 is 30 s.
@@ -111,6 +114,7 @@ type T struct {
 	ctx     context.Context
 	rng     *rand.Rand
 	offends bool
+	bad     bool // the wire is
 }
 
 // Run runs one test in env under tb, until ctx ends at the latest.
@@ -124,6 +128,12 @@ func Run(ctx context.Context, tb TB, test *Test, env *Env) {
 	fmt.Fprint(h, test.Name)
 	ctx, cancel := context.WithTimeout(ctx, test.Bound(env))
 	tb.Cleanup(cancel)
+	if test.Needs&NeedPeer != 0 {
+		// A test that was given up may have left the wire bad.
+		if _, err := env.Peer.Impair(ctx, "none"); err != nil {
+			tb.Fatalf("make the wire good: %v", err)
+		}
+	}
 	test.Func(&T{
 		TB: tb, Env: env, Name: test.Name, ctx: ctx,
 		rng: rand.New(rand.NewPCG(env.Seed, h.Sum64())), offends: test.Offends,

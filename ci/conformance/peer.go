@@ -69,7 +69,16 @@ type Peer interface {
 	Unreachable() netip.AddrPort
 	// Hang is an address where a connect gets no answer for long.
 	Hang(ctx context.Context) (netip.AddrPort, error)
+	// Impair makes the wire between adapter and network as bad as rules say,
+	// "loss=1%,seed=7" for example (see package port), or good again for "none",
+	// and returns what it has done to frames since the start.
+	Impair(ctx context.Context, rules string) (Harm, error)
 	Close() error
+}
+
+// Harm counts frames, both directions together.
+type Harm struct {
+	Frames, Lost, Corrupted, Duplicated, Reordered, Delivered uint64
 }
 
 // Session is a served port or a dialled connection.

@@ -117,7 +117,7 @@ func (s *source) Read(p []byte) (int, error) {
 func TestIF15_Echo(t *T) {
 	a := t.driver()
 	p, c := t.dialPeer(a, Script{{Op: OpEcho}})
-	const total = 3 << 20
+	total := t.amount(3 << 20)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		buf := make([]byte, 200_000)

@@ -30,6 +30,8 @@ type HostConfig struct {
 	Nobody netip.Addr
 	// Forwards returns n ways in that nobody else uses.
 	Forwards func(n int) ([]Forward, error)
+	// Impair sets the rules of the wire; nil: it has none.
+	Impair func(rules string) (conformance.Harm, error)
 }
 
 // Bounds on what one peer holds.
@@ -271,6 +273,21 @@ func (h *Host) Unwilling(context.Context) (netip.AddrPort, error) {
 // Hang implements conformance.Peer.
 func (h *Host) Hang(context.Context) (netip.AddrPort, error) {
 	return h.once(&h.hang, true)
+}
+
+// Impair implements conformance.Peer.
+func (h *Host) Impair(_ context.Context, rules string) (conformance.Harm, error) {
+	if h.cfg.Impair == nil && rules == "none" {
+		return conformance.Harm{}, nil
+	}
+	if h.cfg.Impair == nil {
+		return conformance.Harm{}, errors.New("peer: impair: this network has no rules")
+	}
+	harm, err := h.cfg.Impair(rules)
+	if err != nil {
+		return harm, fmt.Errorf("peer: impair: %w", err)
+	}
+	return harm, nil
 }
 
 func (h *Host) once(a *netip.AddrPort, listen bool) (netip.AddrPort, error) {

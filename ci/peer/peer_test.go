@@ -48,6 +48,12 @@ func loop(t *testing.T) *Host {
 			}
 			return []Forward{{Port: way.Port(), Host: way}}, nil
 		},
+		Impair: func(rules string) (conformance.Harm, error) {
+			if rules == "loss=2" {
+				return conformance.Harm{}, errors.New("too much")
+			}
+			return conformance.Harm{Frames: 3, Lost: 2}, nil
+		},
 	})
 	t.Cleanup(func() {
 		if err := h.Close(); err != nil {
@@ -151,6 +157,15 @@ func exercise(t *testing.T, p conformance.Peer) {
 	}
 	if _, err := net.DialTimeout("tcp4", a.String(), 50*time.Millisecond); err == nil || !err.(net.Error).Timeout() {
 		t.Errorf("hang: %v", err)
+	}
+	if _, err := p.Impair(ctx, "none"); err != nil {
+		t.Errorf("impair: %v", err)
+	}
+	if h, err := p.Impair(ctx, "loss=1%"); err != nil || h != (conformance.Harm{Frames: 3, Lost: 2}) {
+		t.Errorf("impair: %+v, %v", h, err)
+	}
+	if _, err := p.Impair(ctx, "loss=2"); err == nil {
+		t.Error("rules that the wire refuses")
 	}
 	if p.Unreachable().Addr().String() != "192.0.2.1" {
 		t.Errorf("unreachable: %v", p.Unreachable())

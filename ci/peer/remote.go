@@ -20,11 +20,12 @@ import (
 // call is one line from the client; reply the line that answers it.
 type call struct {
 	ID      uint64
-	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, signal, result, close
+	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, impair, signal, result, close
 	Session uint64             `json:",omitempty"`
 	Script  conformance.Script `json:",omitempty"`
 	Port    uint16             `json:",omitempty"`
 	N       int                `json:",omitempty"`
+	Rules   string             `json:",omitempty"`
 }
 
 type reply struct {
@@ -34,6 +35,7 @@ type reply struct {
 	Addr    netip.AddrPort      `json:",omitzero"`
 	Ports   []uint16            `json:",omitempty"`
 	Result  *conformance.Result `json:",omitempty"`
+	Harm    *conformance.Harm   `json:",omitempty"`
 }
 
 // Bounds on what a remote client may ask for.
@@ -137,6 +139,10 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 		r.Addr, err = s.p.Unwilling(ctx)
 	case "hang":
 		r.Addr, err = s.p.Hang(ctx)
+	case "impair":
+		var harm conformance.Harm
+		harm, err = s.p.Impair(ctx, c.Rules)
+		r.Harm = &harm
 	case "unreachable":
 		r.Addr = s.p.Unreachable()
 	case "signal", "result", "close":
@@ -315,6 +321,15 @@ func (r *Remote) Unwilling(ctx context.Context) (netip.AddrPort, error) {
 func (r *Remote) Hang(ctx context.Context) (netip.AddrPort, error) {
 	v, err := r.call(ctx, call{Method: "hang"})
 	return v.Addr, err
+}
+
+// Impair implements conformance.Peer.
+func (r *Remote) Impair(ctx context.Context, rules string) (conformance.Harm, error) {
+	v, err := r.call(ctx, call{Method: "impair", Rules: rules})
+	if err != nil || v.Harm == nil {
+		return conformance.Harm{}, err
+	}
+	return *v.Harm, nil
 }
 
 // Unreachable implements conformance.Peer.

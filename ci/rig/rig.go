@@ -78,17 +78,36 @@ func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 		return nil, fmt.Errorf("rig: %s: %w", rung, err)
 	}
 	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
-	r.host = NewPeer(dev.NAT(), r.forwards)
+	r.host = NewPeer(dev, r.forwards)
 	r.ends = append(r.ends, dev.Close, r.host.Close)
 	return r, nil
 }
 
 // NewPeer makes the peer of an adapter behind nat.
-func NewPeer(nat *port.NAT, forwards func(n int) ([]peer.Forward, error)) *peer.Host {
-	gateway := nat.Gateway()
+func NewPeer(dev *device.Device, forwards func(n int) ([]peer.Forward, error)) *peer.Host {
+	gateway := dev.NAT().Gateway()
 	nobody := gateway.As4()
 	nobody[3] = 99 // neither gateway, resolver nor adapter
-	return peer.NewHost(peer.HostConfig{Gateway: gateway, Nobody: netip.AddrFrom4(nobody), Forwards: forwards})
+	return peer.NewHost(peer.HostConfig{Gateway: gateway, Nobody: netip.AddrFrom4(nobody), Forwards: forwards, Impair: func(rules string) (conformance.Harm, error) {
+		im, err := port.ParseImpairments(rules)
+		if err == nil {
+			err = dev.Impair(im)
+		}
+		return harm(dev.Wire()), err
+	}})
+}
+
+// harm adds both directions up.
+func harm(w *device.WireStats) (sum conformance.Harm) {
+	for _, d := range []port.ImpairStats{w.ToAdapter, w.FromAdapter} {
+		sum.Frames += d.Frames
+		sum.Lost += d.Lost + d.Overflowed
+		sum.Corrupted += d.Corrupted
+		sum.Duplicated += d.Duplicated
+		sum.Reordered += d.Reordered
+		sum.Delivered += d.Delivered
+	}
+	return sum
 }
 
 // forwards opens ways in to n ports of the adapter.

@@ -138,6 +138,9 @@ func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, for
 		}
 		e.args = append(e.args, "--pcap-fd="+inherit(f))
 	}
+	if o.Impair != "" {
+		e.args = append(e.args, "--impair="+o.Impair)
+	}
 	if o.NVM != "" {
 		e.args = append(e.args, "--nvm="+o.NVM)
 	}

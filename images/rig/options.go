@@ -25,6 +25,7 @@ type Options struct {
 
 	Net     string // "nat" with options, another backend of the device, or "none" for no adapter
 	Port    int    // on the host's loopback, forwarded to the guest's port 80 by nat; 0 for none
+	Impair  string // how bad the wire is at first, as the device's --impair
 	Pcap    string // file to capture the adapter's frames in
 	NVM     string // file with the adapter's non-volatile image
 	Seed    uint64

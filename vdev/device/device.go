@@ -31,7 +31,11 @@ type Config struct {
 	Port  engine.Port
 	Lease port.Lease
 
-	// Capture gets all frames as pcapng. If it is an io.Closer it is closed.
+	// Impair says how bad the wire to the network is at first; see
+	// [Device.Impair].
+	Impair port.Impairments
+	// Capture gets all frames as pcapng, as they are at the adapter's end of
+	// the wire. If it is an io.Closer it is closed.
 	Capture io.Writer
 
 	// Firmware makes the firmware. It is needed, and called again when a reset
@@ -69,7 +73,8 @@ type Device struct {
 	log      *slog.Logger
 	function *vdev.Function
 	server   *vfiouser.Server
-	nat      *port.NAT // nil without one
+	nat      *port.NAT        // nil without one
+	wire     *port.ImpairPort // nil where there is no network
 	port     engine.Port
 	plug     *plug
 	lease    port.Lease
@@ -151,6 +156,13 @@ func (d *Device) connect() error {
 		d.nat, d.port, d.lease = nat, nat, nat.Lease()
 	default:
 		return fmt.Errorf("unknown network %q", d.cfg.Net.Mode)
+	}
+	if d.linked() {
+		wire, err := port.Impair(d.port, d.cfg.Impair)
+		if err != nil {
+			return err
+		}
+		d.wire, d.port = wire, wire
 	}
 	if d.cfg.Capture != nil {
 		d.port = port.Capture(d.port, d.cfg.Capture, port.CaptureOptions{})
@@ -241,6 +253,33 @@ func (d *Device) Server() *vfiouser.Server { return d.server }
 // NAT is the gateway, nil where the network is another.
 func (d *Device) NAT() *port.NAT { return d.nat }
 
+// Impair changes how bad the wire to the network is, for frames to come.
+func (d *Device) Impair(im port.Impairments) error {
+	if d.wire == nil {
+		return errors.New("device: impair: there is no network")
+	}
+	return d.wire.Set(im)
+}
+
+// Wire returns how bad the wire is and what it did to frames, nil where there
+// is no network.
+func (d *Device) Wire() *WireStats {
+	if d.wire == nil {
+		return nil
+	}
+	w := &WireStats{Rules: d.wire.Impairments().String()}
+	w.ToAdapter, w.FromAdapter = d.wire.Stats()
+	return w
+}
+
+// WireStats are the rules of the wire in the form that port.ParseImpairments
+// reads, and what became of frames since the start.
+type WireStats struct {
+	Rules       string           `json:"rules"`
+	ToAdapter   port.ImpairStats `json:"to_adapter"`
+	FromAdapter port.ImpairStats `json:"from_adapter"`
+}
+
 // Serve offers the adapter to vfio-user clients of l, one after another, until
 // ctx ends. l stays open.
 func (d *Device) Serve(ctx context.Context, l *net.UnixListener) error {
@@ -261,6 +300,7 @@ type Stats struct {
 	Server     *vfiouser.Stats   `json:"vfio_user,omitempty"`
 	Engine     engine.Stats      `json:"engine"`
 	NAT        *port.Stats       `json:"nat,omitempty"`
+	Wire       *WireStats        `json:"wire,omitempty"`
 	Missed     uint64            `json:"capture_missed"` // frames that the capture has not
 }
 
@@ -283,6 +323,7 @@ func (d *Device) Stats() Stats {
 		v := d.nat.Stats()
 		s.NAT = &v
 	}
+	s.Wire = d.Wire()
 	if c, ok := d.port.(*port.CapturePort); ok {
 		s.Missed = c.Missed()
 	}

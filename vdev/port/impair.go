@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -20,13 +21,19 @@ const (
 	impairLimit = 16384
 	// defaultReorder is how much later a frame comes that others overtake.
 	defaultReorder = time.Millisecond
+	// longestDelay is beyond what any test of a network needs, and far from
+	// where sums overflow.
+	longestDelay = time.Hour
 )
 
 // Rules are what happens to frames in one direction. Shares are in [0, 1], and
 // each is decided for each frame by itself.
 type Rules struct {
-	Loss      float64 // is lost
-	Corrupt   float64 // has one bit flipped behind the Ethernet header
+	Loss float64 // is lost
+	// Corrupt is the share of IP packets with one bit flipped. Others are
+	// spared: a wrong address in an ARP reply, which no checksum guards, would
+	// stop all traffic for as long as the receiver believes it.
+	Corrupt   float64
 	Duplicate float64 // comes twice
 	Reorder   float64 // comes later by ReorderBy, and may be overtaken
 	// ReorderBy is the delay of a reordered frame. Default 1 ms.
@@ -38,56 +45,100 @@ type Rules struct {
 	Rate int64
 }
 
-// Impairments describe a bad wire.
+// Impairments describe a bad wire; the zero value is a good one.
 type Impairments struct {
 	ToAdapter, FromAdapter Rules
 	// Seed makes runs repeat: the fate of a frame depends on the seed, on the
-	// direction and on how many came before it.
+	// direction and on how many came before it since the rules were set.
 	Seed uint64
 	// Clock times delays. Default: the system's.
 	Clock engine.Clock
 }
 
-// ImpairStats are the totals of one direction.
+// ImpairStats are the totals of one direction while there were rules for it.
 type ImpairStats struct {
-	Frames                                             uint64 // came in, segments of large frames counted
-	Lost, Corrupted, Duplicated, Reordered, Overflowed uint64
-	Delivered                                          uint64
+	Frames     uint64 `json:"frames"` // came in, segments of large frames counted
+	Lost       uint64 `json:"lost"`
+	Corrupted  uint64 `json:"corrupted"`
+	Duplicated uint64 `json:"duplicated"`
+	Reordered  uint64 `json:"reordered"`
+	Overflowed uint64 `json:"overflowed"` // lost, since too many were under way
+	Delivered  uint64 `json:"delivered"`
 }
 
 // ImpairPort is a port with a bad wire.
 type ImpairPort struct {
 	inner     engine.Port
 	to, from  lane
+	setMu     sync.Mutex
+	set       Impairments
 	receiveMu sync.Mutex // held while receive runs
 	receive   func([]engine.Frame)
 }
 
 var _ engine.Port = (*ImpairPort)(nil)
 
-// Impair puts a bad wire between p and the adapter. Frames that stand for many
-// are cut into those first, since that is what a wire would lose.
+// Impair puts a wire between p and the adapter that may be bad. Frames that
+// stand for many are cut into those first, since that is what a wire would
+// lose; a direction without rules passes frames on as they are.
 func Impair(p engine.Port, im Impairments) (*ImpairPort, error) {
-	for _, r := range []*Rules{&im.ToAdapter, &im.FromAdapter} {
-		for _, s := range []float64{r.Loss, r.Corrupt, r.Duplicate, r.Reorder} {
-			if !(s >= 0 && s <= 1) { // NaN too
-				return nil, fmt.Errorf("port: impair: share %v is not between 0 and 1", s)
-			}
-		}
-		if r.ReorderBy < 0 || r.Delay < 0 || r.Jitter < 0 || r.Rate < 0 {
-			return nil, errors.New("port: impair: negative time or rate")
-		}
-		if r.ReorderBy == 0 {
-			r.ReorderBy = defaultReorder
-		}
-	}
 	if im.Clock == nil {
 		im.Clock = systemClock{}
 	}
 	i := &ImpairPort{inner: p}
-	i.to.init(im.ToAdapter, im.Seed, 1, im.Clock, i.toAdapter)
-	i.from.init(im.FromAdapter, im.Seed, 2, im.Clock, func(f []engine.Frame) { i.inner.Transmit(f) })
+	i.to.clock, i.to.deliver = im.Clock, i.toAdapter
+	i.from.clock, i.from.deliver = im.Clock, func(f []engine.Frame) int { return i.inner.Transmit(f) }
+	if err := i.Set(im); err != nil {
+		return nil, err
+	}
 	return i, nil
+}
+
+// Set changes the rules for frames to come; the clock stays. What is under way
+// arrives as it would have.
+func (i *ImpairPort) Set(im Impairments) error {
+	for _, r := range []*Rules{&im.ToAdapter, &im.FromAdapter} {
+		if err := r.check(); err != nil {
+			return err
+		}
+	}
+	i.setMu.Lock()
+	defer i.setMu.Unlock()
+	i.set = im
+	i.to.set(im.ToAdapter, im.Seed, 1)
+	i.from.set(im.FromAdapter, im.Seed, 2)
+	return nil
+}
+
+// Impairments returns what was set last.
+func (i *ImpairPort) Impairments() Impairments {
+	i.setMu.Lock()
+	defer i.setMu.Unlock()
+	return i.set
+}
+
+// check judges the rules and fills in what has a default.
+func (r *Rules) check() error {
+	for _, s := range []float64{r.Loss, r.Corrupt, r.Duplicate, r.Reorder} {
+		if !(s >= 0 && s <= 1) { // NaN too
+			return fmt.Errorf("port: impair: share %v is not between 0 and 1", s)
+		}
+	}
+	if r.ReorderBy < 0 || r.Delay < 0 || r.Jitter < 0 || r.Rate < 0 {
+		return errors.New("port: impair: negative time or rate")
+	}
+	if r.ReorderBy > longestDelay || r.Delay > longestDelay || r.Jitter > longestDelay {
+		return fmt.Errorf("port: impair: a delay of more than %v", longestDelay)
+	}
+	if r.ReorderBy == 0 && r.Reorder > 0 {
+		r.ReorderBy = defaultReorder
+	}
+	return nil
+}
+
+// none reports whether the rules leave frames alone.
+func (r *Rules) none() bool {
+	return r.Loss == 0 && r.Corrupt == 0 && r.Duplicate == 0 && r.Reorder == 0 && r.Delay == 0 && r.Jitter == 0 && r.Rate == 0
 }
 
 // MTU implements engine.Port.
@@ -102,23 +153,21 @@ func (i *ImpairPort) Attach(receive func([]engine.Frame)) {
 	i.receive = receive
 	i.receiveMu.Unlock()
 	if receive != nil {
-		i.inner.Attach(i.to.send)
+		i.inner.Attach(func(f []engine.Frame) { i.to.send(f) })
 	}
 }
 
-func (i *ImpairPort) toAdapter(f []engine.Frame) {
+func (i *ImpairPort) toAdapter(f []engine.Frame) int {
 	i.receiveMu.Lock()
 	defer i.receiveMu.Unlock()
 	if i.receive != nil {
 		i.receive(f)
 	}
+	return len(f)
 }
 
-// Transmit implements engine.Port. A wire takes every frame.
-func (i *ImpairPort) Transmit(frames []engine.Frame) int {
-	i.from.send(frames)
-	return len(frames)
-}
+// Transmit implements engine.Port. A bad wire takes every frame.
+func (i *ImpairPort) Transmit(frames []engine.Frame) int { return i.from.send(frames) }
 
 // Stats returns the totals to and from the adapter.
 func (i *ImpairPort) Stats() (toAdapter, fromAdapter ImpairStats) {
@@ -139,13 +188,15 @@ func (i *ImpairPort) Close() error {
 // from the adapter from within it (an answer to what is delivered), never the
 // other way round: a port does not call receive from Transmit.
 type lane struct {
-	rules   Rules
 	clock   engine.Clock
-	deliver func([]engine.Frame)
+	deliver func([]engine.Frame) int
+
+	good atomic.Bool // no rules and nothing under way: frames just pass
 
 	deliverMu sync.Mutex
 
 	mu     sync.Mutex
+	rules  Rules
 	random *rand.Rand
 	queue  []held // in order of due
 	last   time.Time
@@ -161,10 +212,16 @@ type held struct {
 	data []byte
 }
 
-func (l *lane) init(r Rules, seed, stream uint64, c engine.Clock, deliver func([]engine.Frame)) {
-	l.rules, l.clock, l.deliver = r, c, deliver
+func (l *lane) set(r Rules, seed, stream uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rules = r
 	l.random = rand.New(rand.NewPCG(seed, stream))
+	l.free = time.Time{}
+	l.judgeLocked()
 }
+
+func (l *lane) judgeLocked() { l.good.Store(l.rules.none() && len(l.queue) == 0 && !l.closed) }
 
 func (l *lane) snapshot() ImpairStats {
 	l.mu.Lock()
@@ -172,8 +229,12 @@ func (l *lane) snapshot() ImpairStats {
 	return l.stats
 }
 
-// send decides about frames, and delivers those that are due.
-func (l *lane) send(frames []engine.Frame) {
+// send decides about frames, delivers those that are due, and returns how many
+// it took.
+func (l *lane) send(frames []engine.Frame) int {
+	if l.good.Load() {
+		return l.deliver(frames)
+	}
 	l.mu.Lock()
 	now := l.clock.Now()
 	for i := range frames {
@@ -183,6 +244,7 @@ func (l *lane) send(frames []engine.Frame) {
 	}
 	l.mu.Unlock()
 	l.run()
+	return len(frames)
 }
 
 func (l *lane) chance(share float64) bool { return share > 0 && l.random.Float64() < share }
@@ -194,7 +256,7 @@ func (l *lane) admitLocked(b []byte, now time.Time) {
 		l.stats.Lost++
 		return
 	}
-	if n := len(b) - header.EthernetMinimumSize; n > 0 && l.chance(l.rules.Corrupt) {
+	if n := len(b) - header.EthernetMinimumSize; n > 0 && isIP(b) && l.chance(l.rules.Corrupt) {
 		l.stats.Corrupted++
 		bit := l.random.IntN(n * 8)
 		b[header.EthernetMinimumSize+bit/8] ^= 1 << (bit % 8)
@@ -211,6 +273,12 @@ func (l *lane) admitLocked(b []byte, now time.Time) {
 		}
 		l.enqueueLocked(b, now)
 	}
+}
+
+// isIP reports whether a frame, which has a whole Ethernet header, is one of IP.
+func isIP(b []byte) bool {
+	t := header.Ethernet(b).Type()
+	return t == header.IPv4ProtocolNumber || t == header.IPv6ProtocolNumber
 }
 
 // enqueueLocked puts a frame where its due time has it.
@@ -275,6 +343,9 @@ func (l *lane) due() []engine.Frame {
 	}
 	l.queue = l.queue[n:]
 	l.stats.Delivered += uint64(n)
+	if n == 0 { // what was delivered before has arrived
+		l.judgeLocked()
+	}
 	if n == 0 && len(l.queue) > 0 && !l.closed {
 		wait := l.queue[0].due.Sub(now)
 		if l.timer == nil {
@@ -291,6 +362,7 @@ func (l *lane) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.queue = nil
+	l.judgeLocked()
 	if l.timer != nil {
 		l.timer.Stop()
 	}

@@ -152,6 +152,10 @@ func impaired(t testing.TB, r Rules, seed uint64, count int, steps ...time.Durat
 	})
 	for k := range count {
 		b := make([]byte, 18)
+		b[12] = 0x08 // IPv4, half of the frames; else ARP
+		if r.Corrupt > 0 && k%2 == 1 {
+			b[13] = 0x06
+		}
 		binary.BigEndian.PutUint32(b[14:], uint32(k))
 		inner.receive([]engine.Frame{{Data: [][]byte{b}}})
 	}
@@ -198,14 +202,18 @@ func TestImpairRules(t *testing.T) {
 	}
 
 	got, s = impaired(t, Rules{Corrupt: 0.3}, 1, count)
-	near("corrupted", s.Corrupted, 0.3)
+	near("corrupted", s.Corrupted, 0.15)
 	flipped := 0
 	for k, b := range got {
 		want := make([]byte, 18)
+		want[12] = 0x08
+		if k%2 == 1 {
+			want[13] = 0x06
+		}
 		binary.BigEndian.PutUint32(want[14:], uint32(k))
 		for j := range b {
 			n := bits.OnesCount8(b[j] ^ want[j])
-			if flipped += n; n > 0 && j < 14 {
+			if flipped += n; n > 0 && (j < 14 || k%2 == 1) {
 				t.Fatalf("frame %d: byte %d damaged", k, j)
 			}
 		}
@@ -261,6 +269,70 @@ func TestImpairRejects(t *testing.T) {
 		if _, err := Impair(&stubPort{}, Impairments{FromAdapter: r}); err == nil {
 			t.Errorf("from: %+v accepted", r)
 		}
+	}
+}
+
+// TestImpairSet: rules change while frames are under way; without rules frames
+// pass as they are, and what the port does not take is not taken.
+func TestImpairSet(t *testing.T) {
+	clock := enginetest.NewClock()
+	inner := &stubPort{}
+	i, err := Impair(inner, Impairments{Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	var got []engine.Frame
+	i.Attach(func(frames []engine.Frame) {
+		for _, f := range frames {
+			got = append(got, engine.Frame{Data: slices.Clone(f.Data), GSO: f.GSO})
+		}
+	})
+	send := func() { inner.receive([]engine.Frame{gsoFrame(t, false)}) }
+	count := func(what string, want int) {
+		t.Helper()
+		if len(got) != want {
+			t.Errorf("%s: %d frames arrived, want %d", what, len(got), want)
+		}
+	}
+	send()
+	count("without rules", 1)
+	if got[0].GSO == 0 {
+		t.Error("a large frame was cut without a rule")
+	}
+	rules := Impairments{ToAdapter: Rules{Delay: time.Second}, Seed: 3}
+	if err := i.Set(rules); err != nil {
+		t.Fatal(err)
+	}
+	if i.Impairments() != rules {
+		t.Errorf("set %+v, have %+v", rules, i.Impairments())
+	}
+	send()
+	count("with a delay", 1)
+	if err := i.Set(Impairments{}); err != nil {
+		t.Fatal(err)
+	}
+	send() // behind those that are under way
+	count("without rules, others under way", 1)
+	clock.Advance(time.Second)
+	count("in their time", 1+3+3)
+	send()
+	count("without rules again", 8)
+	if got[7].GSO == 0 {
+		t.Error("a large frame was cut without a rule")
+	}
+	if err := i.Set(Impairments{ToAdapter: Rules{Loss: 2}}); err == nil {
+		t.Error("a share of 2 was accepted")
+	}
+	if err := i.Set(Impairments{FromAdapter: Rules{Loss: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if n := i.Transmit([]engine.Frame{gsoFrame(t, false)}); n != 1 {
+		t.Errorf("a bad wire took %d frames", n)
+	}
+	to, from := i.Stats()
+	if (to != ImpairStats{Frames: 6, Delivered: 6}) || (from != ImpairStats{Frames: 3, Lost: 3}) {
+		t.Errorf("to %+v, from %+v", to, from)
 	}
 }
 

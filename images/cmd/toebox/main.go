@@ -24,6 +24,7 @@ type CLI struct {
 	Shell   ShellCmd   `cmd:"" help:"Open a shell in the running machine."`
 	Exec    ExecCmd    `cmd:"" help:"Run a command in the running machine."`
 	Stats   StatsCmd   `cmd:"" help:"Show the running adapter's counters."`
+	Fault   FaultCmd   `cmd:"" help:"Do harm to the running adapter on purpose."`
 	Fw      FwCmd      `cmd:"" help:"Bring new firmware into the running adapter, while its machine stays up."`
 	Test    TestCmd    `cmd:"" help:"Run the conformance kit on rungs of the bus ladder."`
 	Serve   ServeCmd   `cmd:"" help:"Run the device only, for a QEMU of your own; prints its -device argument."`

@@ -17,6 +17,7 @@ import (
 	"toebox/images/guest"
 	"toebox/images/rig"
 	"toebox/images/vm"
+	"toebox/vdev/port"
 )
 
 const endGrace = 5 * time.Second
@@ -25,6 +26,7 @@ const endGrace = 5 * time.Second
 type Machine struct {
 	Port   int    `env:"TOEBOX_PORT" default:"8080" help:"Port on the host's loopback that leads to the guest's port 80 (${default})."`
 	Net    string `env:"TOEBOX_NET" default:"nat" help:"What the adapter is plugged into: nat, or none for no adapter (${default})."`
+	Impair string `env:"TOEBOX_IMPAIR" placeholder:"RULES" help:"How bad the adapter's wire is: [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 	Pcap   string `env:"TOEBOX_PCAP" placeholder:"FILE" help:"Capture the adapter's frames as pcapng."`
 	NVM    string `name:"nvm" env:"TOEBOX_NVM" placeholder:"FILE" help:"File with the adapter's non-volatile image."`
 	Seed   uint64 `env:"TOEBOX_SEED" help:"Seed of everything random in the adapter; 0 picks one."`
@@ -53,6 +55,10 @@ func (m *Machine) apply(o *rig.Options) error {
 		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
+	if _, err := port.ParseImpairments(m.Impair); err != nil {
+		return &rig.UsageError{Text: fmt.Sprintf("--impair: %v", err)}
+	}
+	o.Impair = m.Impair
 	o.IOMMU, o.Driver, o.CPUs, o.MemoryMiB = m.IOMMU, m.Driver, m.CPUs, m.Memory
 	o.Append = strings.Fields(m.Append)
 	var err error

@@ -5,13 +5,16 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"time"
 
 	"toebox/vdev/device"
+	"toebox/vdev/port"
 )
 
 // Limits of the control socket.
@@ -19,9 +22,10 @@ const (
 	controlTimeout     = 10 * time.Second // to read a request
 	controlIdle        = time.Minute
 	controlHeaderBytes = 16 << 10
+	maxRules           = 4 << 10 // bytes of a text of impairments
 )
 
-// control serves statistics.
+// control serves statistics and takes orders for faults.
 type control struct {
 	server *http.Server
 	done   chan error
@@ -46,6 +50,22 @@ func controlHandler(d *device.Device, profile bool) http.Handler {
 		e.SetIndent("", "  ")
 		_ = e.Encode(d.Stats()) // the client has gone
 	})
+	mux.HandleFunc("GET /fault/net", func(w http.ResponseWriter, _ *http.Request) { answerWire(w, d) })
+	mux.HandleFunc("PUT /fault/net", func(w http.ResponseWriter, r *http.Request) {
+		rules, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRules))
+		var im port.Impairments
+		if err == nil {
+			im, err = port.ParseImpairments(strings.TrimSpace(string(rules)))
+		}
+		if err == nil {
+			err = d.Impair(im)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answerWire(w, d)
+	})
 	if profile {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -54,6 +74,14 @@ func controlHandler(d *device.Device, profile bool) http.Handler {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// answerWire says how bad the wire is and what it did.
+func answerWire(w http.ResponseWriter, d *device.Device) {
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(d.Wire()) // the client has gone
 }
 
 func (c *control) close() error {

@@ -38,9 +38,10 @@ type flags struct {
 	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
 	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
 	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd=udp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
+	Impair      string `placeholder:"RULES" help:"How bad the wire is: none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 	Pcap        string `placeholder:"FILE" xor:"pcap" help:"Record all frames in this pcapng file."`
 	PcapFD      int    `placeholder:"N" xor:"pcap" name:"pcap-fd" help:"Inherited pcapng file; the record goes on where it ends."`
-	ControlPath string `placeholder:"PATH" xor:"control" help:"Unix socket for statistics: HTTP, GET /stats."`
+	ControlPath string `placeholder:"PATH" xor:"control" help:"Unix socket for statistics and faults: HTTP, GET /stats, GET and PUT /fault/net."`
 	ControlFD   int    `placeholder:"N" xor:"control" name:"control-fd" help:"Inherited unix socket for statistics, which listens already."`
 	NVM         string `placeholder:"FILE" name:"nvm" help:"File of the non-volatile image."`
 	Seed        uint64 `placeholder:"N" help:"Seed of everything random; 0: not repeatable."`
@@ -141,7 +142,11 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 			statistics.Close()
 		}
 	}()
-	cfg := device.Config{Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
+	impair, err := port.ParseImpairments(c.Impair)
+	if err != nil {
+		return nil, fmt.Errorf("--impair: %w", err)
+	}
+	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
 	file, err := openCapture(c)
 	if err != nil {
 		return nil, err

@@ -237,6 +237,63 @@ func TestParent(t *testing.T) {
 	}
 }
 
+// TestFaultNet reads and changes the rules of the wire over the control socket.
+func TestFaultNet(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		put  string // empty: none
+		code int
+		want string // in the answer
+	}{
+		{"none at first", []string{"--net=nat"}, "", 200, `"rules": "none"`},
+		{"from the start", []string{"--net=nat", "--impair=from.loss=1%,seed=4"}, "", 200, `"rules": "from.loss=0.01,seed=4"`},
+		{"changed", []string{"--net=nat", "--impair=loss=1%"}, "to.delay=5ms\n", 200, `"rules": "to.delay=5ms"`},
+		{"made good", []string{"--net=nat", "--impair=loss=1%"}, "none", 200, `"rules": "none"`},
+		{"nonsense", []string{"--net=nat"}, "loss=lots", 400, "invalid syntax"},
+		{"too long", []string{"--net=nat"}, strings.Repeat("seed=1,", 1000), 400, "too large"},
+		{"no network", nil, "", 200, "null"},
+		{"no network to harm", nil, "loss=1%", 400, "no network"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := socketDir(t)
+			p := start(t, true, nil, append(c.args, "--socket-path="+filepath.Join(dir, "s"), "--control-path="+filepath.Join(dir, "c"))...)
+			client := &http.Client{Transport: &http.Transport{
+				DisableKeepAlives: true,
+				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					var d net.Dialer
+					return d.DialContext(ctx, "unix", filepath.Join(dir, "c"))
+				},
+			}}
+			method := http.MethodGet
+			if c.put != "" {
+				method = http.MethodPut
+			}
+			req, err := http.NewRequestWithContext(t.Context(), method, "http://device/fault/net", strings.NewReader(c.put))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != c.code || !strings.Contains(string(body), c.want) {
+				t.Errorf("%s, %v: %s, want %d and %s", resp.Status, err, body, c.code, c.want)
+			}
+			if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			p.status(t)
+		})
+	}
+	c := start(t, false, nil, "--socket-path="+filepath.Join(socketDir(t), "s"), "--net=nat", "--impair=loss=x")
+	if code, stderr := c.status(t); code != 125 || !strings.Contains(stderr, "--impair") {
+		t.Errorf("status %d\n%s", code, stderr)
+	}
+}
+
 // TestOneAfterAnother: sockets and capture that a parent keeps go from process to
 // process, whatever end one comes to.
 func TestOneAfterAnother(t *testing.T) {
