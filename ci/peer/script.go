@@ -31,7 +31,7 @@ func run(ctx context.Context, c *net.TCPConn, s conformance.Script, signal <-cha
 	if slices.ContainsFunc(s, func(st conformance.Step) bool { return st.Op == conformance.OpWait }) {
 		_ = c.SetReadBuffer(stalled) // a smaller window is all it is for
 	}
-	w := &walk{c: c, sum: sha256.New(), buf: make([]byte, chunk)}
+	w := &walk{c: c, sum: sha256.New()}
 	if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
 		w.res.Remote = a
 	}
@@ -49,11 +49,14 @@ func run(ctx context.Context, c *net.TCPConn, s conformance.Script, signal <-cha
 type walk struct {
 	c   *net.TCPConn
 	sum hash.Hash
-	buf []byte
+	buf []byte // made when bytes move: thousands of connections may only wait
 	res conformance.Result
 }
 
 func (w *walk) step(ctx context.Context, st conformance.Step, signal <-chan struct{}) error {
+	if w.buf == nil && st.Op != conformance.OpWait {
+		w.buf = make([]byte, chunk)
+	}
 	switch st.Op {
 	case conformance.OpEcho:
 		return w.read(0, func(p []byte) error {
