@@ -19,9 +19,17 @@ import (
 // pair is two adapters, back to back.
 func pair(t *testing.T, log2 uint8, change ...func(*firmware.Config)) (a, b *rig) {
 	t.Helper()
+	_, a, b = pairPorts(t, log2, change...)
+	return a, b
+}
+
+// pairPorts is pair, with the ports of a and b.
+func pairPorts(t *testing.T, log2 uint8, change ...func(*firmware.Config)) (ports [2]engine.Port, a, b *rig) {
+	t.Helper()
 	pa, pb := enginetest.Pipe(enginetest.PipeOptions{MTU: 1500})
+	ports = [2]engine.Port{pa, pb}
 	sides := [2]*rig{}
-	for i, port := range []engine.Port{pa, pb} {
+	for i, port := range ports {
 		e, err := engine.New(engine.Config{
 			Port: port, MAC: []byte{2, 0, 0, 0, 0, byte(i + 1)},
 			Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 2, byte(i + 1)}), 24)},
@@ -41,7 +49,7 @@ func pair(t *testing.T, log2 uint8, change ...func(*firmware.Config)) (a, b *rig
 		sides[i] = &rig{t: t}
 		sides[i].start(e, log2, change...)
 	}
-	return sides[0], sides[1]
+	return ports, sides[0], sides[1]
 }
 
 // join connects a to a listener of b.

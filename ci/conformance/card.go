@@ -64,6 +64,7 @@ const (
 	ctrAttributeSets    = 50
 	ctrFramesSent       = 51
 	ctrMemoryUsed       = 57
+	ctrArrivalsRefused  = 58
 	ctrViolations       = 59
 	ctrPasses           = 61
 

@@ -340,6 +340,8 @@ func TestCE03_Limits(t *T) {
 	want(t, "set of MEMORY_SIZE", status, stOK)
 	terminal(t, "connect over MEMORY_SIZE", r.connect(to(p.Addr())), rspCompletion, stNoMemory)
 	terminal(t, "listen over MEMORY_SIZE", r.listen(goal{count: 1, lport: 4400}), rspListen, stNoMemory)
+	terminal(t, "buffer over MEMORY_SIZE", r.answer(r.available(first, r.buffer(64), 0)), rspDone, stNoMemory)
+	terminal(t, "send over MEMORY_SIZE", r.answer(r.send(first, r.buffer(64), 0)), rspDone, stNoMemory)
 	r.setScalar(reqAdapter, 0, 0x0107, 256<<20)
 	third := r.dial(p.Addr())
 	for _, id := range []uint64{first, second, third} {

@@ -128,3 +128,38 @@ func TestCE04_Storm(t *T) {
 	want(t, "ENDPOINT_COUNT at last", r.scalar(reqAdapter, 0, 0x0111), 0)
 	pong(t, r.do(r.ping()))
 }
+
+// TestCE03_Arrivals: a caller beyond MAX_CONNECTIONS is reset and counted; the
+// listener and the connections that are there go on.
+func TestCE03_Arrivals(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	port := t.reachable()
+	d := r.listen(goal{count: 1, lport: port})
+	terminal(t, "listen", d, rspListen, stOK)
+	dial := func(s Script) Session {
+		t.Helper()
+		p, err := t.Peer().Dial(t.ctx, port, s)
+		check(t, "peer: dial", err)
+		t.Cleanup(func() { p.Close() })
+		return p
+	}
+	p := dial(Script{{Op: OpDiscard}})
+	first := r.unsolicited(rspArrival, 0).Conn
+	r.setScalar(reqAdapter, 0, 0x010d, 1)
+	arrivals, refused := c.counter(ctrArrivals), c.counter(ctrArrivalsRefused)
+	// The reset may come before the peer's dial is over, or after it.
+	if p, err := t.Peer().Dial(t.ctx, port, Script{{Op: OpDiscard}}); err == nil {
+		want(t, "bytes to a caller over MAX_CONNECTIONS", t.outcome(p).Received, 0)
+		p.Close()
+	}
+	t.until("arrivals_refused to move", func() bool { return c.counter(ctrArrivalsRefused) > refused })
+	want(t, "arrivals over MAX_CONNECTIONS", c.counter(ctrArrivals)-arrivals, 0)
+	r.sendAll(first, 1000, 3)
+	r.setScalar(reqAdapter, 0, 0x010d, 65536)
+	dial(Script{{Op: OpDiscard}})
+	second := r.unsolicited(rspArrival, 0).Conn
+	r.sendAll(second, 1000, 4)
+	terminal(t, "graceful termination", r.terminate(first, 0), rspTerminated, stOK)
+	want(t, "bytes of the first", t.outcome(p).Received, 1000)
+}
