@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"toebox/guestdriver"
+	"toebox/vdev/abi"
 	"toebox/vdev/port"
 )
 
@@ -233,5 +235,126 @@ func TestPacketConn(t *testing.T) {
 		if g != w {
 			t.Errorf("driver: %s\n  package net: %s", g, w)
 		}
+	}
+}
+
+// TestPacketMulticast: groups of both families, from an endpoint that has both.
+func TestPacketMulticast(t *testing.T) {
+	a := behind(t, port.NATConfig{})
+	from, err := a.ListenPacket("udp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := from.LocalAddr().(*net.UDPAddr); l.Port == 0 || !l.IP.Equal(net.IPv6unspecified) {
+		t.Errorf("local address %v", l)
+	}
+	for i, group := range []*net.UDPAddr{
+		{IP: net.IPv4(239, 9, 9, 9), Port: 7001}, {IP: net.ParseIP("ff15::99"), Port: 7002},
+	} {
+		family := []string{"udp4", "udp6"}[i]
+		in, err := a.ListenMulticastUDP("udp", group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.ListenMulticastUDP([]string{"udp6", "udp4"}[i], group); err == nil {
+			t.Errorf("%v on the other family", group)
+		}
+		in.SetDeadline(time.Now().Add(time.Minute))
+		from.SetDeadline(time.Now().Add(time.Minute))
+		send := func(s string) {
+			t.Helper()
+			if _, err := from.WriteTo([]byte(s), group); err != nil {
+				t.Fatal(err)
+			}
+		}
+		expect := func(s string) {
+			t.Helper()
+			b := make([]byte, 100)
+			n, who, err := in.ReadFromUDP(b)
+			if err != nil || string(b[:n]) != s || who.Port != from.LocalAddr().(*net.UDPAddr).Port {
+				t.Errorf("%q from %v, %v, want %q", b[:n], who, err, s)
+			}
+		}
+		send("one")
+		expect("one")
+		if err := in.LeaveGroup(group.IP); err != nil {
+			t.Fatal(err)
+		}
+		send("not in it")
+		if err := errors.Join(in.JoinGroup(group.IP), in.SetMulticastTTL(3), in.SetTTL(9), in.SetBroadcast(false)); err != nil {
+			t.Fatal(err)
+		}
+		send("two")
+		expect("two")
+		// It does not hear itself, until it wants to.
+		other := &net.UDPAddr{IP: group.IP, Port: in.LocalAddr().(*net.UDPAddr).Port}
+		if _, err := in.WriteToUDP([]byte("to me"), other); err != nil {
+			t.Fatal(err)
+		}
+		send("three")
+		expect("three")
+		if err := in.JoinGroup(group.IP); !errors.Is(err, abi.StatusAddressInUse) {
+			t.Errorf("joined twice: %v", err)
+		}
+		if err := in.JoinGroup(net.IPv4(10, 0, 2, 2)); err == nil {
+			t.Error("joined a host")
+		}
+		if err := in.SetMulticastTTL(256); !errors.Is(err, abi.StatusBadValue) {
+			t.Errorf("TTL 256: %v", err)
+		}
+		if _, err := a.ListenPacket(family, fmt.Sprintf(":%d", group.Port)); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("the port again: %v", err)
+		}
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := in.JoinGroup(group.IP); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("join when closed: %v", err)
+		}
+	}
+	four, err := a.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := four.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP("ff15::99"), Port: 1}); err == nil {
+		t.Error("IPv6 from an IPv4 endpoint")
+	}
+	if err := errors.Join(from.Close(), four.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPacketReset: an adapter that is reset ends its datagram endpoints, and new
+// ones work.
+func TestPacketReset(t *testing.T) {
+	a := behind(t, port.NATConfig{})
+	at := &net.UDPAddr{IP: net.IPv4(10, 0, 2, 2), Port: int(udpEcho(t))}
+	p, err := a.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { _, _, err := p.ReadFrom(make([]byte, 10)); done <- err }()
+	a.Bus().Write32(0, 0x10, 1<<31) // CONTROL.RESET
+	if err := <-done; !errors.Is(err, guestdriver.ErrReset) {
+		t.Errorf("read over a reset: %v", err)
+	}
+	if _, err := p.WriteTo([]byte("x"), at); !errors.Is(err, guestdriver.ErrReset) {
+		t.Errorf("write after a reset: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	c, err := a.Dial("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(time.Minute))
+	b := make([]byte, 10)
+	if _, err := c.Write([]byte("again")); err != nil {
+		t.Error(err)
+	}
+	if n, err := c.Read(b); err != nil || string(b[:n]) != "again" {
+		t.Errorf("%q, %v", b[:n], err)
 	}
 }
