@@ -77,6 +77,8 @@ func (d *driver) endpoint() interface {
 	Ack(int) int
 	AckFIN()
 	SetRoom(int)
+	Unreachable()
+	FailSend(error)
 } {
 	all := d.fake.Endpoints()
 	if len(all) == 0 {
@@ -199,6 +201,13 @@ func (d *driver) policy() (tuples []byte, n int) {
 	return tuples, n
 }
 
+func (d *driver) protocol() uint8 {
+	if d.byte() < 100 {
+		return 17
+	}
+	return 6
+}
+
 func (d *driver) step() {
 	switch d.byte() % 20 {
 	case 0: // anything
@@ -217,6 +226,7 @@ func (d *driver) step() {
 		d.transfer(abi.TypeBufferAvailable, 0)
 	case 7, 8:
 		x := connectTarget()
+		x.Protocol = d.protocol()
 		x.Count = uint16(d.byte()%4 + 1)
 		x.Limit = uint64(d.byte()) * 1e9
 		tuples, n := d.policy()
@@ -228,7 +238,7 @@ func (d *driver) step() {
 		}
 		d.controlOf(abi.TypeConnect, n+1, tuples, 0)
 	case 9:
-		x := abi.Target{Protocol: 6, Count: uint16(d.byte()%3 + 1), Limit: uint64(d.byte()) * 1e9, Backlog: uint32(d.byte())}
+		x := abi.Target{Protocol: d.protocol(), Count: uint16(d.byte()%3 + 1), Limit: uint64(d.byte()) * 1e9, Backlog: uint32(d.byte())}
 		x.Local = netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(d.byte()))
 		x.Remote = netip.MustParseAddrPort("0.0.0.0:0")
 		tuples, n := d.policy()
@@ -286,7 +296,11 @@ func (d *driver) network() {
 	if e == nil {
 		return
 	}
-	switch d.byte() % 10 {
+	switch d.byte() % 12 {
+	case 10:
+		e.Unreachable()
+	case 11:
+		e.FailSend([]error{engine.ErrHostUnreachable, engine.ErrWouldBlock, engine.ErrNoMemory}[d.byte()%3])
 	case 0, 1:
 		e.Establish()
 	case 2:
@@ -329,6 +343,10 @@ func FuzzQueue(f *testing.F) {
 			d.ids = append(d.ids, r.next().Conn)
 			for range 2 {
 				id, _ := r.connect()
+				d.ids = append(d.ids, id)
+			}
+			for _, peered := range []bool{false, true} {
+				id, _ := r.datagram(peered)
 				d.ids = append(d.ids, id)
 			}
 		}
