@@ -359,6 +359,14 @@ func TestAbsent(t *testing.T) {
 	if err := c.WriteRegion(0, 0x20, []byte{5}); err != nil || !slices.Equal(dev2.Calls(), []string{"write 0 0x20 05"}) {
 		t.Errorf("the new server does not serve: %v", err)
 	}
+	// A new outage, new patience.
+	(<-f.made).kill()
+	go func() { read <- c.ReadRegion(7, 0, b) }()
+	eventually(t, "the read to be held once more", func() bool { return r.k.Stats().Held == 1 })
+	f.device(plain())
+	if err := <-read; err != nil || !bytes.Equal(b, []byte{0xef, 0xbe, 0xad, 0xde}) {
+		t.Errorf("% x, %v", b, err)
+	}
 }
 
 // TestHeld: what arrives while there is no server reaches the next one in order;
@@ -496,6 +504,47 @@ func TestReplace(t *testing.T) {
 	cancel()
 	if err := r.k.Replace(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// TestReplaceQuiet: a server that is replaced answers what it was asked before it
+// is told to end; what comes meanwhile is for the next one.
+func TestReplaceQuiet(t *testing.T) {
+	f := newFakes(t)
+	r := start(t, f.config())
+	client, first := r.connect(f)
+	old := <-f.made
+	read := func(id uint16) vfiousertest.Message {
+		return vfiousertest.Message{ID: id, Command: 9, Payload: unhex(t, "1000000000000000 00000000 04000000")}
+	}
+	client.Send(read(100).Bytes())
+	m := first.Recv()
+	replaced := make(chan error, 1)
+	go func() { replaced <- r.k.Replace(t.Context()) }()
+	eventually(t, "the server to be left alone", func() bool { return !r.k.Stats().Ready })
+	client.Send(read(101).Bytes())
+	eventually(t, "the second read to be held", func() bool { return r.k.Stats().Held == 1 })
+	select {
+	case <-old.asked:
+		t.Error("the server is told to end with a request unanswered")
+	default:
+	}
+	second := f.peer()
+	answer(first, m, append(slices.Clone(m.Payload), 1, 1, 1, 1))
+	if m := client.Recv(); m.ID != 100 || m.Flags != 1 || !bytes.Equal(m.Payload[16:], []byte{1, 1, 1, 1}) {
+		t.Errorf("the first read is answered by %+v", m)
+	}
+	answers(t, second, agreed)
+	m = second.Recv()
+	answer(second, m, append(slices.Clone(m.Payload), 2, 2, 2, 2))
+	if m := client.Recv(); m.ID != 101 || m.Flags != 1 || !bytes.Equal(m.Payload[16:], []byte{2, 2, 2, 2}) {
+		t.Errorf("the second read is answered by %+v", m)
+	}
+	if err := <-replaced; err != nil {
+		t.Error(err)
+	}
+	if s := r.k.Stats(); s.Resent != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 
