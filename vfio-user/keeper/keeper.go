@@ -37,6 +37,7 @@ type Config struct {
 	Generation   uint32        // of the first server, default 1
 	Patience     time.Duration // how long a request waits before it is answered in the server's stead, default 3 s
 	StartTimeout time.Duration // for a server to listen and to take its state, default 10 s
+	QuietTime    time.Duration // for answers before a server that is replaced is told to end, default 250 ms
 	StopGrace    time.Duration // between SIGTERM and SIGKILL, default 1 s
 	BackOff      time.Duration // before a server is started that ended soon after its start; doubles, default 50 ms
 	MaxBackOff   time.Duration // default 2 s
@@ -166,6 +167,7 @@ func New(cfg Config) (*Keeper, error) {
 	preset(&cfg.Generation, 1)
 	preset(&cfg.Patience, 3*time.Second)
 	preset(&cfg.StartTimeout, 10*time.Second)
+	preset(&cfg.QuietTime, 250*time.Millisecond)
 	preset(&cfg.StopGrace, time.Second)
 	preset(&cfg.BackOff, 50*time.Millisecond)
 	preset(&cfg.MaxBackOff, 2*time.Second)
@@ -173,7 +175,7 @@ func New(cfg Config) (*Keeper, error) {
 	preset(&cfg.MaxTransfer, presetTransfer)
 	preset(&cfg.MaxFDs, 16)
 	preset(&cfg.Logger, slog.New(slog.DiscardHandler))
-	if cfg.Patience < 0 || cfg.StartTimeout < 0 || cfg.StopGrace < 0 || cfg.BackOff < 0 || cfg.MaxBackOff < cfg.BackOff ||
+	if cfg.Patience < 0 || cfg.StartTimeout < 0 || cfg.QuietTime < 0 || cfg.StopGrace < 0 || cfg.BackOff < 0 || cfg.MaxBackOff < cfg.BackOff ||
 		cfg.Uptime < 0 || cfg.MaxTransfer < 0 || cfg.MaxTransfer > 64<<20 || cfg.MaxFDs < 0 || cfg.MaxFDs > 253 {
 		return nil, errors.New("keeper: limit out of range")
 	}

@@ -361,6 +361,7 @@ func TestAbsent(t *testing.T) {
 	}
 	// A new outage, new patience.
 	(<-f.made).kill()
+	r.wait("the second end", func(e Event) bool { return e.Kind == EventExited && e.Generation == 3 })
 	go func() { read <- c.ReadRegion(7, 0, b) }()
 	eventually(t, "the read to be held once more", func() bool { return r.k.Stats().Held == 1 })
 	f.device(plain())
@@ -511,7 +512,9 @@ func TestReplace(t *testing.T) {
 // is told to end; what comes meanwhile is for the next one.
 func TestReplaceQuiet(t *testing.T) {
 	f := newFakes(t)
-	r := start(t, f.config())
+	cfg := f.config()
+	cfg.QuietTime = patience
+	r := start(t, cfg)
 	client, first := r.connect(f)
 	old := <-f.made
 	read := func(id uint16) vfiousertest.Message {

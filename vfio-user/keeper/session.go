@@ -27,7 +27,6 @@ const (
 	maxBatch     = 64 << 10
 	loudFailures = 8 // refused requests that are logged each; then the 16th, 32nd and so on
 	stallTime    = 10 * time.Millisecond
-	quietTime    = 250 * time.Millisecond // for answers before a server is stopped
 )
 
 // state is what there is to answer the client.
@@ -436,7 +435,7 @@ func (s *session) quiesce(p *running) {
 	s.mu.Unlock()
 	l.flush()
 	s.fwd.Unlock()
-	timer := time.NewTimer(quietTime)
+	timer := time.NewTimer(s.k.cfg.QuietTime)
 	defer timer.Stop()
 	select {
 	case <-idle:
