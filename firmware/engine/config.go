@@ -32,6 +32,10 @@ type Config struct {
 	// is remembered; 0 means 2 s. RFC 9293 asks for minutes, which at 10,000
 	// connections a second would be gigabytes.
 	TimeWait time.Duration
+	// Hush is how long after New segments of connections that the engine does
+	// not know are left without an answer, which would be a reset: they may come
+	// from another engine (see [Carrier]).
+	Hush time.Duration
 	// RACK turns on time-based loss detection (RFC 8985). It recovers faster
 	// on a wire that loses packets, and resends what was not lost where the
 	// round trip is far below its clock's millisecond.

@@ -52,6 +52,9 @@ type conn struct {
 	peerClosed bool // its FIN is here
 	finished   bool // both directions are done, though the stack waits
 
+	gate   *gate // of a connection that leaves or came; the owner's
+	parted Flow  // when it began to leave
+
 	stateMu sync.Mutex
 	failure error // why it ended, once known
 	id      stack.TransportEndpointID
@@ -66,7 +69,10 @@ const (
 	phaseListening
 )
 
-var _ Endpoint = (*conn)(nil)
+var (
+	_ Endpoint = (*conn)(nil)
+	_ Carrier  = (*conn)(nil)
+)
 
 // writeChunk is what one Write of the stack takes at most, and becomes one of
 // its segments. It is the size of its largest piece of memory, so that fill is

@@ -226,12 +226,13 @@ type Info struct {
 type Stats struct {
 	FramesSent, FramesReceived         uint64
 	FrameBytesSent, FrameBytesReceived uint64
-	FramesDropped                      uint64 // the sum of the next six
+	FramesDropped                      uint64 // the sum of the next seven
 	FramesRefused                      uint64 // not taken by the port
 	FramesShort, FramesOversize        uint64 // no frames at all
 	FramesOtherAddress                 uint64 // for another Ethernet address
 	FramesOtherType                    uint64 // neither IPv4 nor IPv6 nor ARP
 	FramesDetached                     uint64 // outside the engine's life
+	FramesUnanswered                   uint64 // of unknown connections, which may come from another engine
 	SegmentsSent, SegmentsReceived     uint64
 	Retransmits                        uint64
 	ActiveOpens, PassiveOpens          uint64

@@ -181,10 +181,16 @@ func (c *conn) flowLocked(i *Info) (Flow, error) {
 		Time: e.TSOffset.TSVal(c.engine.stack.Clock().NowMonotonic()),
 		RTT:  i.RTT, RTO: i.RTO,
 	}
+	if x := c.gate; x != nil && x.joined.Load() {
+		// What the peer sees, and agreed upon with another engine.
+		f.SendSequence += x.shift
+		f.Time += x.ticks
+		f.ReceiveScale = x.flow.ReceiveScale
+	}
 	f.Scaling = f.SendScale > 0 || f.ReceiveScale > 0
 	f.ReceiveWindow = uint32(r.receive("RcvAcc")) - f.ReceiveSequence
 	f.MSS = f.Payload + optionRoom(f.Timestamps, f.SACK)
-	next := uint32(r.send("SndNxt"))
+	flying := uint32(r.send("SndNxt")) - uint32(r.send("SndUna"))
 
 	// The probe has told of all segments that were looked at before.
 	c.ackMu.Lock()
@@ -192,7 +198,7 @@ func (c *conn) flowLocked(i *Info) (Flow, error) {
 	f.Received = max(c.progress.received, c.consumed.Load())
 	c.ackMu.Unlock()
 	f.Acked = min(acked, f.Queued)
-	f.Sent = min(acked+uint64(next-f.SendSequence), f.Queued)
+	f.Sent = min(acked+uint64(flying), f.Queued)
 
 	switch {
 	case state == tcp.StateTimeWait:
@@ -201,7 +207,7 @@ func (c *conn) flowLocked(i *Info) (Flow, error) {
 		f.Timers = TimerPersist
 	case r.timer("resendTimer"):
 		f.Timers = TimerRetransmit
-	case e.SocketOptions().GetKeepAlive() && f.SendSequence == next:
+	case e.SocketOptions().GetKeepAlive() && flying == 0:
 		f.Timers = TimerKeepAlive
 	}
 	return f, nil

@@ -28,6 +28,8 @@ type link struct {
 	dispatcher stack.NetworkDispatcher // from Attach to start
 	inbound    atomic.Pointer[inbound]
 	batches    sync.Pool // of *batch
+	gates      gates
+	receiving  sync.RWMutex // held for reading while frames are received
 	stats      linkStats
 }
 
@@ -74,10 +76,14 @@ type batch struct {
 // lost as on any wire, and the stack is told that it went.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	b := l.batches.Get().(*batch)
-	bytes := 0
+	bytes, kept := 0, 0
 	for _, pkt := range pkts.AsSlice() {
 		if pkt.Owner != nil {
 			stripSACK(pkt)
+		}
+		if !l.gates.idle() && !l.gates.outbound(pkt, l) {
+			kept++
+			continue
 		}
 		bytes += b.add(pkt)
 	}
@@ -95,7 +101,30 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	clear(b.pieces)
 	b.frames, b.pieces = b.frames[:0], b.pieces[:0]
 	l.batches.Put(b)
-	return n, nil
+	return n + kept, nil
+}
+
+// settle returns when no frame is being received that arrived before.
+func (l *link) settle() {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+}
+
+// loopBack lets the stack receive a packet of the gates.
+func (l *link) loopBack(proto tcpip.NetworkProtocolNumber, b []byte) {
+	in := l.inbound.Load()
+	if in == nil {
+		return
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	defer pkt.DecRef()
+	pkt.NetworkProtocolNumber = proto
+	pkt.RXChecksumValidated = true
+	if proto == header.IPv4ProtocolNumber {
+		in.v4.HandlePacket(pkt)
+	} else {
+		in.v6.HandlePacket(pkt)
+	}
 }
 
 // add appends a packet and returns its length with the Ethernet header.
@@ -137,6 +166,8 @@ func (l *link) receive(frames []Frame) {
 		l.stats.detached.Add(uint64(len(frames)))
 		return
 	}
+	l.receiving.RLock()
+	defer l.receiving.RUnlock()
 	for i := range frames {
 		l.receiveOne(in, &frames[i])
 	}
@@ -175,6 +206,10 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		n := viewSize(left)
 		v := buffer.NewViewSize(n)
 		src.copyTo(v.AsSlice())
+		if left == size-len(eth) && !l.gates.idle() && !l.gates.inbound(proto, v.AsSlice(), left) {
+			v.Release()
+			return
+		}
 		if left == size-len(eth) && vouched {
 			vouched = proto == header.IPv6ProtocolNumber || headerChecksumValid(v.AsSlice())
 		}

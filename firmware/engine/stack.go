@@ -97,6 +97,10 @@ func New(cfg Config) (Engine, error) {
 		opts.SecureRNG = &lockedReader{r: cfg.Random}
 	}
 	n.stack = stack.New(opts)
+	n.link.gates.stack = n.stack
+	if cfg.Hush > 0 {
+		n.link.gates.quiet(cfg.Hush)
+	}
 	if err := n.configure(&cfg); err != nil {
 		n.stack.Destroy()
 		return nil, err
@@ -342,6 +346,7 @@ func (n *netstack) Stats() Stats {
 		FramesOtherAddress: l.otherMAC.Load(),
 		FramesOtherType:    l.otherType.Load(),
 		FramesDetached:     l.detached.Load(),
+		FramesUnanswered:   n.link.gates.kept.Load(),
 		SegmentsSent:       t.SegmentsSent.Value(),
 		SegmentsReceived:   t.ValidSegmentsReceived.Value(),
 		Retransmits:        t.Retransmits.Value(),
@@ -352,7 +357,7 @@ func (n *netstack) Stats() Stats {
 		ChecksumErrors:     t.ChecksumErrors.Value(),
 		ListenOverflows:    t.ListenOverflowSynDrop.Value() + t.ListenOverflowAckDrop.Value(),
 	}
-	s.FramesDropped = s.FramesRefused + s.FramesShort + s.FramesOversize + s.FramesOtherAddress + s.FramesOtherType + s.FramesDetached
+	s.FramesDropped = s.FramesRefused + s.FramesShort + s.FramesOversize + s.FramesOtherAddress + s.FramesOtherType + s.FramesDetached + s.FramesUnanswered
 	s.DatagramsDropped = n.datagramsDropped.Load() + n.stack.Stats().UDP.ReceiveBufferErrors.Value()
 	n.mu.Lock()
 	s.Endpoints = uint64(len(n.open))

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// Carrier is implemented by endpoints whose connection can leave the engine
+// and go on in another one, without a word to the peer:
+//
+//	Part, then Leave until it does not answer ErrWouldBlock, then Vanish
+//
+// and in the other engine Open, SetOption, Restore. What Leave says is not
+// acknowledged is written there again, before all else; what was received is
+// read here, before Vanish.
+type Carrier interface {
+	Tracker
+	// Part stops payload: none leaves and none arrives from now on.
+	// Acknowledgements do. ErrNotSupported when a direction is closed.
+	Part() error
+	// Quiet reports whether all that was sent before Part is acknowledged.
+	Quiet() bool
+	// Leave stops the rest, and says where the connection stands. ErrWouldBlock
+	// while segments that arrived before are being looked at.
+	Leave() (Flow, error)
+	// Vanish ends the endpoint, instead of Close or Abort.
+	Vanish()
+	// Restore goes on with a connection that left another engine: it is
+	// Connect with a handshake that the peer does not see.
+	Restore(f Flow) error
+}
+
+// hushTime is how long the peer of a connection that left gets no answer.
+const hushTime = 10 * time.Second
+
+// Part begins to leave.
+func (c *conn) Part() error {
+	if c.gate == nil {
+		c.gate = new(gate)
+	}
+	i := c.Info()
+	c.tcp.LockUser()
+	f, err := c.flowLocked(&i)
+	c.ackMu.Lock()
+	whole := err == nil && f.State == StateEstablished && !c.peerClosed && !c.finQueued.Load()
+	c.ackMu.Unlock()
+	if whole && !c.gate.came {
+		whole = c.engine.link.gates.add(c.stackID(), c.gate)
+	}
+	if whole {
+		c.gate.block.Store(gateParting)
+		c.parted = f
+	}
+	c.tcp.UnlockUser()
+	switch {
+	case err != nil:
+		return err
+	case !whole:
+		return fmt.Errorf("engine: part in state %d: %w", f.State, ErrNotSupported)
+	}
+	c.engine.link.settle()
+	return nil
+}
+
+// Quiet reports whether what was sent is acknowledged.
+func (c *conn) Quiet() bool {
+	f, err := c.Flow()
+	return err != nil || f.Acked >= c.parted.Sent
+}
+
+// Leave says where the connection stands.
+func (c *conn) Leave() (Flow, error) {
+	if c.gate == nil || c.gate.block.Load() == gateOpen {
+		return Flow{}, ErrInvalidState
+	}
+	c.gate.block.Store(gateShut)
+	c.engine.link.settle()
+	i := c.Info()
+	c.tcp.LockUser()
+	defer c.tcp.UnlockUser()
+	if !readFlow(c.tcp).idle() {
+		return Flow{}, ErrWouldBlock
+	}
+	f, err := c.flowLocked(&i)
+	if err != nil {
+		return Flow{}, err
+	}
+	// What the stack sent since then has not left.
+	f.Sent = max(c.parted.Sent, f.Acked)
+	return f, nil
+}
+
+// Vanish ends the endpoint and leaves its peer alone.
+func (c *conn) Vanish() {
+	if c.gate != nil {
+		c.gate.block.Store(gateShut)
+	}
+	c.engine.link.gates.quiet(hushTime)
+	c.Abort()
+}
+
+// Restore goes on with f.
+func (c *conn) Restore(f Flow) error {
+	switch {
+	case f.State != StateEstablished:
+		return fmt.Errorf("engine: restore in state %d: %w", f.State, ErrNotSupported)
+	case f.MSS < minMSS || f.MSS > maxMTU || f.SendScale > maxScale || f.ReceiveScale > maxScale, f.Sent < f.Acked:
+		return ErrBadOption
+	case !f.Local.Addr().IsValid() || f.Local.Addr().IsUnspecified() || f.Local.Port() == 0:
+		return ErrBadAddress
+	}
+	for _, a := range []netip.AddrPort{f.Local, f.Remote} {
+		if _, err := c.address(a); err != nil {
+			return err
+		}
+	}
+	id := stack.TransportEndpointID{
+		LocalPort: f.Local.Port(), LocalAddress: toStack(f.Local.Addr()),
+		RemotePort: f.Remote.Port(), RemoteAddress: toStack(f.Remote.Addr()),
+	}
+	x := &gate{came: true, flow: f}
+	if !c.engine.link.gates.add(id, x) {
+		return ErrAddressInUse
+	}
+	c.gate = x
+	c.ep.SocketOptions().SetReuseAddress(true)
+	err := c.bind(f.Local)
+	if err == nil {
+		err = c.Connect(f.Remote)
+	}
+	if err != nil {
+		c.engine.link.gates.remove(id, x)
+	}
+	return err
+}
+
+// Bounds of a flow that is restored.
+const (
+	minMSS   = 88 // what the stack's options leave room for
+	maxScale = 14 // RFC 7323 section 2.3
+)
+
+func (c *conn) stackID() stack.TransportEndpointID {
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	return c.id
+}

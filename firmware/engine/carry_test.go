@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"toebox/firmware/engine"
+	"toebox/firmware/engine/enginetest"
+)
+
+// carried is the end of a connection that moves from engine to engine, and
+// what its owner keeps, as a host does.
+type carried struct {
+	t      *testing.T
+	port   *enginetest.PipePort
+	engine engine.Engine
+	peer
+	total   int
+	out     int // bytes written
+	base    int // bytes acknowledged in engines before
+	in      int // bytes read
+	moves   int
+	refused uint64 // segments that got no answer
+}
+
+func pattern(i int) byte { return byte(uint32(i) * 2654435761 >> 23) }
+
+func (c *carried) newEngine(hush time.Duration) {
+	c.t.Helper()
+	e, err := engine.New(engine.Config{Port: c.port, MAC: macs[1], Addresses: nets[1], Hush: hush})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.engine = e
+}
+
+// write writes what there is room for; it reports whether anything.
+func (c *carried) write() bool {
+	n, err := c.Write(min(c.total-c.out, 100_000), func(p []byte) error {
+		for i := range p {
+			p[i] = pattern(c.out + i)
+		}
+		c.out += len(p)
+		return nil
+	})
+	if err != nil && !errors.Is(err, engine.ErrWouldBlock) {
+		c.t.Fatalf("write after %d bytes and %d moves: %v", c.out, c.moves, err)
+	}
+	return n > 0
+}
+
+// read reads what there is, and reports whether anything.
+func (c *carried) read() bool {
+	n, err := c.Read(100_000, func(p []byte) int {
+		for i, b := range p {
+			if b != pattern(c.in+i) {
+				c.t.Fatalf("byte %d is %#x, want %#x, after %d moves", c.in+i, b, pattern(c.in+i), c.moves)
+			}
+		}
+		c.in += len(p)
+		return len(p)
+	})
+	if err != nil && !errors.Is(err, engine.ErrWouldBlock) {
+		c.t.Fatalf("read after %d bytes and %d moves: %v", c.in, c.moves, err)
+	}
+	return n > 0
+}
+
+// move carries the connection over to a new engine.
+func (c *carried) move() {
+	c.t.Helper()
+	old := c.Endpoint.(engine.Carrier)
+	if err := old.Part(); err != nil {
+		c.t.Fatal(err)
+	}
+	limit := time.NewTimer(20 * time.Millisecond)
+	for waiting := true; waiting && !old.Quiet(); {
+		select {
+		case <-limit.C:
+			waiting = false
+		default:
+			yield()
+		}
+	}
+	limit.Stop()
+	var f engine.Flow
+	eventually(c.t, "the segments that came before", func() bool {
+		var err error
+		if f, err = old.Leave(); err != nil && !errors.Is(err, engine.ErrWouldBlock) {
+			c.t.Fatal(err)
+		}
+		return err == nil
+	})
+	for c.read() {
+	}
+	if uint64(c.base)+f.Acked > uint64(c.out) || f.Sent < f.Acked || f.Queued < f.Sent {
+		c.t.Fatalf("%+v", f)
+	}
+	old.Vanish()
+	if err := c.engine.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.refused += c.engine.Stats().FramesUnanswered
+
+	c.newEngine(time.Minute)
+	c.peer = open(c.t, c.engine, engine.TCP, f.Local.Addr().Is6())
+	next := c.Endpoint.(engine.Carrier)
+	if err := c.SetOption(engine.OptReceiveWindow, 256<<10); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := next.Restore(f); err != nil {
+		c.t.Fatal(err)
+	}
+	c.ev.until(c.t, "the connection to be restored", func() bool { return c.ev.seen(engine.EventConnected) })
+	if err := c.ConnectResult(); err != nil {
+		c.t.Fatal(err)
+	}
+	g := flowOf(c.t, c.peer)
+	if g.SendSequence != f.SendSequence || g.Payload != f.Payload || g.SendScale != f.SendScale || g.ReceiveScale != f.ReceiveScale || int32(g.Time-f.Time) < 0 {
+		c.t.Errorf("restored as\n%+v, was\n%+v", g, f)
+	}
+	c.base += int(f.Acked)
+	c.out = c.base
+	c.moves++
+}
+
+// echo sends back what it receives until the end of the stream, and closes.
+func echo(t *testing.T, p peer, done chan<- error) {
+	var held []byte
+	ended := false
+	for late := newLimit(); ; {
+		progress := false
+		for len(held) > 0 {
+			n, err := p.Write(len(held), fillFrom(held))
+			held = held[n:]
+			progress = progress || n > 0
+			if errors.Is(err, engine.ErrWouldBlock) {
+				break
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		if ended && len(held) == 0 {
+			done <- p.CloseWrite()
+			return
+		}
+		if len(held) < 1<<20 && !ended {
+			n, err := p.Read(1<<20, func(b []byte) int { held = append(held, b...); return len(b) })
+			progress = progress || n > 0
+			ended = errors.Is(err, engine.ErrEndOfStream)
+			if err != nil && !ended && !errors.Is(err, engine.ErrWouldBlock) {
+				done <- err
+				return
+			}
+		}
+		if !progress {
+			if late() {
+				done <- errors.New("late")
+				return
+			}
+			yield()
+		}
+	}
+}
+
+// A connection with data under way both ways goes from engine to engine, and
+// its peer notices nothing.
+func TestCarryOver(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		opts   enginetest.PipeOptions
+		v6     bool
+		noSACK bool
+		total  int
+	}{
+		{name: "whole", total: 24 << 20},
+		{name: "v6", v6: true, total: 8 << 20},
+		{name: "without SACK", noSACK: true, total: 8 << 20},
+		{name: "loss", opts: enginetest.PipeOptions{Loss: 0.01, Seed: 1}, total: 4 << 20},
+		{name: "reordering", opts: enginetest.PipeOptions{Reorder: 0.05, Seed: 2}, total: 8 << 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x, y := enginetest.Pipe(c.opts)
+			b, err := engine.New(engine.Config{Port: x, MAC: macs[0], Addresses: nets[0]})
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := side{Engine: b, v4: nets[0][0].Addr(), v6: nets[0][1].Addr()}
+			m := &carried{t: t, port: y, total: c.total}
+			m.newEngine(0)
+			done := make(chan error, 1)
+			t.Cleanup(func() {
+				if err := m.engine.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := b.Close(); err != nil {
+					t.Error(err)
+				}
+				_, _ = x.Close(), y.Close()
+			})
+			l := listen(t, other, c.v6, 7, 16)
+			to := other.v4
+			if c.v6 {
+				to = other.v6
+			}
+			m.peer = open(t, m.engine, engine.TCP, c.v6)
+			if c.noSACK {
+				if err := m.SetOption(engine.OptSACK, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := m.Connect(netip.AddrPortFrom(to, 7)); err != nil {
+				t.Fatal(err)
+			}
+			m.ev.until(t, "the handshake", func() bool { return m.ev.seen(engine.EventConnected) })
+			s := accept(t, l)
+			go echo(t, s, done)
+
+			const moves = 8
+			late := newLimit()
+			for m.in < m.total {
+				progress := m.out < m.total && m.write()
+				progress = m.read() || progress
+				if m.moves < moves && m.in > (m.moves+1)*m.total/(moves+2) {
+					m.move()
+				}
+				if !progress {
+					if late() {
+						t.Fatalf("stuck: %d of %d bytes out, %d back, %d moves\n%+v\n%+v", m.out, m.total, m.in, m.moves, flowOf(t, m.peer), flowOf(t, s))
+					}
+					yield()
+				}
+			}
+			if err := m.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if err := ending(t, m.peer); !errors.Is(err, engine.ErrEndOfStream) {
+				t.Errorf("end of the stream: %v", err)
+			}
+			if err := <-done; err != nil {
+				t.Errorf("the peer: %v", err)
+			}
+			if got := b.Stats().ResetsReceived; got != 0 {
+				t.Errorf("the peer got %d resets", got)
+			}
+			m.Close()
+			s.Close()
+		})
+	}
+}
