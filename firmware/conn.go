@@ -62,6 +62,10 @@ type conn struct {
 	// connection goes before it, and its id is not known.
 	notice *notice
 
+	base     base // of a restored connection
+	restored bool
+	leaving  bool // an orderly stop hands it over
+
 	// Sending: sends holds all that are not answered; those before fetch are
 	// wholly in the engine.
 	sends    requestList

@@ -18,9 +18,10 @@ type job struct {
 	off     int    // of the next tuple
 	tuples  int    // not looked at yet
 	attrs   *values
-	span    abi.Target // the range under way
-	started uint16     // of its targets
-	ordinal uint32     // of the next target
+	span    abi.Target       // the range under way
+	restore *abi.StateRecord // the target under way, if it is one
+	started uint16           // of its targets
+	ordinal uint32           // of the next target
 
 	waiting   connList // connecting ones
 	origin    origin   // of results that wait to be told
@@ -45,7 +46,7 @@ func (q *queue) requestTargets(f *abi.Fields) {
 // refuseJob starts a job, or says why not.
 func (q *queue) refuseJob(f *abi.Fields, buf []byte) abi.Status {
 	attrs := q.fw.defaults.Load()
-	targets, s := q.countTargets(buf, int(f.Aux), attrs)
+	targets, s := q.countTargets(f.Type, buf, int(f.Aux), attrs)
 	if s != abi.StatusOK {
 		return s
 	}
@@ -65,7 +66,7 @@ func (q *queue) refuseJob(f *abi.Fields, buf []byte) abi.Status {
 
 // countTargets walks all tuples. A bad attribute fails the request before
 // anything is done; a bad target only itself (SPEC.md §5.6).
-func (q *queue) countTargets(buf []byte, tuples int, attrs *values) (uint32, abi.Status) {
+func (q *queue) countTargets(typ abi.Type, buf []byte, tuples int, attrs *values) (uint32, abi.Status) {
 	var n uint32
 	off := 0
 	for range tuples {
@@ -83,6 +84,8 @@ func (q *queue) countTargets(buf []byte, tuples int, attrs *values) (uint32, abi
 			} else {
 				n++
 			}
+		case t.Attr == abi.AttrRestore && typ == abi.TypeConnect:
+			n++
 		default:
 			var s abi.Status
 			if attrs, s = q.fw.withTuple(attrs, t); s != abi.StatusOK {
@@ -136,6 +139,8 @@ func (q *queue) step(j *job) bool {
 		switch {
 		case j.cancelled:
 			q.answerJob(j, abi.Fields{Aux: uint16(abi.StatusCancelled), Offset: j.ordinal - 1, Base: j.span.Cookie})
+		case j.restore != nil:
+			q.startRestore(j, j.ordinal-1)
 		case j.r.kind == abi.TypeListen:
 			q.startListen(j, n, j.ordinal-1)
 		default:
@@ -153,7 +158,13 @@ func (q *queue) stepTuple(j *job) {
 	t, next, _ := abi.NextTuple(j.buf, j.off)
 	j.off = next
 	j.tuples--
-	if t.Attr != abi.AttrTarget {
+	j.restore = nil
+	switch t.Attr {
+	case abi.AttrTarget:
+	case abi.AttrRestore:
+		q.stepRestore(j, t.Value)
+		return
+	default:
 		j.attrs, _ = q.fw.withTuple(j.attrs, t)
 		return
 	}
@@ -291,6 +302,9 @@ func (q *queue) connected(c *conn) {
 	c.phase = open
 	q.register(c)
 	q.count(abi.CounterConnectsOK, 1)
+	if c.restored {
+		q.count(abi.CounterCarriedIn, 1)
+	}
 	q.result(j, c, c.remote, abi.Fields{
 		Conn: c.id, Offset: c.ordinal, Base: c.cookie, Length: uint32(c.ep.Info().Local.Port()),
 	})

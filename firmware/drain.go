@@ -22,22 +22,40 @@ func (q *queue) drain() {
 		q.refuse(&f, s)
 	}
 	q.drainNotices()
-	for r := q.reports.buffers.front; r != nil; r = q.reports.buffers.front {
-		q.returnBuffer(r, abi.StatusCancelled)
+	if q.stopping {
+		q.leave()
 	}
 	for _, c := range q.conns {
-		q.failSends(c, abi.StatusCancelled)
-		q.failBuffers(c, abi.StatusCancelled)
-		q.answerTerms(c, abi.StatusCancelled, 0)
-	}
-	for r := q.pool.front; r != nil; r = q.pool.front {
-		q.returnBuffer(r, abi.StatusCancelled)
+		if !c.leaving {
+			q.cancelAll(c)
+		}
 	}
 	for _, r := range q.tags {
 		if r.job != nil {
 			r.job.cancelled = true
 			q.jobSoon(r.job)
 		}
+	}
+	if !q.leaving.active {
+		q.returnAll()
+	}
+}
+
+// cancelAll answers what waits of a connection.
+func (q *queue) cancelAll(c *conn) {
+	q.failSends(c, abi.StatusCancelled)
+	q.failBuffers(c, abi.StatusCancelled)
+	q.answerTerms(c, abi.StatusCancelled, 0)
+}
+
+// returnAll returns the buffers that belong to no connection.
+func (q *queue) returnAll() {
+	q.flushReport()
+	for r := q.reports.buffers.front; r != nil; r = q.reports.buffers.front {
+		q.returnBuffer(r, abi.StatusCancelled)
+	}
+	for r := q.pool.front; r != nil; r = q.pool.front {
+		q.returnBuffer(r, abi.StatusCancelled)
 	}
 }
 
@@ -57,6 +75,7 @@ func (q *queue) end() {
 		q.forget(c)
 	}
 	for _, c := range q.conns {
+		q.stay(c)
 		c.ep.Abort()
 		q.forget(c)
 	}

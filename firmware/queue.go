@@ -88,6 +88,7 @@ type queue struct {
 	reports reports
 	notices notices
 	roster  roster // connections by id
+	leaving leaving
 	states  timers[*stateTimer]
 	rx, tx  fifo[*conn]
 	urgent  fifo[*conn] // tx with ASAP
@@ -207,6 +208,7 @@ func (q *queue) pass() bool {
 		q.flush()
 	case abi.QueueDraining:
 		q.turnJobs()
+		q.turnLeaving()
 		q.flush()
 	}
 	if q.check != nil {
@@ -225,6 +227,9 @@ func (q *queue) pass() bool {
 // obey carries out commands.
 func (q *queue) obey() {
 	o := q.ordered()
+	if o.stop {
+		q.stopping = true
+	}
 	switch {
 	case o.destroy && q.ending == 0:
 		q.ending = q.now + destroyLimit
@@ -237,15 +242,12 @@ func (q *queue) obey() {
 		q.setState(abi.QueueRunning)
 		q.progress = true
 	}
-	if o.stop {
-		q.stopping = true
-	}
 }
 
 // settleState goes on from draining when that is done. It reports whether the
 // worker goes on.
 func (q *queue) settleState() bool {
-	empty := q.held.n == 0 && q.jobs.len() == 0
+	empty := q.held.n == 0 && q.jobs.len() == 0 && !q.leaving.active
 	if q.state == abi.QueueDraining && empty {
 		q.setState(abi.QueueDrained)
 	}
@@ -425,6 +427,9 @@ func (q *queue) deadline() time.Duration {
 		if at := q.stateDeadline(); at > 0 && (when == 0 || at < when) {
 			when = at
 		}
+	}
+	if at := q.leaving.limit; q.leaving.active && (when == 0 || at < when) {
+		when = at
 	}
 	if q.ending != 0 && (when == 0 || q.ending < when) {
 		when = q.ending

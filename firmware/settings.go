@@ -102,6 +102,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrBroadcast:         option(0, 1, engine.OptBroadcast),
 		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
 		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
+		abi.AttrCarryOver:         {max: 1},
 		abi.AttrReportPeriod:      {min: uint64(minReportPeriod), max: maxTime, zero: true},
 	}
 }
@@ -252,13 +253,13 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 	case abi.AttrCongestionWindow:
 		return scalar(uint64(i.Cwnd) * uint64(i.MSS)), abi.StatusOK
 	case abi.AttrBytesSent:
-		return scalar(c.queued), abi.StatusOK
+		return scalar(c.base.acked + c.queued), abi.StatusOK
 	case abi.AttrBytesAcked:
-		return scalar(min(i.Acked, c.queued)), abi.StatusOK
+		return scalar(c.base.acked + min(i.Acked, c.queued)), abi.StatusOK
 	case abi.AttrBytesReceived:
-		return scalar(i.Received), abi.StatusOK
+		return scalar(c.base.received + i.Received), abi.StatusOK
 	case abi.AttrBytesDelivered:
-		return scalar(c.delivered), abi.StatusOK
+		return scalar(c.base.received + c.delivered), abi.StatusOK
 	case abi.AttrSegmentsSent:
 		return scalar(i.SegmentsSent), abi.StatusOK
 	case abi.AttrSegmentsReceived:

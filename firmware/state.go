@@ -39,7 +39,8 @@ func (q *queue) record(c *conn) abi.StateRecord {
 	return abi.StateRecord{
 		Conn: c.id, Local: recordAddress(i.Local), Remote: recordAddress(i.Remote),
 		State: uint32(i.State), Protocol: uint32(i.Protocol),
-		Accepted: c.queued, Sent: c.queued, Acked: acked, Received: i.Received, Delivered: c.delivered,
+		Accepted: c.base.acked + c.queued, Sent: max(c.base.sent, c.base.acked+c.queued), Acked: c.base.acked + acked,
+		Received: c.base.received + i.Received, Delivered: c.base.received + c.delivered,
 		RTT: uint64(i.RTT), RTO: uint64(i.RTO), Uptime: uint64(q.now),
 	}
 }
@@ -49,7 +50,8 @@ func (q *queue) recordOf(c *conn, f *engine.Flow) abi.StateRecord {
 	r := abi.StateRecord{
 		Conn: c.id, Local: recordAddress(f.Local), Remote: recordAddress(f.Remote),
 		State: uint32(f.State), Protocol: uint32(c.proto.number()),
-		Accepted: c.queued, Sent: f.Sent, Acked: f.Acked, Received: f.Received, Delivered: c.delivered,
+		Accepted: c.base.acked + c.queued, Sent: max(c.base.sent, c.base.acked+f.Sent), Acked: c.base.acked + f.Acked,
+		Received: c.base.received + f.Received, Delivered: c.base.received + c.delivered,
 		MSS: f.MSS, SendWindow: f.SendWindow, ReceiveWindow: f.ReceiveWindow,
 		RTT: uint64(f.RTT), RTO: uint64(f.RTO), Timers: uint64(f.Timers),
 		SendSequence: f.SendSequence, ReceiveSequence: f.ReceiveSequence,

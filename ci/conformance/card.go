@@ -75,10 +75,13 @@ const (
 	ctrDatagramsRefused   = 80
 
 	ctrStateRecords = 81
+	ctrCarriedOut   = 82
+	ctrCarriedIn    = 83
+	ctrCarryRefused = 84
 )
 
 // counters is how many there are.
-const counters = 82
+const counters = 85
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

@@ -13,7 +13,8 @@ import (
 // Carrier is implemented by endpoints whose connection can leave the engine
 // and go on in another one, without a word to the peer:
 //
-//	Part, then Leave until it does not answer ErrWouldBlock, then Vanish
+//	Part, then Leave until it does not answer ErrWouldBlock, then Vanish (or
+//	Return)
 //
 // and in the other engine Open, SetOption, Restore. What Leave says is not
 // acknowledged is written there again, before all else; what was received is
@@ -30,6 +31,8 @@ type Carrier interface {
 	Leave() (Flow, error)
 	// Vanish ends the endpoint, instead of Close or Abort.
 	Vanish()
+	// Return takes Part and Leave back: the connection stays.
+	Return()
 	// Restore goes on with a connection that left another engine: it is
 	// Connect with a handshake that the peer does not see.
 	Restore(f Flow) error
@@ -102,6 +105,32 @@ func (c *conn) Vanish() {
 	}
 	c.engine.link.gates.quiet(hushTime)
 	c.Abort()
+}
+
+// Return lets everything pass again. What was kept meanwhile was lost on the
+// way, to stack and peer.
+func (c *conn) Return() {
+	if c.gate != nil {
+		c.gate.block.Store(gateOpen)
+	}
+}
+
+// Disowner is implemented by engines that can leave connections without an
+// answer.
+type Disowner interface {
+	// Disown says that a connection which may come from another engine does
+	// not: its peer is answered with a reset.
+	Disown(local, remote netip.AddrPort)
+}
+
+var _ Disowner = (*netstack)(nil)
+
+// Disown enters a gate that lets everything pass.
+func (n *netstack) Disown(local, remote netip.AddrPort) {
+	n.link.gates.add(stack.TransportEndpointID{
+		LocalPort: local.Port(), LocalAddress: toStack(local.Addr()),
+		RemotePort: remote.Port(), RemoteAddress: toStack(remote.Addr()),
+	}, new(gate))
 }
 
 // Restore goes on with f.

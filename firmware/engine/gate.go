@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -39,6 +40,7 @@ type gate struct {
 
 	acked   atomic.Uint32 // what the stack has acknowledged last
 	peerAck atomic.Uint32 // what the peer has acknowledged, on the wire
+	edge    atomic.Uint32 // end of the window that it opened last
 	sent    atomic.Uint32 // end of what the stack has sent, in its own numbers
 }
 
@@ -146,6 +148,7 @@ func (g *gates) idle() bool { return g.n.Load() == 0 && g.hush.Load() == 0 }
 type segment struct {
 	id      stack.TransportEndpointID // as the stack sees the connection
 	tcp     header.TCP                // with its options
+	at      int                       // of the TCP header in the packet
 	payload int
 	partial bool // the checksum is the pseudo header's only
 }
@@ -180,7 +183,7 @@ func parseInbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) (s segm
 	if n < header.TCPMinimumSize || n > len(t) || at+n > total {
 		return s, false
 	}
-	s.tcp, s.payload = t[:n], total-at-n
+	s.tcp, s.at, s.payload = t[:n], at, total-at-n
 	s.id.LocalPort, s.id.RemotePort = t.DestinationPort(), t.SourcePort()
 	return s, true
 }
@@ -310,6 +313,7 @@ func (g *gates) handshake(x *gate, s *segment, l *link) bool {
 	}
 	x.acked.Store(x.flow.ReceiveSequence)
 	x.peerAck.Store(x.flow.SendSequence)
+	x.edge.Store(x.flow.SendSequence + x.flow.SendWindow)
 	x.sent.Store(first)
 	x.joined.Store(true)
 	l.loopBack(x.synAck(s, &o))
@@ -379,6 +383,11 @@ func (x *gate) translateOut(s *segment) {
 	if p := x.peerAck.Load(); s.bare() && int32(p-seq) > 0 {
 		seq = p
 	}
+	// Nor does every peer look at an acknowledgement from beyond its window,
+	// which it may have closed over what is under way.
+	if e := x.edge.Load(); s.bare() && int32(seq-e) > 0 {
+		seq = e
+	}
 	s.put32(atSequence, seq)
 	if from, to := x.scale, x.flow.ReceiveScale; from != to {
 		w := uint64(t.WindowSize()) << from >> to
@@ -391,28 +400,40 @@ func (x *gate) translateOut(s *segment) {
 	})
 }
 
+// verdict is what becomes of a packet that arrived.
+type verdict uint8
+
+const (
+	pass verdict = iota
+	drop
+	strip // only what it acknowledges counts
+)
+
 // inbound looks at the headers at the start of an IP packet of size bytes that
-// arrived, and changes them; false: the stack is not to see it.
-func (g *gates) inbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) bool {
+// arrived, and changes them.
+func (g *gates) inbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) verdict {
 	s, ok := parseInbound(proto, b, size)
 	if !ok {
-		return true
+		return pass
 	}
 	x := g.get(s.id)
 	if x == nil {
 		// The stack would answer what it does not know with a reset.
 		if !s.is(header.TCPFlagSyn) && g.hushed() && !g.known(s.id) {
 			g.kept.Add(1)
-			return false
+			return drop
 		}
-		return true
+		return pass
 	}
 	switch x.block.Load() {
 	case gateShut:
-		return false
+		return drop
 	case gateParting:
+		if s.is(header.TCPFlagSyn) {
+			return drop
+		}
 		if !s.bare() {
-			return false
+			return strip
 		}
 	}
 	switch {
@@ -422,19 +443,52 @@ func (g *gates) inbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) b
 			g.remove(s.id, x) // a new connection with the same addresses
 		}
 	case !x.joined.Load():
-		return false // the stack does not have it yet; the peer sends it again
+		return drop // the stack does not have it yet; the peer sends it again
 	default:
 		x.translateIn(&s)
 	}
-	return true
+	return pass
+}
+
+// stripped is the packet that starts with b without its payload and FIN. Its TCP
+// checksum is not set.
+func stripped(proto tcpip.NetworkProtocolNumber, b []byte, size int) []byte {
+	s, ok := parseInbound(proto, b, size)
+	if !ok {
+		return nil
+	}
+	out := append(append([]byte(nil), b[:s.at]...), s.tcp...)
+	if proto == header.IPv4ProtocolNumber {
+		h := header.IPv4(out)
+		h.SetTotalLength(uint16(len(out)))
+		h.SetChecksum(0)
+		h.SetChecksum(^h.CalculateChecksum())
+	} else {
+		header.IPv6(out).SetPayloadLength(uint16(len(s.tcp)))
+	}
+	t := header.TCP(out[s.at:])
+	t.SetFlags(uint8(t.Flags() &^ (header.TCPFlagFin | header.TCPFlagPsh)))
+	return out
+}
+
+// checksumValid checks the TCP checksum of a whole packet.
+func checksumValid(proto tcpip.NetworkProtocolNumber, b []byte) bool {
+	s, ok := parseInbound(proto, b, len(b))
+	if !ok {
+		return false
+	}
+	end := s.at + len(s.tcp) + s.payload
+	sum := header.PseudoHeaderChecksum(tcp.ProtocolNumber, s.id.RemoteAddress, s.id.LocalAddress, uint16(end-s.at))
+	return checksum.Checksum(b[s.at:end], sum) == 0xffff
 }
 
 // translateIn changes a segment of the peer to what the stack expects.
 func (x *gate) translateIn(s *segment) {
 	t := s.tcp
 	raw := t.AckNumber()
-	if int32(raw-x.peerAck.Load()) > 0 {
+	if s.is(header.TCPFlagAck) && int32(raw-x.peerAck.Load()) >= 0 {
 		x.peerAck.Store(raw)
+		x.edge.Store(raw + uint32(t.WindowSize())<<x.flow.SendScale)
 	}
 	sent := x.sent.Load()
 	ack := raw - x.shift

@@ -206,9 +206,15 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		n := viewSize(left)
 		v := buffer.NewViewSize(n)
 		src.copyTo(v.AsSlice())
-		if left == size-len(eth) && !l.gates.idle() && !l.gates.inbound(proto, v.AsSlice(), left) {
-			v.Release()
-			return
+		if left == size-len(eth) && !l.gates.idle() {
+			switch l.gates.inbound(proto, v.AsSlice(), left) {
+			case strip:
+				l.receiveStripped(proto, f, vouched)
+				fallthrough
+			case drop:
+				v.Release()
+				return
+			}
 		}
 		if left == size-len(eth) && vouched {
 			vouched = proto == header.IPv6ProtocolNumber || headerChecksumValid(v.AsSlice())
@@ -229,6 +235,20 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		in.v6.HandlePacket(pkt)
 	default:
 		in.dispatcher.DeliverNetworkPacket(proto, pkt)
+	}
+}
+
+// receiveStripped lets the stack see what a segment acknowledges, and no more.
+func (l *link) receiveStripped(proto tcpip.NetworkProtocolNumber, f *Frame, vouched bool) {
+	b := make([]byte, f.Len())
+	src := pieces{list: f.Data}
+	src.copyTo(b)
+	b = b[header.EthernetMinimumSize:]
+	if proto == header.IPv4ProtocolNumber && !headerChecksumValid(b) || !vouched && !checksumValid(proto, b) {
+		return
+	}
+	if b = stripped(proto, b, len(b)); b != nil && l.gates.inbound(proto, b, len(b)) == pass {
+		l.loopBack(proto, b)
 	}
 }
 

@@ -10,6 +10,7 @@ const (
 	AttrTarget    Attribute = 0x0001
 	AttrTerminate Attribute = 0x0002
 	AttrCancel    Attribute = 0x0003
+	AttrRestore   Attribute = 0x0004
 )
 
 // Attributes of the adapter (SPEC.md §7, IF13).
@@ -104,6 +105,7 @@ const (
 	AttrNotifyPattern     Attribute = 0x0258 // NOTIFY_PATTERN
 	AttrNotifyReport      Attribute = 0x0259 // NOTIFY_REPORT
 	AttrReportPeriod      Attribute = 0x025a // REPORT_PERIOD
+	AttrCarryOver         Attribute = 0x025b // CARRY_OVER
 	AttrPlacement         Attribute = 0x0260 // PLACEMENT
 	AttrPlacementBudget   Attribute = 0x0261 // PLACEMENT_BUDGET
 	AttrPeek              Attribute = 0x0262 // PEEK
@@ -233,6 +235,7 @@ func Attributes() []AttributeInfo {
 		{AttrNotifyPattern, "NOTIFY_PATTERN", true, true, KindBytes, 0},
 		{AttrNotifyReport, "NOTIFY_REPORT", true, true, KindScalar, 0},
 		{AttrReportPeriod, "REPORT_PERIOD", true, true, KindScalar, 0},
+		{AttrCarryOver, "CARRY_OVER", true, true, KindScalar, 0},
 		{AttrPlacement, "PLACEMENT", true, true, KindScalar, 0},
 		{AttrPlacementBudget, "PLACEMENT_BUDGET", true, true, KindScalar, 1 << 20},
 		{AttrPeek, "PEEK", true, true, KindScalar, 0},

@@ -89,8 +89,11 @@ const (
 	CounterDatagramsTruncated
 	CounterDatagramsRefused // ICMP port unreachable, told to the host
 	CounterStateRecords     // state records written, whoever asked
+	CounterCarriedOut       // connections handed over at an orderly stop
+	CounterCarriedIn        // connections restored
+	CounterCarryRefused     // connections that were to be handed over or restored, and were not
 
-	NumCounters = 82
+	NumCounters = 85
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -185,5 +188,8 @@ func counterNames() [NumCounters]string {
 		"datagrams_truncated",
 		"datagrams_refused",
 		"state_records",
+		"carried_out",
+		"carried_in",
+		"carry_refused",
 	}
 }

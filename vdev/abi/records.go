@@ -29,7 +29,13 @@ type StateRecord struct {
 	SendScale, ReceiveScale                    uint8
 	Uptime                                     uint64
 	Time, RecentTime                           uint32 // time stamps, RFC 7323
+	Flags                                      uint32 // [RecordExact]
+	Unread                                     uint32 // bytes received that follow the record
 }
+
+// RecordExact in the flags of a state record says that the connection left the
+// adapter there.
+const RecordExact = 1 << 0
 
 // Options of a state record.
 const (
@@ -70,6 +76,8 @@ func AppendStateRecord(buf []byte, r *StateRecord) []byte {
 	buf = le.AppendUint64(buf, r.Uptime)
 	buf = le.AppendUint32(buf, r.Time)
 	buf = le.AppendUint32(buf, r.RecentTime)
+	buf = le.AppendUint32(buf, r.Flags)
+	buf = le.AppendUint32(buf, r.Unread)
 	return append(buf, make([]byte, StateRecordSize-(len(buf)-start))...)
 }
 
@@ -97,6 +105,7 @@ func ParseStateRecord(b []byte) (r StateRecord, ok bool) {
 	r.SendScale, r.ReceiveScale = b[152], b[153]
 	r.Uptime = le.Uint64(b[160:])
 	r.Time, r.RecentTime = le.Uint32(b[168:]), le.Uint32(b[172:])
+	r.Flags, r.Unread = le.Uint32(b[176:]), le.Uint32(b[180:])
 	return r, true
 }
 

@@ -31,7 +31,8 @@ func stateRecordBytes() []byte {
 		{7, 8, 0, 0, 0, 0, 0, 0},               // 152, 153 scales
 		{0, 0xca, 0x9a, 0x3b, 0, 0, 0, 0},      // 160 uptime 1 s
 		{0x0d, 0x0c, 0x0b, 0x0a}, {4, 3, 2, 1}, // 168, 172 time stamps
-		make([]byte, 16),
+		{1, 0, 0, 0}, {0, 0, 1, 0}, // 176 exact, 180 unread
+		make([]byte, 8),
 	}, nil)
 }
 
@@ -44,7 +45,7 @@ func TestStateRecord(t *testing.T) {
 		MSS: 1460, Options: RecordSACK | RecordScaling, SendWindow: 65536, ReceiveWindow: 524288,
 		RTT: 1_000_000, RTO: 200_000_000, Timers: TimerRetransmit | TimerPersist,
 		SendSequence: 0x12345678, ReceiveSequence: 0x80000001, SendScale: 7, ReceiveScale: 8, Uptime: 1_000_000_000,
-		Time: 0x0a0b0c0d, RecentTime: 0x01020304,
+		Time: 0x0a0b0c0d, RecentTime: 0x01020304, Flags: RecordExact, Unread: 65536,
 	}
 	if got := AppendStateRecord([]byte{1, 2, 3}, &r); !bytes.Equal(got[3:], want) {
 		t.Errorf("encoded\n% x, want\n% x", got[3:], want)

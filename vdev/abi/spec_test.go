@@ -172,7 +172,7 @@ func TestStatusCodesAreSPEC(t *testing.T) {
 func TestCountersAreSPEC(t *testing.T) {
 	numbers, cells := table(t, "## 13. Counters")
 	compare(t, "Counter", numbers, column(cells, 0), nil)
-	if len(numbers) != 82 || NumCounters != 82 {
+	if len(numbers) != 85 || NumCounters != 85 {
 		t.Errorf("%d rows, NumCounters %d", len(numbers), NumCounters)
 	}
 	for i, n := range numbers {
@@ -180,7 +180,7 @@ func TestCountersAreSPEC(t *testing.T) {
 			t.Errorf("counter %d is called %s, SPEC.md says %d is %s", i, Counter(i), n, cells[i][0])
 		}
 	}
-	for _, c := range []Counter{-1, 82, 1 << 40} {
+	for _, c := range []Counter{-1, 85, 1 << 40} {
 		if got := c.String(); got != fmt.Sprintf("counter_%d", int(c)) {
 			t.Errorf("counter %d is called %s", int(c), got)
 		}
@@ -189,7 +189,7 @@ func TestCountersAreSPEC(t *testing.T) {
 
 func TestAttributesAreSPEC(t *testing.T) {
 	numbers, cells := table(t, "## 7. Attributes")
-	compare(t, "Attr", append(numbers, 1, 2, 3), append(column(cells, 0), "TARGET", "TERMINATE", "CANCEL"),
+	compare(t, "Attr", append(numbers, 1, 2, 3, 4), append(column(cells, 0), "TARGET", "TERMINATE", "CANCEL", "RESTORE"),
 		map[string]string{"CWND": "CongestionWindow"})
 	attributes := Attributes()
 	if len(attributes) != len(numbers) {
@@ -327,7 +327,7 @@ func TestNumbers(t *testing.T) {
 			"HeldBufferSize": 16, "BufferTableSize": 16, "BufferEntrySize": 48, "NotifyPatternSize": 16, "MaxPattern": 64,
 		}},
 		{"7.1", map[string]uint64{
-			"RecordSACK": 1, "RecordTimestamps": 2, "RecordScaling": 4,
+			"RecordExact": 1, "RecordSACK": 1, "RecordTimestamps": 2, "RecordScaling": 4,
 			"TimerRetransmit": 1, "TimerKeepAlive": 2, "TimerTimeWait": 4, "TimerPersist": 8,
 		}},
 		{"9.3", map[string]uint64{
