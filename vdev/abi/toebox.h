@@ -259,6 +259,9 @@
 #define TOEBOX_NOTIFY_PATTERN_SIZE              16 /* before the pattern */
 #define TOEBOX_MAX_PATTERN                      64
 
+/* TOEBOX_RECORD_EXACT in the flags of a state record says that the connection left the adapter there. */
+#define TOEBOX_RECORD_EXACT                     0x01u
+
 /* Options of a state record. */
 #define TOEBOX_RECORD_SACK                      0x01u
 #define TOEBOX_RECORD_TIMESTAMPS                0x02u
@@ -274,6 +277,7 @@
 #define TOEBOX_ATTR_TARGET                      0x0001u
 #define TOEBOX_ATTR_TERMINATE                   0x0002u
 #define TOEBOX_ATTR_CANCEL                      0x0003u
+#define TOEBOX_ATTR_RESTORE                     0x0004u
 
 /* Attributes of the adapter (SPEC.md §7, IF13). */
 #define TOEBOX_ATTR_MAC                         0x0100u
@@ -364,6 +368,7 @@
 #define TOEBOX_ATTR_NOTIFY_PATTERN              0x0258u
 #define TOEBOX_ATTR_NOTIFY_REPORT               0x0259u
 #define TOEBOX_ATTR_REPORT_PERIOD               0x025au
+#define TOEBOX_ATTR_CARRY_OVER                  0x025bu
 #define TOEBOX_ATTR_PLACEMENT                   0x0260u
 #define TOEBOX_ATTR_PLACEMENT_BUDGET            0x0261u
 #define TOEBOX_ATTR_PEEK                        0x0262u
@@ -510,7 +515,10 @@
 #define TOEBOX_COUNTER_DATAGRAMS_TRUNCATED      79
 #define TOEBOX_COUNTER_DATAGRAMS_REFUSED        80 /* ICMP port unreachable, told to the host */
 #define TOEBOX_COUNTER_STATE_RECORDS            81 /* state records written, whoever asked */
-#define TOEBOX_NUM_COUNTERS                     82
+#define TOEBOX_COUNTER_CARRIED_OUT              82 /* connections handed over at an orderly stop */
+#define TOEBOX_COUNTER_CARRIED_IN               83 /* connections restored */
+#define TOEBOX_COUNTER_CARRY_REFUSED            84 /* connections that were to be handed over or restored, and were not */
+#define TOEBOX_NUM_COUNTERS                     85
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
@@ -773,7 +781,9 @@ struct toebox_state_record {
 	uint64_t uptime; /* ns */
 	uint32_t time; /* our time stamp, RFC 7323 */
 	uint32_t recent_time; /* the peer's last */
-	uint8_t rest[16]; /* 0 */
+	uint32_t flags; /* 1 EXACT */
+	uint32_t unread; /* bytes that follow */
+	uint8_t rest[8]; /* 0 */
 };
 TOEBOX_ASSERT(sizeof(struct toebox_state_record) == 192, "toebox_state_record");
 TOEBOX_ASSERT(offsetof(struct toebox_state_record, conn) == 0, "toebox_state_record.conn");
@@ -801,7 +811,9 @@ TOEBOX_ASSERT(offsetof(struct toebox_state_record, zero) == 154, "toebox_state_r
 TOEBOX_ASSERT(offsetof(struct toebox_state_record, uptime) == 160, "toebox_state_record.uptime");
 TOEBOX_ASSERT(offsetof(struct toebox_state_record, time) == 168, "toebox_state_record.time");
 TOEBOX_ASSERT(offsetof(struct toebox_state_record, recent_time) == 172, "toebox_state_record.recent_time");
-TOEBOX_ASSERT(offsetof(struct toebox_state_record, rest) == 176, "toebox_state_record.rest");
+TOEBOX_ASSERT(offsetof(struct toebox_state_record, flags) == 176, "toebox_state_record.flags");
+TOEBOX_ASSERT(offsetof(struct toebox_state_record, unread) == 180, "toebox_state_record.unread");
+TOEBOX_ASSERT(offsetof(struct toebox_state_record, rest) == 184, "toebox_state_record.rest");
 
 /* Default attribute in the non-volatile image. */
 struct toebox_nvm_default {

@@ -68,7 +68,8 @@ func layouts() []layout {
 			{"mss", 4, 0, ""}, {"options", 4, 0, ""}, {"send_window", 4, 0, ""}, {"receive_window", 4, 0, ""},
 			{"rtt", 8, 0, "ns"}, {"rto", 8, 0, "ns"}, {"timers", 8, 0, ""},
 			{"send_sequence", 4, 0, ""}, {"receive_sequence", 4, 0, ""}, {"send_scale", 1, 0, ""}, {"receive_scale", 1, 0, ""}, pad("zero", 6),
-			{"uptime", 8, 0, "ns"}, {"time", 4, 0, "our time stamp, RFC 7323"}, {"recent_time", 4, 0, "the peer's last"}, pad("rest", 16),
+			{"uptime", 8, 0, "ns"}, {"time", 4, 0, "our time stamp, RFC 7323"}, {"recent_time", 4, 0, "the peer's last"},
+			{"flags", 4, 0, "1 EXACT"}, {"unread", 4, 0, "bytes that follow"}, pad("rest", 8),
 		}},
 		{"toebox_nvm_default", "Default attribute in the non-volatile image.", 16, []field{
 			{"attribute", 2, 0, ""}, pad("zero", 6), {"value", 8, 0, ""},
