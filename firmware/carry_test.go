@@ -226,10 +226,11 @@ type carryRig struct {
 	*rig
 	port   engine.Port
 	engine engine.Engine
+	mac    byte // last of the Ethernet address
 }
 
 func newCarryRig(t *testing.T, port engine.Port, change ...func(*firmware.Config)) *carryRig {
-	c := &carryRig{rig: &rig{t: t}, port: port}
+	c := &carryRig{rig: &rig{t: t}, port: port, mac: 1}
 	c.engine = c.newEngine(0)
 	c.start(c.engine, 6, change...)
 	t.Cleanup(func() {
@@ -244,7 +245,7 @@ func newCarryRig(t *testing.T, port engine.Port, change ...func(*firmware.Config
 func (c *carryRig) newEngine(hush time.Duration) engine.Engine {
 	c.t.Helper()
 	e, err := engine.New(engine.Config{
-		Port: c.port, MAC: []byte{2, 0, 0, 0, 0, 1}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")}, Hush: hush,
+		Port: c.port, MAC: []byte{2, 0, 0, 0, 0, c.mac}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")}, Hush: hush,
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -299,9 +300,11 @@ func TestCarryOver(t *testing.T) {
 		name string
 		slow bool // the host posts no receive buffers towards the end
 		pipe enginetest.PipeOptions
+		mac  byte // the last of the adapter that takes over
 	}{
 		{name: "swift"},
 		{name: "slow", slow: true},
+		{name: "other adapter", mac: 3},
 		{name: "lossy", pipe: enginetest.PipeOptions{Loss: 0.01, Seed: 3}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -362,6 +365,9 @@ func TestCarryOver(t *testing.T) {
 			r.wantCounter(abi.CounterCarryRefused, 0)
 			r.wantCounter(abi.CounterConnections, 0)
 
+			if c.mac != 0 {
+				r.mac = c.mac
+			}
 			r.replace()
 			done := r.restore(record)
 			if done.Type != abi.TypeCompletion || done.Aux != 0 || done.Base != u.id || done.Conn>>48 != 8 || done.Length != uint32(got.Local.Port) {

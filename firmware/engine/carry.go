@@ -43,8 +43,9 @@ const hushTime = 10 * time.Second
 
 // Part begins to leave.
 func (c *conn) Part() error {
-	if c.gate == nil {
-		c.gate = new(gate)
+	x := c.gate.Load()
+	if x == nil {
+		x = new(gate)
 	}
 	i := c.Info()
 	c.tcp.LockUser()
@@ -52,11 +53,13 @@ func (c *conn) Part() error {
 	c.ackMu.Lock()
 	whole := err == nil && f.State == StateEstablished && !c.peerClosed && !c.finQueued.Load()
 	c.ackMu.Unlock()
-	if whole && !c.gate.came {
-		whole = c.engine.link.gates.add(c.stackID(), c.gate)
+	if whole && !x.came && x.id == (stack.TransportEndpointID{}) {
+		x.id = c.stackID()
+		whole = c.engine.link.gates.add(x.id, x)
 	}
 	if whole {
-		c.gate.block.Store(gateParting)
+		x.block.Store(gateParting)
+		c.gate.Store(x)
 		c.parted = f
 	}
 	c.tcp.UnlockUser()
@@ -78,10 +81,11 @@ func (c *conn) Quiet() bool {
 
 // Leave says where the connection stands.
 func (c *conn) Leave() (Flow, error) {
-	if c.gate == nil || c.gate.block.Load() == gateOpen {
+	x := c.gate.Load()
+	if x == nil || x.block.Load() == gateOpen {
 		return Flow{}, ErrInvalidState
 	}
-	c.gate.block.Store(gateShut)
+	x.block.Store(gateShut)
 	c.engine.link.settle()
 	i := c.Info()
 	c.tcp.LockUser()
@@ -100,8 +104,8 @@ func (c *conn) Leave() (Flow, error) {
 
 // Vanish ends the endpoint and leaves its peer alone.
 func (c *conn) Vanish() {
-	if c.gate != nil {
-		c.gate.block.Store(gateShut)
+	if x := c.gate.Load(); x != nil {
+		x.block.Store(gateShut)
 	}
 	c.engine.link.gates.quiet(hushTime)
 	c.Abort()
@@ -110,8 +114,8 @@ func (c *conn) Vanish() {
 // Return lets everything pass again. What was kept meanwhile was lost on the
 // way, to stack and peer.
 func (c *conn) Return() {
-	if c.gate != nil {
-		c.gate.block.Store(gateOpen)
+	if x := c.gate.Load(); x != nil {
+		x.block.Store(gateOpen)
 	}
 }
 
@@ -152,11 +156,11 @@ func (c *conn) Restore(f Flow) error {
 		LocalPort: f.Local.Port(), LocalAddress: toStack(f.Local.Addr()),
 		RemotePort: f.Remote.Port(), RemoteAddress: toStack(f.Remote.Addr()),
 	}
-	x := &gate{came: true, flow: f}
+	x := &gate{id: id, came: true, flow: f}
 	if !c.engine.link.gates.add(id, x) {
 		return ErrAddressInUse
 	}
-	c.gate = x
+	c.gate.Store(x)
 	c.ep.SocketOptions().SetReuseAddress(true)
 	err := c.bind(f.Local)
 	if err == nil {
@@ -166,6 +170,14 @@ func (c *conn) Restore(f Flow) error {
 		c.engine.link.gates.remove(id, x)
 	}
 	return err
+}
+
+// dropGate takes out the gate of a connection that never came. Others have work
+// to do as long as the stack has the connection.
+func (c *conn) dropGate() {
+	if x := c.gate.Load(); x != nil && x.came && !x.joined.Load() {
+		c.engine.link.gates.remove(x.id, x)
+	}
 }
 
 // Bounds of a flow that is restored.

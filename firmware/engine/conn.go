@@ -52,8 +52,8 @@ type conn struct {
 	peerClosed bool // its FIN is here
 	finished   bool // both directions are done, though the stack waits
 
-	gate   *gate // of a connection that leaves or came; the owner's
-	parted Flow  // when it began to leave
+	gate   atomic.Pointer[gate] // of a connection that leaves or came
+	parted Flow                 // when it began to leave; the owner's
 
 	stateMu sync.Mutex
 	failure error // why it ended, once known
@@ -539,6 +539,7 @@ func (c *conn) Close() {
 	if c.end() {
 		c.unlist()
 		c.ep.Close()
+		c.dropGate()
 		c.engine.forget(c)
 	}
 }
@@ -549,6 +550,7 @@ func (c *conn) Abort() {
 		c.unlist()
 		_ = c.fail(ErrAborted)
 		c.ep.Abort()
+		c.dropGate()
 		c.engine.forget(c)
 	}
 }

@@ -181,7 +181,7 @@ func (c *conn) flowLocked(i *Info) (Flow, error) {
 		Time: e.TSOffset.TSVal(c.engine.stack.Clock().NowMonotonic()),
 		RTT:  i.RTT, RTO: i.RTO,
 	}
-	if x := c.gate; x != nil && x.joined.Load() {
+	if x := c.gate.Load(); x != nil && x.joined.Load() {
 		// What the peer sees, and agreed upon with another engine.
 		f.SendSequence += x.shift
 		f.Time += x.ticks

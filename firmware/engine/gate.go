@@ -32,6 +32,7 @@ type gate struct {
 	block  atomic.Uint32 // gateOpen ...
 	joined atomic.Bool   // the next five are set
 	came   bool          // from another engine
+	id     stack.TransportEndpointID
 
 	flow  Flow   // as it came
 	shift uint32 // wire = stack + shift

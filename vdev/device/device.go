@@ -67,6 +67,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// hush is how long firmware that is not the first leaves connections that it does
+// not know without an answer (SPEC.md §6.5).
+const hush = 10 * time.Second
+
 // Device is an adapter.
 type Device struct {
 	cfg      Config
@@ -193,6 +197,9 @@ func (d *Device) start(c chip.Chip, id vdev.Identity, generation uint32) (vdev.F
 	cfg := engine.Config{
 		Port: d.plug.insert(), MAC: net.HardwareAddr(id.MAC[:]),
 		Addresses: d.lease.Prefixes, Routes: d.lease.Routes, Logger: d.cfg.Logger,
+	}
+	if generation > 1 {
+		cfg.Hush = hush
 	}
 	if d.cfg.Seed != 0 {
 		var key [32]byte
