@@ -120,6 +120,7 @@ func TestGathering(t *testing.T) {
 		// Joins when the time of the others has come: they go first.
 		{"first at the time", []uint64{count, 0, first, 5 * ms}, []uint64{0, 5 * ms}, []release{{5 * ms, 1}, {10 * ms, 1}}, map[abi.Counter]uint64{67: 2}},
 		{"last", []uint64{count, 0, last, 10 * ms}, []uint64{0, ms, 3 * ms, 25 * ms}, []release{{0, 1}, {10 * ms, 2}, {25 * ms, 1}}, map[abi.Counter]uint64{68: 3}},
+		{"last, never told before", []uint64{count, 0, last, math.MaxInt64}, []uint64{0, ms}, []release{{0, 1}, {1001 * ms, 1}}, map[abi.Counter]uint64{68: 1, 69: 1}},
 		{"ceiling", []uint64{count, 0, ceiling, 4 * ms}, []uint64{0, 3 * ms}, []release{{4 * ms, 2}}, map[abi.Counter]uint64{69: 1}},
 		{"no ceiling but one", []uint64{count, 0}, []uint64{0, 3 * ms}, []release{{1000 * ms, 2}}, map[abi.Counter]uint64{69: 1}},
 		{"ceiling 0", []uint64{count, 9, ceiling, 0}, []uint64{0, ms}, []release{{0, 1}, {ms, 1}}, map[abi.Counter]uint64{69: 2}},
@@ -219,17 +220,32 @@ func TestGatheringMixed(t *testing.T) {
 // TestGatheringReal lets the worker's own timer release notices by a clock that
 // goes.
 func TestGatheringReal(t *testing.T) {
-	r := newRig(t, 4)
-	r.fw.Close()
-	r.start(r.fake, 4) // the system's clock
-	tuples, n := scalars(0x0250, 0, 0x0252, ms)
-	r.post(r.control(abi.TypeConnect, n+1, appendTarget(tuples, connectTarget())))
-	r.settle()
-	r.fake.Last().Establish()
-	if f := r.next(); f.Type != abi.TypeCompletion || f.Aux != 0 {
-		t.Errorf("response %+v", f)
+	for name, attrs := range map[string][]uint64{
+		"first":   {0x0252, ms, 0x0254, math.MaxInt64},
+		"last":    {0x0253, ms, 0x0254, math.MaxInt64},
+		"dynamic": {0x0255, 2, 0x0254, math.MaxInt64},
+		"ceiling": {0x0254, ms},
+		"held":    {0x0256, 1, 0x0254, ms},
+		"report":  {0x0259, 1, 0x0254, ms},
+	} {
+		r := newRig(t, 6)
+		r.fw.Close()
+		r.start(r.fake, 6) // the system's clock
+		r.connect()        // the last notification
+		tuples, n := scalars(append([]uint64{0x0250, 0}, attrs...)...)
+		x := connectTarget()
+		x.Count = 6
+		r.post(r.control(abi.TypeConnect, n+1, appendTarget(tuples, x)))
+		got := len(r.settle())
+		for _, e := range r.fake.Endpoints()[1:] {
+			e.Establish()
+		}
+		for ; got < 6; got++ {
+			if f, err := r.Next(); err != nil || f.Type != abi.TypeCompletion || f.Aux != 0 {
+				t.Fatalf("%s: response %+v, %v", name, f, err)
+			}
+		}
 	}
-	r.wantCounter(abi.CounterNotifyFirst, 1)
 }
 
 // TestUntold: what the host was not told of does not exist for it, and data and
