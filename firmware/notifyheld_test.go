@@ -57,6 +57,7 @@ func TestHeld(t *testing.T) {
 		{"end marker that begins twice", end, nil, []string{"\r\n\r\r", "\n\r", "\n"}, 3, abi.CounterNotifyPattern},
 		{"marker at the byte ceiling", end, nil, []string{"0123456789ab", "\r\n\r\n tail"}, 2, abi.CounterNotifyPattern},
 		{"marker behind the byte ceiling", end, nil, []string{"0123456789abc\r\n", "\r\n"}, 2, abi.CounterNotifyCeiling},
+		{"marker behind the byte ceiling, data awaited", end, []uint64{data, 64}, []string{"0123456789abc\r\n", "\r\n\r\n"}, 2, abi.CounterNotifyCeiling},
 		{"byte ceiling", end, nil, []string{"0123456789abcde", "f"}, 2, abi.CounterNotifyCeiling},
 		{"time ceiling", brief, nil, []string{"aba", "+", "b"}, 2, abi.CounterNotifyCeiling},
 		{"pattern before data", end, []uint64{data, 4}, []string{"\r\n\r", "\n"}, 2, abi.CounterNotifyPattern},
