@@ -73,9 +73,9 @@ type machineUnderReload struct {
 	capture string // file
 }
 
-func upForReload(t *testing.T) *machineUnderReload {
+func upForReload(t *testing.T, change ...func(*Options)) *machineUnderReload {
 	t.Helper()
-	m, err := tryForReload(t, "nat")
+	m, err := tryForReload(t, "nat", change...)
 	if err != nil {
 		var run *RunError
 		if errors.As(err, &run) {
@@ -94,7 +94,7 @@ func upForReload(t *testing.T) *machineUnderReload {
 	return m
 }
 
-func tryForReload(t *testing.T, network string) (*machineUnderReload, error) {
+func tryForReload(t *testing.T, network string, change ...func(*Options)) (*machineUnderReload, error) {
 	t.Helper()
 	c := toolchaintest.Config(t)
 	toolchaintest.QEMU(t)
@@ -112,10 +112,14 @@ func tryForReload(t *testing.T, network string) (*machineUnderReload, error) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	m := &machineUnderReload{t: t, told: &teller{news: make(chan struct{})}, url: fmt.Sprintf("http://127.0.0.1:%d", port), capture: filepath.Join(t.TempDir(), "capture")}
-	m.Instance, err = Up(t.Context(), Options{
+	o := Options{
 		Paths: p, QEMU: c.QEMU, Kernel: c.Kernel, Modules: c.Modules, Accel: os.Getenv("TOEBOX_ACCEL"),
 		Net: network, Port: port, Pcap: m.capture, Report: m.told,
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	m.Instance, err = Up(t.Context(), o)
 	return m, err
 }
 
