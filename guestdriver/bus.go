@@ -23,8 +23,9 @@ type Bus interface {
 	AllocDMA(size int) (DMA, error)
 	// FreeDMA gives memory of AllocDMA back.
 	FreeDMA(DMA) error
-	// EnableVectors turns on MSI-X with n vectors, 0 to n-1. It is called
-	// once, before the first Wait.
+	// EnableVectors turns on n vectors, 0 to n-1: by MSI-X or, on a bus
+	// without, made of the interrupt pin. It is called once, before the first
+	// Wait.
 	EnableVectors(n int) error
 	// Wait blocks until the vector was signalled since the last Wait on it
 	// returned, and returns net.ErrClosed when the bus is closed. One

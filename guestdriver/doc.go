@@ -4,7 +4,7 @@
 // offers its connections as net.Conn, net.Listener and a dialer, its datagram
 // endpoints as net.PacketConn.
 //
-// The adapter is reached through a [Bus]: vfio (package vfio below this one)
+// The adapter is reached through a [Bus]: vfio or uio (packages below this one)
 // in a guest, or the implementations of ci/bus in tests. The programming
 // interface is SPEC.md in vdev/abi.
 //

@@ -39,6 +39,9 @@
 // vectors are enabled that bit is the bus's, and writes of Command leave it
 // clear.
 //
+// A start of the firmware interrupts by MSI-X only (SPEC.md §9.3): over uio the
+// driver finds new firmware when it looks, each guestdriver.Options.Watch.
+//
 // # Ownership and concurrency
 //
 // A [Bus] owns what it opened and mapped until Close, which first ends bus
