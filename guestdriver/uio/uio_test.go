@@ -315,6 +315,22 @@ func TestPoll(t *testing.T) {
 	}
 }
 
+// TestNoInterrupt: the device node of a function without an interrupt answers
+// reads with EIO, as a process's own memory does at 0.
+func TestNoInterrupt(t *testing.T) {
+	f := newFunction(t, nil)
+	path := filepath.Join(f.at.dev, "uio3")
+	if err := errors.Join(os.Remove(path), os.Symlink("/proc/self/mem", path)); err != nil {
+		t.Fatal(err)
+	}
+	b := f.open(t, Options{})
+	if err := b.EnableVectors(1); err != nil {
+		t.Fatal(err)
+	}
+	b.Write32(0, 0x28, 1)
+	waitVector(t, b, 0)
+}
+
 func TestClosed(t *testing.T) {
 	f := newFunction(t, nil)
 	b := f.open(t, Options{})
