@@ -52,6 +52,7 @@ type Rig struct {
 	dev  *device.Device
 	host *peer.Host
 	open func(ctx context.Context) (guestdriver.Bus, error)
+	path string // of the device's socket, where there is one
 
 	mu    sync.Mutex
 	ports uint16
@@ -181,6 +182,7 @@ func (r *Rig) listen() (string, error) {
 		return "", err
 	}
 	r.serve(l)
+	r.path = path
 	return path, nil
 }
 
@@ -240,6 +242,9 @@ func (r *Rig) serve(l *net.UnixListener) {
 func (r *Rig) Env() *conformance.Env {
 	return &conformance.Env{Rung: r.rung, Open: r.open, Peer: r.host, Seed: r.cfg.Seed, Scale: r.cfg.Scale}
 }
+
+// SocketPath is where the device is served, empty on the lowest rung.
+func (r *Rig) SocketPath() string { return r.path }
 
 // Device is the device under test.
 func (r *Rig) Device() *device.Device { return r.dev }

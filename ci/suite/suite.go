@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"toebox/ci/conformance"
+	"toebox/ci/foreign"
 	"toebox/ci/rig"
 	"toebox/ci/runner"
 	"toebox/images/guest"
@@ -38,6 +39,9 @@ type Options struct {
 	Count int
 	// Shard is "i/n": run the i-th of n parts.
 	Shard string
+	// Driver is a shell command, the driver to be tested instead of ours; it
+	// runs on the socket rung (package foreign).
+	Driver string
 	// Strict counts a skip as red.
 	Strict bool
 	// Verbose prints the output of functions that passed, too.
@@ -90,6 +94,7 @@ type suite struct {
 	collector     runner.Collector
 	sink          runner.Sink
 	accel         string
+	socket        string // of the running test's adapter
 }
 
 // Run runs the kit and returns the exit code: 0 passed, 1 a test failed, 2
@@ -99,6 +104,9 @@ func Run(ctx context.Context, o Options) int {
 	s := &suite{Options: o}
 	if s.Out == nil {
 		s.Out = io.Discard
+	}
+	if o.Driver != "" && len(s.Buses) == 0 {
+		s.Buses = []string{conformance.RungSocket}
 	}
 	if len(s.Buses) == 0 {
 		s.Buses = Buses()
@@ -132,7 +140,9 @@ func Run(ctx context.Context, o Options) int {
 	}
 	sum := s.collector.Summary()
 	if !s.KTAP {
-		Matrix(s.Out, s.collector.Results, s.Buses)
+		if s.Driver == "" {
+			Matrix(s.Out, s.collector.Results, s.Buses)
+		}
 		s.again()
 		fmt.Fprintf(s.Out, "seed %d, %.1f s\n%v\n", s.Seed, time.Since(began).Seconds(), sum)
 	}
@@ -157,7 +167,11 @@ func (s *suite) again() {
 		}
 		n++
 		bus := r.Package[strings.LastIndexByte(r.Package, '/')+1:]
-		fmt.Fprintf(s.Out, "again: toebox test --bus %s --seed %d --run '^%s$'\n", bus, s.Seed, r.Name)
+		driver := ""
+		if s.Driver != "" {
+			driver = " --driver '" + strings.ReplaceAll(s.Driver, "'", `'\''`) + "'"
+		}
+		fmt.Fprintf(s.Out, "again: toebox test --bus %s%s --seed %d --run '^%s$'\n", bus, driver, s.Seed, r.Name)
 	}
 }
 
@@ -166,6 +180,9 @@ func (s *suite) check() error {
 		if !slices.Contains(Buses(), b) {
 			return fmt.Errorf("bus %q: want one of %s", b, strings.Join(Buses(), ", "))
 		}
+	}
+	if s.Driver != "" && !slices.Equal(s.Buses, []string{conformance.RungSocket}) {
+		return fmt.Errorf("a driver of your own runs on --bus %s", conformance.RungSocket)
 	}
 	var err error
 	if s.re, err = regexp.Compile(s.Pattern); err != nil {
@@ -200,8 +217,13 @@ func (s *suite) scale(bus string) float64 {
 }
 
 func (s *suite) options(bus string) runner.Options {
+	var tests []*conformance.Test // nil: the kit
+	if s.Driver != "" {
+		tests = foreign.Tests(s.startDriver)
+	}
 	return runner.Options{
-		Run: s.re, Rung: bus, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
+		Tests: tests,
+		Run:   s.re, Rung: bus, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
 		Count: s.Count, Seed: s.Seed, Sink: s.sink,
 	}
 }
@@ -297,10 +319,16 @@ func (s *suite) host(ctx context.Context, bus string) error {
 		if err != nil {
 			return nil, nil, err
 		}
+		s.socket = r.SocketPath()
 		return r.Env(), r.Close, nil
 	}
 	runner.Run(ctx, o)
 	return nil
+}
+
+// startDriver starts somebody's driver on the running test's adapter.
+func (s *suite) startDriver(ctx context.Context) (*foreign.Driver, error) {
+	return foreign.Start(ctx, foreign.Config{Command: s.Driver, Socket: s.socket, Stderr: s.Out})
 }
 
 // guest boots a machine and runs the kit in it.
