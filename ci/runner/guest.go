@@ -10,6 +10,7 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"time"
 
 	"toebox/ci/conformance"
 	"toebox/ci/peer"
@@ -84,11 +85,19 @@ func (g *Guest) Run(ctx context.Context) (Summary, error) {
 		inR.Close()
 	})
 	var c Collector
-	notRun, followErr := Follow(eventsR, g.Package, names, Tee(c.Sink(), g.Sink))
+	sink := Tee(c.Sink(), g.Sink)
+	began := time.Now()
+	sink(Event{Time: began, Action: ActionStart, Package: g.Package})
+	notRun, followErr := Follow(eventsR, g.Package, names, sink)
 	_, _ = io.Copy(io.Discard, eventsR)
 	wg.Wait()
 
 	sum := c.Summary()
+	result := ActionPass
+	if sum.Failed > 0 {
+		result = ActionFail
+	}
+	sink(Event{Time: time.Now(), Action: result, Package: g.Package, Elapsed: seconds(time.Since(began))})
 	switch {
 	case execErr != nil:
 		return sum, fmt.Errorf("runner: guest: %w", execErr)

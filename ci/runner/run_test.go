@@ -89,6 +89,57 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestJSON: the events are those of "go test -json": only its fields and
+// actions, a start first, times in RFC 3339, a result with its time for each
+// test that ran, and one for the package at the end.
+func TestJSON(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	var stream bytes.Buffer
+	Run(t.Context(), Options{Tests: sample(hang), Rung: "inproc", Package: "p/inproc", Grace: time.Millisecond, Env: none, Sink: JSON(&stream)})
+	running := map[string]bool{}
+	lines := strings.Split(strings.TrimSpace(stream.String()), "\n")
+	for i, line := range lines {
+		// As cmd/test2json documents it.
+		var e struct {
+			Time        *time.Time
+			Action      string
+			Package     string
+			Test        string
+			Elapsed     *float64
+			Output      string
+			FailedBuild string
+		}
+		d := json.NewDecoder(strings.NewReader(line))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&e); err != nil || e.Time == nil || e.Package != "p/inproc" {
+			t.Fatalf("line %d: %v: %s", i, err, line)
+		}
+		if (i == 0) != (e.Action == "start") {
+			t.Errorf("line %d: action %s", i, e.Action)
+		}
+		switch e.Action {
+		case "start":
+		case "run":
+			running[e.Test] = true
+		case "output":
+			if !strings.HasSuffix(e.Output, "\n") || e.Test != "" && !running[e.Test] {
+				t.Errorf("line %d: %s", i, line)
+			}
+		case "pass", "fail", "skip":
+			if e.Elapsed == nil || e.Test != "" && !running[e.Test] || (e.Test == "") != (i == len(lines)-1) {
+				t.Errorf("line %d: %s", i, line)
+			}
+			delete(running, e.Test)
+		default:
+			t.Errorf("line %d: action %q", i, e.Action)
+		}
+	}
+	if len(running) > 0 {
+		t.Errorf("without a result: %v", running)
+	}
+}
+
 func TestRunCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("enough"))
@@ -255,7 +306,12 @@ func guest(status int, tests ...string) Exec {
 }
 
 func TestGuest(t *testing.T) {
-	o := Options{Run: regexp.MustCompile("^TestIF02_"), Package: "p/vm", Sink: func(Event) {}}
+	var whole []string // what is said of the whole package
+	o := Options{Run: regexp.MustCompile("^TestIF02_"), Package: "p/vm", Sink: func(e Event) {
+		if e.Test == "" {
+			whole = append(whole, e.Action)
+		}
+	}}
 	var names []string
 	for _, test := range Select(&o) {
 		names = append(names, test.Name)
@@ -264,9 +320,16 @@ func TestGuest(t *testing.T) {
 	if sum, err := g.Run(t.Context()); err != nil || sum.Passed != len(names) || sum.Failed != 0 {
 		t.Errorf("all passed: %v, %v", sum, err)
 	}
+	if !slices.Equal(whole, []string{ActionStart, ActionPass}) {
+		t.Errorf("of the package: %v", whole)
+	}
+	whole = nil
 	g.Exec = guest(0, names[0])
 	if sum, err := g.Run(t.Context()); err == nil || sum.Passed != 1 || sum.Failed != len(names)-1 {
 		t.Errorf("ended early: %v, %v", sum, err)
+	}
+	if !slices.Equal(whole, []string{ActionStart, ActionFail}) {
+		t.Errorf("of the package, ended early: %v", whole)
 	}
 	g.Exec = guest(125, names...)
 	if _, err := g.Run(t.Context()); err == nil {
