@@ -88,9 +88,19 @@ func BenchmarkPostedWrite(b *testing.B) {
 	}
 }
 
+// BenchmarkTrigger measures an interrupt that the kernel signals, and one that is
+// written.
 func BenchmarkTrigger(b *testing.B) {
+	b.Run("kernel", func(b *testing.B) { benchmarkTrigger(b, false) })
+	b.Run("write", func(b *testing.B) { benchmarkTrigger(b, true) })
+}
+
+func benchmarkTrigger(b *testing.B, write bool) {
 	cfg := vfiousertest.Config()
 	srv, c := vfiousertest.Start(b, quiet{}, cfg, vfiouser.ClientConfig{})
+	if write {
+		srv.WriteEvents()
+	}
 	e := vfiousertest.NewEventFD(b)
 	if err := c.AssignIRQ(vfiouser.IRQMSIX, 0, e.FD()); err != nil {
 		b.Fatal(err)

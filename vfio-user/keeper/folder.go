@@ -3,17 +3,24 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// folderPrefix begins the names of the folders in which servers make their sockets.
-const folderPrefix = "vfio-user-keeper-"
+const (
+	// folderPrefix begins the names of the folders in which servers make their sockets.
+	folderPrefix = "vfio-user-keeper-"
+	// folderTries is how often a folder is made. It takes another keeper that starts
+	// in the same moment each time to make it fail.
+	folderTries = 100
+)
 
 // folder is one that only this process uses. The lock on it ends with the
 // process, so that the next keeper can tell a folder that was left behind.
@@ -24,28 +31,38 @@ type folder struct {
 
 // newFolder makes a folder and removes those of keepers that were killed.
 func newFolder() (*folder, error) {
-	left, _ := filepath.Glob(filepath.Join(os.TempDir(), folderPrefix+"*"))
-	for _, path := range left {
-		if f, err := lockFolder(path); err == nil {
+	// Not by a pattern: the name of the place may hold what patterns are made of.
+	entries, _ := os.ReadDir(os.TempDir())
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), folderPrefix) {
+			continue
+		}
+		if f, err := lockFolder(filepath.Join(os.TempDir(), e.Name())); err == nil {
 			f.remove()
 		}
 	}
-	for {
+	var taken error
+	for range folderTries {
 		path, err := os.MkdirTemp("", folderPrefix)
 		if err != nil {
 			return nil, fmt.Errorf("keeper: %w", err)
 		}
+		// Before it is locked another keeper may take it for one left behind: it has
+		// it locked, has removed it, or has removed it while we waited for the lock.
 		f, err := lockFolder(path)
-		if err != nil {
+		if err == nil {
+			if _, err = os.Lstat(path); err == nil {
+				return f, nil
+			}
+			f.lock.Close()
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.ENOENT) {
 			os.Remove(path)
 			return nil, fmt.Errorf("keeper: %w", err)
 		}
-		// Before it was locked another keeper may have taken it for one left behind.
-		if _, err := os.Lstat(path); err == nil {
-			return f, nil
-		}
-		f.lock.Close()
+		taken = err
 	}
+	return nil, fmt.Errorf("keeper: %w", taken)
 }
 
 // lockFolder fails for a folder that is not ours or in use.
