@@ -38,6 +38,10 @@ func (o *Model) Len() int { return len(o.m.maps) }
 // comes before the first eventfd is assigned.
 func (s *Server) WriteEvents() { s.irqs.signals.once.Do(func() {}) }
 
+// RefuseReads has the kernel refuse s the reads by which it signals interrupts, from
+// now on. No Trigger may be under way.
+func (s *Server) RefuseReads() { s.irqs.signals.aio = 1 }
+
 // SetTimeout sets how long a request waits from now on. No request may be under
 // way.
 func (c *Client) SetTimeout(d time.Duration) { c.cfg.Timeout = d }

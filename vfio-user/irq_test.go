@@ -302,6 +302,26 @@ func testFlagTaken(t *testing.T, write bool) {
 	must(c.ResampleINTx(vfiousertest.NewEventFD(t).FD()))
 }
 
+// TestReadsRefused: interrupts go on where the kernel comes to refuse the reads by
+// which it signals them, as under a filter of system calls that a device sets.
+func TestReadsRefused(t *testing.T) {
+	cfg := vfiousertest.Config()
+	srv, c := vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{})
+	e := vfiousertest.NewEventFD(t)
+	if err := c.AssignIRQ(vfiouser.IRQMSIX, 0, e.FD()); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 2 {
+		if err := srv.Trigger(vfiouser.IRQMSIX, 0); err != nil {
+			t.Error(err)
+		}
+		if n, s := e.Take(), srv.Stats(); n != 1 || s.Triggers != uint64(round+1) || s.TriggersFailed != 0 {
+			t.Errorf("round %d: signalled %d times, %+v", round, n, s)
+		}
+		srv.RefuseReads()
+	}
+}
+
 // TestFilledBetween: a client that fills an eventfd and takes O_NONBLOCK away at
 // the moment at which it is signalled holds up neither the device nor the
 // connection.

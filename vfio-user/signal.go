@@ -20,8 +20,8 @@ import (
 // is one of no bytes of the eventfd, which takes nothing and ends, as too short,
 // before the call that asks for it returns.
 //
-// Where a kernel has no such reads, or none to spare (fs.aio-max-nr), a poll and
-// a write must do.
+// Where a kernel has no such reads, none to spare (fs.aio-max-nr), or refuses one
+// (a seccomp filter, which may come late), a poll and a write must do.
 type signaller struct {
 	once sync.Once
 	aio  uintptr // context; 0: write
@@ -103,14 +103,14 @@ func (s *signaller) signal(cb **ioControl) error {
 		if errno := aioSubmit(s.aio, cb); errno == 0 {
 			return nil
 		} else if errno != unix.EAGAIN {
-			return errno
+			break
 		}
 		s.mu.Lock()
 		for aioEnded(s.aio, s.ends[:], &s.zero) == len(s.ends) {
 		}
 		s.mu.Unlock()
 	}
-	return unix.EAGAIN
+	return writeEvent(int((*cb).signalled))
 }
 
 // writeEvent is signal by other means. O_NONBLOCK alone would not do: the client
