@@ -446,7 +446,9 @@ func (s *session) quiesce(p *running) {
 
 // tick looks after requests that have waited too long, until ctx ends.
 func (s *session) tick(ctx context.Context) {
-	t := time.NewTicker(max(s.k.cfg.Patience/10, time.Millisecond))
+	// A request may be found overdue twice, once at the server that is ended for it:
+	// that must take little of the time that a client has left.
+	t := time.NewTicker(max(s.k.cfg.Patience/30, time.Millisecond))
 	defer t.Stop()
 	for {
 		select {
