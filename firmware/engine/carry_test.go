@@ -5,6 +5,7 @@ package engine_test
 import (
 	"errors"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -253,4 +254,67 @@ func TestCarryOver(t *testing.T) {
 			s.Close()
 		})
 	}
+}
+
+// The peer of a connection that left gets no answer, until somebody says that
+// it does not come back.
+func TestHush(t *testing.T) {
+	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
+	client, server := connected(t, a, b)
+	c := client.Endpoint.(engine.Carrier)
+	if err := c.Part(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the segments that came before", func() bool { _, err := c.Leave(); return err == nil })
+	i := client.Info()
+	c.Vanish()
+	send(t, server, make([]byte, 100))
+	// The gate of the connection that left keeps its segments; those of others
+	// that are not known are counted.
+	eventually(t, "the segment to be sent again", func() bool { return server.Info().Retransmits > 0 })
+	if err := server.Err(); err != nil {
+		t.Fatalf("the peer's connection ended: %v", err)
+	}
+	b.Engine.(engine.Disowner).Disown(i.Local, i.Remote)
+	server.ev.until(t, "the reset", func() bool { return server.Err() != nil })
+	if err := server.Err(); !errors.Is(err, engine.ErrReset) {
+		t.Errorf("the peer's connection ended with %v", err)
+	}
+}
+
+// An engine that starts after another gives segments of unknown connections no
+// answer.
+func TestHushAtStart(t *testing.T) {
+	var dying atomic.Bool // what the first engine says at its end is lost
+	x, y := enginetest.Pipe(enginetest.PipeOptions{Drop: func(int, []byte) bool { return dying.Load() }})
+	start := func(p *enginetest.PipePort, i int, hush time.Duration) side {
+		e, err := engine.New(engine.Config{Port: p, MAC: macs[i], Addresses: nets[i], Hush: hush})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = e.Close() })
+		return side{Engine: e, v4: nets[i][0].Addr()}
+	}
+	t.Cleanup(func() { _, _ = x.Close(), y.Close() })
+	a, b := start(x, 0, 0), start(y, 1, 0)
+	_, server := connected(t, a, b)
+	dying.Store(true)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dying.Store(false)
+	b = start(y, 1, time.Minute)
+	send(t, server, make([]byte, 100))
+	eventually(t, "segments without an answer", func() bool { return b.Stats().FramesUnanswered > 1 })
+	if err := server.Err(); err != nil {
+		t.Errorf("the peer's connection ended: %v", err)
+	}
+	// New connections are not affected.
+	connect(t, a, false, addrPort(listenAt(t, b, 81), 81))
+}
+
+func listenAt(t *testing.T, s side, port uint16) netip.Addr {
+	t.Helper()
+	listen(t, s, false, port, 4)
+	return s.v4
 }
