@@ -13,7 +13,8 @@
 // notify.go (when completions and arrivals are told; the rules are in files of
 // their own: notifygather.go, notifytempo.go, notifypattern.go), reports.go,
 // terminate.go, cancel.go, attributes.go and settings.go, respond.go (publishing
-// responses), drain.go.
+// responses), drain.go, state.go (state records) and carry.go (connections that
+// outlive their firmware).
 //
 // # Concurrency and ownership
 //

@@ -30,6 +30,14 @@
 // then for [Config.TimeWait]; a peer that never sends its FIN is given up after
 // 60 s.
 //
+// # Connections that go from engine to engine
+//
+// [Carrier] takes a connection out of one engine and into another, which may be
+// another process or another adapter, without a word to the peer. The stack
+// only knows how to open connections; what plays the peer in a handshake that
+// never leaves, and translates sequence numbers and time stamps afterwards, is
+// in gate.go. Other connections pay one atomic load for each packet.
+//
 // # Standards
 //
 // TCP as RFC 9293 with window scaling and timestamps (RFC 7323), SACK (RFC 2018,
