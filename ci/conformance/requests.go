@@ -299,6 +299,7 @@ func TestIF10_Tags(t *T) {
 	held := r.available(0, m, 0)
 	again := r.ping()
 	again.Tag = held
+	r.model.post(again)
 	r.put(again)
 	r.ringIn()
 	d = r.answer(held)

@@ -165,7 +165,8 @@ type ring struct {
 
 	open   map[uint32]uint8 // tag to type of the requests without terminal response
 	got    []desc           // consumed, not yet asked for
-	strict bool             // unknown tags fail the test
+	strict bool             // what breaks a rule of history fails the test
+	model  *history
 }
 
 // ringConfig says how a ring is created; the zero value is a good one.
@@ -191,7 +192,7 @@ func (c *card) build(q uint32, cfg ringConfig) *ring {
 	r := &ring{
 		card: c, q: q, inLog: cfg.inLog, outLog: cfg.outLog, tags: 0x1000 * (q + 1),
 		in: c.alloc(32 << cfg.inLog), out: c.alloc(32 << cfg.outLog), ev: c.alloc(256),
-		open: map[uint32]uint8{}, strict: true,
+		open: map[uint32]uint8{}, strict: true, model: newHistory(),
 	}
 	r.blank()
 	abi.StoreWord(r.ev.Bytes[evOutPublished:], cfg.first)
@@ -279,6 +280,7 @@ func (r *ring) outSlot(i uint32) []byte {
 
 // note records a request as outstanding.
 func (r *ring) note(d desc) {
+	r.model.post(d)
 	if d.Tag != 0 {
 		r.open[d.Tag] = d.Type
 	}
@@ -374,14 +376,10 @@ func (r *ring) consume() bool {
 // book checks a response against the ledger: IF10 holds in every test.
 func (r *ring) book(d desc) {
 	r.got = append(r.got, d)
-	if d.Tag == 0 {
-		return
-	}
-	if _, ok := r.open[d.Tag]; !ok {
+	for _, broken := range r.model.response(d) {
 		if r.strict {
-			r.Errorf("response without an open request: %v", d)
+			r.Errorf("%s", broken)
 		}
-		return
 	}
 	if d.final() && d.Aux != stTagInUse {
 		delete(r.open, d.Tag)

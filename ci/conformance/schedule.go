@@ -3,6 +3,8 @@
 package conformance
 
 import (
+	"bytes"
+	"fmt"
 	"net/netip"
 
 	"toebox/guestdriver"
@@ -125,12 +127,14 @@ func (w *world) drainGot() {
 	w.got = w.got[:0]
 }
 
-// newWorld opens a queue for a random schedule.
-func (t *T) newWorld(c *card) *world {
+// newWorld opens queue 0 for a random schedule.
+func (t *T) newWorld(c *card) *world { return t.worldOn(c, 0) }
+
+func (t *T) worldOn(c *card, q uint32) *world {
 	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpEcho}})
 	check(t, "peer: serve", err)
 	t.Cleanup(func() { p.Close() })
-	w := &world{ring: c.ring(0, ringConfig{inLog: 7, outLog: 6}), echo: p.Addr()}
+	w := &world{ring: c.ring(q, ringConfig{inLog: 7, outLog: 6}), echo: p.Addr()}
 	w.closed, err = t.Peer().Refused(t.ctx)
 	check(t, "peer: refused", err)
 	w.hang, err = t.Peer().Hang(t.ctx)
@@ -214,5 +218,118 @@ func TestIF10_Reset(t *T) {
 		pong(t, r.do(r.ping()))
 		r.command(5)
 		r.await(0)
+	}
+}
+
+// settled fails the test when a tag has no terminal response, but for those
+// whose requests were never taken.
+func (w *world) settled(what string) {
+	w.Helper()
+	w.drainGot()
+	want(w.T, fmt.Sprintf("%s, queue %d: tags without a terminal response, but for those never taken", what, w.q),
+		len(w.open), w.untaken())
+}
+
+// endings are the ways in which all queues end at once, and whether everything
+// is answered then.
+var endings = [...]struct {
+	name    string
+	orderly bool
+	end     func(c *card, all []*world)
+}{
+	{"drain", true, func(c *card, all []*world) {
+		for _, w := range all {
+			w.command(4)
+		}
+		each(all, "Q_STATE drained", func(w *world) bool { return w.state() == 4 })
+	}},
+	{"destroy", true, func(c *card, all []*world) {
+		for _, w := range all {
+			w.command(5)
+		}
+		each(all, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
+	}},
+	{"orderly stop", true, func(c *card, all []*world) {
+		c.write(regControl, 2)
+		each(all[:1], "STATUS.STOPPED", func(*world) bool {
+			for _, w := range all {
+				w.drainGot()
+			}
+			return c.read(regStatus)&4 != 0
+		})
+	}},
+	{"function-level reset", false, func(c *card, _ []*world) {
+		c.side = nil
+		check(c.T, "function-level reset", c.bus.Reset())
+		c.until("STATUS.READY", func() bool { return c.read(regStatus)&1 != 0 })
+	}},
+	{"device reset", false, func(c *card, _ []*world) { c.reset() }},
+}
+
+// each waits until cond holds for every world, consuming meanwhile.
+func each(all []*world, what string, cond func(*world) bool) {
+	for _, w := range all {
+		w.until(fmt.Sprintf("%s of queue %d", what, w.q), func() bool { w.drainGot(); return cond(w) })
+	}
+}
+
+// TestIF10_Endings runs random schedules on three queues at a time and ends
+// them in every way there is. Orderly, each tag has its one terminal response;
+// after a reset nothing more is written, and what is open is the driver's to
+// complete, once.
+func TestIF10_Endings(t *T) {
+	t.Logf("seed %d", t.Env.Seed)
+	c := t.start()
+	for _, e := range endings {
+		all := []*world{t.worldOn(c, 0), t.worldOn(c, 1), t.worldOn(c, 31)}
+		for range 120 {
+			for _, w := range all {
+				w.run(1 + w.rng.IntN(4))
+			}
+		}
+		e.end(c, all)
+		for _, w := range all {
+			if e.orderly {
+				w.settled(e.name)
+				continue
+			}
+			before := [][]byte{bytes.Clone(w.out.Bytes), bytes.Clone(w.in.Bytes), bytes.Clone(w.buf.Bytes)}
+			pause(nothing / 3)
+			for i, now := range [][]byte{w.out.Bytes, w.in.Bytes, w.buf.Bytes} {
+				want(t, fmt.Sprintf("%s: memory %d of queue %d stays as it was", e.name, i, w.q), bytes.Equal(now, before[i]), true)
+			}
+		}
+		c.restart()
+		want(t, e.name+": connections afterwards", c.counter(ctrConnections), 0)
+	}
+}
+
+// TestIF10_Neighbours: a queue is destroyed, and created again, while others
+// run their schedules; nobody's tags suffer.
+func TestIF10_Neighbours(t *T) {
+	t.Logf("seed %d", t.Env.Seed)
+	c := t.start()
+	a, b := t.worldOn(c, 2), t.worldOn(c, 5)
+	for range 6 {
+		w := t.worldOn(c, 9)
+		for range 40 {
+			a.run(2)
+			w.run(2)
+			b.run(2)
+		}
+		w.command([]uint32{4, 5}[w.rng.IntN(2)])
+		for range 10 {
+			a.run(2)
+			b.run(2)
+		}
+		each([]*world{w}, "Q_STATE drained or disabled", func(w *world) bool { s := w.state(); return s == 4 || s == 0 })
+		w.settled("a queue among others")
+		w.command(5)
+		each([]*world{w}, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
+	}
+	for _, w := range []*world{a, b} {
+		w.command(5)
+		each([]*world{w}, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
+		w.settled("a queue that went on")
 	}
 }

@@ -13,7 +13,9 @@ import (
 )
 
 const (
-	firstIOVA = 0x40_0000_0000
+	// Somewhat below a multiple of 4 GiB, so that a test can get memory on both
+	// sides of it.
+	firstIOVA = 0x40_0000_0000 - 1<<20
 	pageSize  = 4096
 	// heapPage is what Go aligns large objects to; a size that is a multiple
 	// of it is aligned, too.

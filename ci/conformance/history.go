@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import "fmt"
+
+// history is the model of IF10: what a host may expect of the tags that it
+// gave. It is told of requests and responses in their order, and says what
+// breaks a rule of SPEC.md §5:
+//
+//   - a tag has one terminal response, and none after it;
+//   - a response has the type that answers the request;
+//   - a send says how much of it is done, all of it when it is OK;
+//   - a receive buffer is filled in order from its offset on, never beyond its
+//     end, and is FINAL when it is full;
+//   - each target of a control request has one result;
+//   - a cancellation and its target agree on who won, the target first.
+//
+// Results that go through report buffers are not followed.
+type history struct {
+	open map[uint32]*thread
+	done map[uint32]ending
+}
+
+// thread is a request without its terminal response.
+type thread struct {
+	d        desc
+	next     uint32 // of a receive buffer: where the next bytes go
+	ordinals map[uint32]bool
+	answers  int
+	again    int // requests that came under the same tag meanwhile
+}
+
+// ending is how the last request of a tag ended.
+type ending struct {
+	typ     uint8
+	status  uint16
+	answers int
+	vague   bool // more than one request had the tag
+}
+
+func newHistory() *history {
+	return &history{open: map[uint32]*thread{}, done: map[uint32]ending{}}
+}
+
+// post is told of a request before it is published.
+func (h *history) post(d desc) {
+	if d.Tag == 0 {
+		return
+	}
+	if th := h.open[d.Tag]; th != nil {
+		th.again++
+		return
+	}
+	h.open[d.Tag] = &thread{d: d, next: d.Offset}
+}
+
+// response is told of a response and returns the rules that it breaks.
+func (h *history) response(d desc) (broken []string) {
+	if d.Tag == 0 {
+		return nil
+	}
+	say := func(format string, args ...any) {
+		broken = append(broken, fmt.Sprintf(format, args...)+": "+d.String())
+	}
+	th := h.open[d.Tag]
+	if th == nil {
+		if e, ok := h.done[d.Tag]; ok {
+			say("a response after the terminal one of type %d, status %d", e.typ, e.status)
+		} else {
+			say("a response without a request")
+		}
+		return broken
+	}
+	if d.Aux == stTagInUse && d.final() && th.again > 0 {
+		th.again--
+		return nil
+	}
+	th.answers++
+	if th.again == 0 && th.d.Flags&flagReport == 0 && d.Flags&flagReport == 0 {
+		th.judge(d, say)
+		if th.d.Type == reqCancel && th.d.Aux == 0 && th.d.Offset != 0 {
+			h.cancelled(th.d.Offset, d, say)
+		}
+	}
+	if d.final() {
+		old, used := h.done[d.Tag]
+		h.done[d.Tag] = ending{th.d.Type, d.Aux, th.answers, th.again > 0 || used || old.vague}
+		delete(h.open, d.Tag)
+	}
+	return broken
+}
+
+// judge holds a response against its request alone.
+func (th *thread) judge(d desc, say func(string, ...any)) {
+	q := th.d
+	fits := d.Type == answerTo(q.Type) || q.Type == reqAvailable && d.Type == rspReceive
+	if !fits {
+		say("type %d answers a request of type %d", d.Type, q.Type)
+		return
+	}
+	switch q.Type {
+	case reqSend:
+		todo := uint64(q.Length) - uint64(q.Offset)
+		switch {
+		case !d.final():
+			say("a send with more than one response")
+		case d.Base != q.Base || d.Conn != q.Conn || d.Offset != q.Offset:
+			say("the answer names another buffer than %v", q)
+		case d.Aux == stOK && uint64(d.Length) != todo, q.Offset <= q.Length && uint64(d.Length) > todo:
+			say("a send of %d bytes", todo)
+		}
+	case reqAvailable:
+		th.filled(d, say)
+	case reqConnect, reqTerminate, reqListen, reqCancel:
+		whole := d.Offset == 0xffffffff
+		if whole && (th.answers > 1 || !d.final()) {
+			say("a refusal of the whole request after results of targets")
+		}
+		if th.ordinals[d.Offset] {
+			say("two results of one target")
+		}
+		if th.ordinals == nil {
+			th.ordinals = map[uint32]bool{}
+		}
+		th.ordinals[d.Offset] = true
+	default:
+		if !d.final() {
+			say("a request with more than one response")
+		}
+	}
+}
+
+// filled follows a receive buffer.
+func (th *thread) filled(d desc, say func(string, ...any)) {
+	q := th.d
+	switch {
+	case d.Type == rspDone:
+		if !d.final() || d.Length != 0 {
+			say("a buffer that ends without bytes")
+		}
+	case d.Flags&flagCombined != 0 || d.Aux != stOK:
+		// The run's first buffer, or a length that is not what was written.
+	case d.Base != q.Base || q.Conn != 0 && d.Conn != q.Conn || d.Offset != th.next:
+		say("bytes at another place than offset %d of %v", th.next, q)
+	case uint64(d.Offset)+uint64(d.Length) > uint64(q.Length):
+		say("bytes beyond the end of %v", q)
+	default:
+		th.next += d.Length
+		if th.next == q.Length && !d.final() {
+			say("a full buffer without FINAL")
+		}
+	}
+}
+
+// cancelled holds the answer d to a cancellation against its target's.
+func (h *history) cancelled(target uint32, d desc, say func(string, ...any)) {
+	e, ended := h.done[target]
+	th := h.open[target]
+	switch {
+	case e.vague || th != nil && th.again > 0:
+	case d.Aux == stOK && th != nil:
+		say("tag %#x is cancelled and has no terminal response yet", target)
+	case d.Aux == stOK && !ended:
+		say("tag %#x is cancelled and never was", target)
+	case d.Aux == stOK && e.answers == 1 && e.status != stCancelled:
+		say("tag %#x is cancelled and ended with status %d", target, e.status)
+	case d.Aux == stTooLate && th != nil && th.d.Type != reqTerminate && th.d.Type != reqCancel:
+		say("it is too late for tag %#x, which has no terminal response yet", target)
+	}
+}
+
+// answerTo is the type of the response to a type of request.
+func answerTo(typ uint8) uint8 {
+	switch typ {
+	case reqSend, reqAvailable:
+		return rspDone
+	case reqConnect:
+		return rspCompletion
+	case reqTerminate:
+		return rspTerminated
+	case reqListen:
+		return rspListen
+	case reqCancel:
+		return rspCancelled
+	case reqConnAttr:
+		return rspConnAttr
+	case reqAdapter:
+		return rspAdapter
+	}
+	return rspRejected
+}
