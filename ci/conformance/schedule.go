@@ -230,40 +230,43 @@ func (w *world) settled(what string) {
 		len(w.open), w.untaken())
 }
 
-// endings are the ways in which all queues end at once, and whether everything
-// is answered then.
-var endings = [...]struct {
+// finale is a way in which all queues end at once.
+type finale struct {
 	name    string
-	orderly bool
+	orderly bool // everything is answered
 	end     func(c *card, all []*world)
-}{
-	{"drain", true, func(c *card, all []*world) {
-		for _, w := range all {
-			w.command(4)
-		}
-		each(all, "Q_STATE drained", func(w *world) bool { return w.state() == 4 })
-	}},
-	{"destroy", true, func(c *card, all []*world) {
-		for _, w := range all {
-			w.command(5)
-		}
-		each(all, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
-	}},
-	{"orderly stop", true, func(c *card, all []*world) {
-		c.write(regControl, 2)
-		each(all[:1], "STATUS.STOPPED", func(*world) bool {
+}
+
+func finales() []finale {
+	return []finale{
+		{"drain", true, func(c *card, all []*world) {
 			for _, w := range all {
-				w.drainGot()
+				w.command(4)
 			}
-			return c.read(regStatus)&4 != 0
-		})
-	}},
-	{"function-level reset", false, func(c *card, _ []*world) {
-		c.side = nil
-		check(c.T, "function-level reset", c.bus.Reset())
-		c.until("STATUS.READY", func() bool { return c.read(regStatus)&1 != 0 })
-	}},
-	{"device reset", false, func(c *card, _ []*world) { c.reset() }},
+			each(all, "Q_STATE drained", func(w *world) bool { return w.state() == 4 })
+		}},
+		{"destroy", true, func(c *card, all []*world) {
+			for _, w := range all {
+				w.command(5)
+			}
+			each(all, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
+		}},
+		{"orderly stop", true, func(c *card, all []*world) {
+			c.write(regControl, 2)
+			each(all[:1], "STATUS.STOPPED", func(*world) bool {
+				for _, w := range all {
+					w.drainGot()
+				}
+				return c.read(regStatus)&4 != 0
+			})
+		}},
+		{"function-level reset", false, func(c *card, _ []*world) {
+			c.side = nil
+			check(c.T, "function-level reset", c.bus.Reset())
+			c.until("STATUS.READY", func() bool { return c.read(regStatus)&1 != 0 })
+		}},
+		{"device reset", false, func(c *card, _ []*world) { c.reset() }},
+	}
 }
 
 // each waits until cond holds for every world, consuming meanwhile.
@@ -280,7 +283,7 @@ func each(all []*world, what string, cond func(*world) bool) {
 func TestIF10_Endings(t *T) {
 	t.Logf("seed %d", t.Env.Seed)
 	c := t.start()
-	for _, e := range endings {
+	for _, e := range finales() {
 		all := []*world{t.worldOn(c, 0), t.worldOn(c, 1), t.worldOn(c, 31)}
 		for range 120 {
 			for _, w := range all {
