@@ -112,6 +112,10 @@ func TestReportBuffers(t *testing.T) {
 	f := r.control(abi.TypeConnect, 2, appendTarget(gatherAll(150), x))
 	f.Flags = abi.FlagReport
 	r.post(bad, small, f)
+	// They are started in turns.
+	if err := r.Wait("connects", func() bool { return r.counter(abi.CounterConnects) == 150 }); err != nil {
+		t.Fatal(err)
+	}
 	r.settle()
 	for _, e := range r.fake.Endpoints() {
 		e.Establish()
