@@ -459,7 +459,8 @@ func TestNoticesFull(t *testing.T) {
 	l.look()
 	// Targets that all fail at once.
 	many := abi.Target{Protocol: 6, Count: 9000, Local: netip.MustParseAddrPort("0.0.0.0:0"), Remote: netip.MustParseAddrPort("224.0.0.1:1")}
-	f := r.target(abi.TypeConnect, many)
+	tuples, n = scalars(0x0256, 1) // their failures take no gathered notice with them
+	f := r.control(abi.TypeConnect, n+1, appendTarget(tuples, many))
 	r.post(f)
 	if err := r.Wait("the adapter to be full", func() bool { return r.counter(abi.CounterRequestsStalled) > 0 }); err != nil {
 		t.Fatal(err)
