@@ -85,8 +85,23 @@ type CheckerEntry struct {
 // String is one line for logs.
 func (e *CheckerEntry) String() string {
 	place := [...]string{"nowhere", "input table", "output table", "buffer", "control buffer"}[min(int(e.Place), PlaceControl)]
-	return fmt.Sprintf("%v: queue %d, %s, index %#x, address %#x, tag %#x, detail %#x, descriptor %x, found %x, events %v",
-		e.Rule, e.Queue, place, e.Index, e.Address, e.Tag, e.Detail, e.Descriptor, e.Found, e.Events)
+	s := fmt.Sprintf("%v: queue %d, %s, index %#x, address %#x, tag %#x, detail %#x",
+		e.Rule, e.Queue, place, e.Index, e.Address, e.Tag, e.Detail)
+	if e.Descriptor != [DescriptorSize]byte{} {
+		s += fmt.Sprintf(", descriptor %x", e.Descriptor)
+	}
+	if e.Found != [DescriptorSize]byte{} {
+		s += fmt.Sprintf(", found %x", e.Found)
+	}
+	for _, v := range e.Events {
+		switch v.Kind {
+		case TagSeen, TagTaken:
+			s += fmt.Sprintf(", type %d %s at %d ns, index %d", v.Type, [...]string{"seen", "taken"}[v.Kind-TagSeen], v.Uptime, v.Value)
+		case TagAnswered, TagDone:
+			s += fmt.Sprintf(", answered by type %d at %d ns, status %d, length %d", v.Type, v.Uptime, uint16(v.Status), v.Value)
+		}
+	}
+	return s
 }
 
 // CheckerReport is the value of CHECKER_REPORT.

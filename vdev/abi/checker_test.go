@@ -61,7 +61,14 @@ func TestCheckerReport(t *testing.T) {
 			t.Errorf("%d bytes were parsed", len(bad))
 		}
 	}
-	if (&want.Entries[0]).String() == "" || (&CheckerEntry{Place: 200}).String() == "" {
-		t.Error("no text")
+	const text = "BELL_INDEX: queue 31, input table, index 0x3fffffff, address 0x4000001000, tag 0x51, detail 0x20, descriptor " +
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa, found " +
+		"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb, type 8 taken at 1 ns, index 7, " +
+		"answered by type 24 at 2 ns, status 1, length 3"
+	if got := want.Entries[0].String(); got != text {
+		t.Errorf("text %q\nwant %q", got, text)
+	}
+	if got := (&CheckerEntry{Place: 200}).String(); got != "rule 0: queue 0, control buffer, index 0x0, address 0x0, tag 0x0, detail 0x0" {
+		t.Errorf("text %q", got)
 	}
 }
