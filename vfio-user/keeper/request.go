@@ -14,15 +14,17 @@ import (
 // request is one of the client's from its arrival to its answer, or one of the
 // keeper's own. It is under session.mu once it is held or pending.
 type request struct {
-	seq     uint64 // order of arrival
-	id      uint16 // the client's
-	cmd     vfiouser.Command
-	silent  bool // the client wants no reply
-	posted  bool // nor does the keeper
-	arrived time.Time
-	sent    time.Time // to the server that has it
-	payload []byte    // a copy, in small if it fits
-	small   [24]byte
+	seq    uint64 // order of arrival
+	id     uint16 // the client's
+	cmd    vfiouser.Command
+	silent bool // the client wants no reply
+	posted bool // nor does the keeper
+	// answered is one that was answered in the stead of the server that has it.
+	answered bool
+	arrived  time.Time
+	sent     time.Time // to the server that has it
+	payload  []byte    // a copy, in small if it fits
+	small    [24]byte
 
 	access access  // of a region
 	dma    dmaMap  // of DMA_MAP; owns a reference to its file

@@ -386,10 +386,13 @@ func (s *session) lose(l *link) {
 	held := s.held
 	s.held, s.heldBytes = nil, 0
 	for _, r := range back {
-		if r.again() {
+		switch {
+		case r.answered:
+			continue
+		case r.again():
 			s.k.stats.resent.Add(1)
 			s.holdLocked(r)
-		} else {
+		default:
 			s.inSteadLocked(r)
 		}
 	}
@@ -471,17 +474,25 @@ func (s *session) overdue(then time.Time) {
 		return
 	}
 	if s.live != nil && s.state != stateRestoring {
+		var hung error
 		for _, r := range s.live.pending {
-			if r.own == nil && r.sent.Before(then) {
-				err := fmt.Errorf("keeper: no answer to %v", r)
-				s.live.p.fail(err, true)
-				s.live.st.Close()
-				return
+			if r.own != nil || !r.arrived.Before(then) {
+				continue
 			}
-			if r.own == nil && !r.silent && r.arrived.Before(then) {
-				s.inSteadLocked(r) // it was held first; this server is not to blame
-				r.silent = true
+			if hung == nil && r.sent.Before(then) { // else it was held first, and this server is not to blame
+				hung = fmt.Errorf("keeper: no answer to %v", r)
 			}
+			// At once: the client's time runs out while the server is ended.
+			if !r.silent && !r.stateful() {
+				s.inSteadLocked(r)
+				r.silent, r.answered = true, true
+			}
+		}
+		if hung != nil {
+			s.absent = true
+			s.live.p.fail(hung, true)
+			s.live.st.Close()
+			return
 		}
 	}
 	if len(s.held) == 0 || !s.held[0].arrived.Before(then) || s.state == stateUp {
