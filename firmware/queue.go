@@ -304,14 +304,17 @@ func (q *queue) fail(err error) {
 // does so only when the run before is dealt with and there is room for what
 // may come of it.
 func (q *queue) take() {
-	if q.state != abi.QueueRunning || q.runPos < q.runEnd {
+	if q.state != abi.QueueRunning {
 		return
 	}
-	q.runPos, q.runEnd = 0, 0
 	if q.stalled() {
 		q.count(abi.CounterRequestsStalled, 1)
 		return
 	}
+	if q.runPos < q.runEnd {
+		return
+	}
+	q.runPos, q.runEnd = 0, 0
 	old, log2 := q.in, uint(q.config.InLog2)
 	for more := true; more && q.runEnd < len(q.run); {
 		// The pass ends after a table's worth, and at the end of the table

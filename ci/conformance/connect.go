@@ -347,6 +347,30 @@ func TestCE03_Limits(t *T) {
 	for _, id := range []uint64{first, second, third} {
 		r.finish(id)
 	}
+
+	// An arrival over the limit is reset at once, and counted.
+	const ctrArrivalsRefused = 58
+	port := t.reachable()
+	l := r.listen(goal{count: 1, lport: port})
+	terminal(t, "listen", l, rspListen, stOK)
+	r.setScalar(reqAdapter, 0, 0x010d, 1)
+	kept, err := t.Peer().Dial(t.ctx, port, Script{{Op: OpDiscard}})
+	check(t, "peer: dial", err)
+	arrived := r.unsolicited(rspArrival, 0)
+	refused := c.counter(ctrArrivalsRefused)
+	// The peer hears of it while it connects, or right after.
+	if over, err := t.Peer().Dial(t.ctx, port, Script{{Op: OpDiscard}}); err == nil {
+		if res := t.outcome(over); res.Err == "" {
+			t.Errorf("an arrival over MAX_CONNECTIONS was not reset: %+v", res)
+		}
+		over.Close()
+	}
+	want(t, "arrivals_refused", c.counter(ctrArrivalsRefused)-refused, 1)
+	r.sendAll(arrived.Conn, 100, 7)
+	r.setScalar(reqAdapter, 0, 0x010d, 65536)
+	r.finish(arrived.Conn)
+	kept.Close()
+	terminal(t, "end of the listener", r.terminate(l.Conn, 0), rspTerminated, stOK)
 	if now := r.scalar(reqAdapter, 0, 0x0108); now >= used {
 		t.Errorf("MEMORY_USED is %d after the connections ended, %d before", now, used)
 	}

@@ -85,6 +85,10 @@ func TestIF12_HostStops(t *T) {
 	r := c.ring(0, ringConfig{inLog: 10, outLog: 4})
 	p := r.ping()
 	const total = 60000
+	const ctrRequestsStalled = 42
+	if n := c.counter(ctrRequestsStalled); n != 0 {
+		t.Errorf("requests_stalled is %d at the start", n)
+	}
 	posted := 0
 	stalled := false
 	for posted < total && !stalled {
@@ -104,6 +108,9 @@ func TestIF12_HostStops(t *T) {
 	}
 	if n := c.read(0x1030); n == 0 || n > 1<<16 {
 		t.Errorf("Q_HELD is %d", n)
+	}
+	if c.counter(ctrRequestsStalled) == 0 {
+		t.Errorf("requests_stalled did not move")
 	}
 	for range posted {
 		r.take("each response once", func(d desc) bool { return d.Type == rspAdapter })

@@ -4,6 +4,7 @@ package conformance
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 )
 
@@ -359,4 +360,20 @@ func TestIF17_NVM(t *T) {
 	must(t, "NVM restore of factory defaults", cmd(0, 4), 2)
 	must(t, "NVM commit", cmd(0, 3), 2)
 	c.reset()
+}
+
+// TestRIG02_BadAccess: accesses of BAR0 that are not aligned read all ones, write
+// nothing, and are counted (SPEC.md §2.1). Machines split them into others.
+func TestRIG02_BadAccess(t *T) {
+	c := t.start()
+	c.write(0x0080, 0x12345678)
+	bad := c.counter(ctrBadAccess)
+	for _, off := range []uint32{0x0001, 0x0082, 0x4003} {
+		want(t, fmt.Sprintf("read at %#x", off), c.read(off), 0xffffffff)
+	}
+	for _, off := range []uint32{0x0081, 0x007e} {
+		c.write(off, 0xa5a5a5a5)
+	}
+	want(t, "mmio_bad_access", c.counter(ctrBadAccess)-bad, 5)
+	want(t, "SCRATCH", c.read(0x0080), 0x12345678)
 }

@@ -7,8 +7,10 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -30,17 +32,25 @@ var (
 )
 
 // kit runs the functions that choose, if not nil, takes, each on a rig of its own.
-func kit(t *testing.T, rung string, choose *regexp.Regexp, scale float64, start func(rig.Config) (*rig.Rig, error)) {
+// It returns the counters that moved, if all of them ran.
+func kit(t *testing.T, rung string, choose *regexp.Regexp, scale float64, start func(rig.Config) (*rig.Rig, error)) map[string]bool {
+	moved := make(map[string]bool)
+	var ran, want int
 	for _, test := range conformance.Tests() {
 		if !test.On(rung) || choose != nil && !choose.MatchString(test.Name) {
 			continue
 		}
+		want++
 		t.Run(test.Name, func(t *testing.T) {
+			ran++
 			r, err := start(rig.Config{Seed: *seed, Scale: scale})
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {
+				for name, n := range r.Device().Function().Counters() {
+					moved[name] = moved[name] || n > 0
+				}
 				if err := r.Close(); err != nil {
 					t.Error(err)
 				}
@@ -48,11 +58,52 @@ func kit(t *testing.T, rung string, choose *regexp.Regexp, scale float64, start 
 			conformance.Run(t.Context(), adapter{t}, test, r.Env())
 		})
 	}
+	if ran != want {
+		return nil
+	}
+	return moved
 }
 
 // TestInproc runs the kit by function calls, under the race detector when
-// there is one.
-func TestInproc(t *testing.T) { kit(t, conformance.RungInproc, nil, 2, rig.Inproc) }
+// there is one. All of it together moves every counter that SPEC.md names.
+func TestInproc(t *testing.T) {
+	moved := kit(t, conformance.RungInproc, nil, 2, rig.Inproc)
+	if moved == nil {
+		return // a part of the kit was asked for
+	}
+	for _, name := range counters(t) {
+		if !moved[name] {
+			t.Errorf("no function moves the counter %s", name)
+		}
+	}
+}
+
+// counters are the names in SPEC.md section 13, but for the gauges, which stand
+// at 0 again in the end.
+func counters(t *testing.T) []string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "..", "vdev", "abi", "SPEC.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "\n## 13. Counters\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var names []string
+	next := 0
+	for _, m := range regexp.MustCompile(`(?m)^\| (\d+) \| ([a-z_]+) \| (.*) ?\|$`).FindAllStringSubmatch(section, -1) {
+		if m[1] != strconv.Itoa(next) {
+			t.Fatalf("counter %s stands in place %d of SPEC.md", m[1], next)
+		}
+		next++
+		if !strings.Contains(m[3], "gauge") {
+			names = append(names, m[2])
+		}
+	}
+	if len(names) == 0 {
+		t.Fatal("SPEC.md names no counters")
+	}
+	return names
+}
 
 // subset is what runs on the upper rungs before each commit; the whole kit
 // runs there in the conformance run.

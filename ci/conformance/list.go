@@ -16,6 +16,7 @@ func Tests() []*Test {
 	// VFIO keeps Interrupt Disable and Interrupt Status to itself.
 	registers := []string{RungInproc, RungSocket, RungQTest, RungUIO}
 	return []*Test{
+		{Name: "TestRIG02_BadAccess", IDs: ids("RIG02"), Rungs: []string{RungInproc, RungSocket}, Func: TestRIG02_BadAccess},
 		{Name: "TestRIG02_Config", IDs: ids("RIG02"), Func: TestRIG02_Config},
 		{Name: "TestRIG02_Registers", IDs: ids("RIG02"), Func: TestRIG02_Registers},
 		{Name: "TestRIG02_Scratch", IDs: ids("RIG02"), Func: TestRIG02_Scratch},
