@@ -306,7 +306,7 @@ func TestDatagramEnds(t *testing.T) {
 	}
 
 	// Without a peer: cancelled by id, or at a limit.
-	id, ep = r.datagram(false)
+	id, _ = r.datagram(false)
 	b = r.buffer(abi.TypeBufferAvailable, id, 50)
 	cancel := abi.Fields{Type: abi.TypeCancellation, Tag: r.Tag(), Conn: id, Offset: b.Tag}
 	r.post(b, cancel)
