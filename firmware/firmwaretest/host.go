@@ -118,32 +118,43 @@ func (h *Host) Post(fs ...abi.Fields) error {
 // Poll takes what responses there are, hands the slots back and rings as asked.
 func (h *Host) Poll() {
 	old := h.out
-	for n := 0; n < 1<<h.Config.OutLog2 && h.consume(); n++ { // what comes meanwhile is for the next time
-	}
+	h.consume(1 << h.Config.OutLog2) // what comes meanwhile is for the next time
 	if h.Event(abi.EventOutFreed).Wants(old, h.out) {
 		h.Firmware.DoorbellOut(h.Queue, h.out)
 	}
 }
 
-func (h *Host) consume() bool {
-	slot := h.out.Slot(uint(h.Config.OutLog2))
-	b := h.Chip.Bytes(h.Config.Out+uint64(slot)*abi.DescriptorSize, abi.DescriptorSize)
-	w := abi.LoadWord(b)
-	if w&abi.WordOwner != 0 {
-		return false
+// consume takes at most n responses and reports whether there was one. The slots
+// are handed back from the newest to the oldest: an adapter that looks meanwhile
+// finds none of them free, or all.
+func (h *Host) consume(n int) bool {
+	old := h.out
+	for ; n > 0; n-- {
+		b := h.outSlot(h.out)
+		if abi.LoadWord(b)&abi.WordOwner != 0 {
+			break
+		}
+		var c [abi.DescriptorSize]byte
+		copy(c[:], b)
+		if len(h.received) == 0 {
+			h.received = h.space[:0]
+		}
+		h.received = append(h.received, abi.Descriptor(c[:]).Decode())
+		if cap(h.received) > cap(h.space) {
+			h.space = h.received
+		}
+		h.out = h.out.Add(1)
 	}
-	var c [abi.DescriptorSize]byte
-	copy(c[:], b)
-	if len(h.received) == 0 {
-		h.received = h.space[:0]
+	for i := h.out.Sub(old); i > 0; i-- {
+		b := h.outSlot(old.Add(int(i) - 1))
+		abi.StoreWord(b, abi.LoadWord(b)|abi.WordOwner)
 	}
-	h.received = append(h.received, abi.Descriptor(c[:]).Decode())
-	if cap(h.received) > cap(h.space) {
-		h.space = h.received
-	}
-	abi.StoreWord(b, w|abi.WordOwner)
-	h.out = h.out.Add(1)
-	return true
+	return h.out != old
+}
+
+func (h *Host) outSlot(i abi.Index) []byte {
+	slot := i.Slot(uint(h.Config.OutLog2))
+	return h.Chip.Bytes(h.Config.Out+uint64(slot)*abi.DescriptorSize, abi.DescriptorSize)
 }
 
 // Next returns the next response.
@@ -197,7 +208,7 @@ func (h *Host) Wait(what string, ready func() bool) error {
 func (h *Host) Take() (abi.Fields, bool) {
 	if len(h.received) == 0 {
 		old := h.out
-		if !h.consume() {
+		if !h.consume(1) {
 			return abi.Fields{}, false
 		}
 		if h.Event(abi.EventOutFreed).Wants(old, h.out) {
