@@ -138,7 +138,7 @@ func (c *check) tests(ctx context.Context, race, rig bool) {
 		return
 	}
 	var col runner.Collector
-	s := scan{collect: col.Sink(), output: map[string]*strings.Builder{}, bad: map[string]bool{}}
+	s := newScan(col.Sink())
 	s.read(out)
 	err = cmd.Wait()
 	sum, red := s.count(col.Results)
@@ -154,7 +154,7 @@ func (c *check) tests(ctx context.Context, race, rig bool) {
 		c.sum.Failed++
 		fmt.Fprintf(c.out, "go test: %v\n%s", err, stderr.String())
 	}
-	fmt.Fprintf(c.out, "%s go test: %v (%.1fs)\n", word(err), sum, time.Since(began).Seconds())
+	fmt.Fprintf(c.out, "%s go test: %v (%.1fs; slowest: %s)\n", word(err), sum, time.Since(began).Seconds(), s.slowest(8))
 }
 
 // require adds to a list of what tests must not skip for the want of.

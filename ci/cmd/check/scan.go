@@ -4,9 +4,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"toebox/ci/runner"
@@ -17,6 +20,11 @@ type scan struct {
 	collect runner.Sink
 	output  map[string]*strings.Builder // of packages, outside their tests
 	bad     map[string]bool             // packages that failed
+	took    map[string]float64          // s, of packages
+}
+
+func newScan(collect runner.Sink) *scan {
+	return &scan{collect: collect, output: map[string]*strings.Builder{}, bad: map[string]bool{}, took: map[string]float64{}}
 }
 
 const maxLine = 4 << 20
@@ -44,6 +52,9 @@ func (s *scan) read(r io.Reader) {
 		}
 		if e.Test == "" && e.Action == runner.ActionFail {
 			s.bad[pkg] = true
+		}
+		if e.Test == "" && e.Elapsed != nil {
+			s.took[pkg] = *e.Elapsed
 		}
 		s.collect(e.Event)
 	}
@@ -91,6 +102,19 @@ func (s *scan) count(rs []runner.Result) (sum runner.Summary, red []string) {
 		}
 	}
 	return sum, red
+}
+
+// slowest names the n packages whose tests took longest, which is where to look
+// when all of them take too long. Several run at a time.
+func (s *scan) slowest(n int) string {
+	names := slices.SortedFunc(maps.Keys(s.took), func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.took[b], s.took[a]), strings.Compare(a, b))
+	})
+	var out []string
+	for _, name := range names[:min(n, len(names))] {
+		out = append(out, fmt.Sprintf("%s %.0fs", strings.TrimPrefix(name, "toebox/"), s.took[name]))
+	}
+	return strings.Join(out, ", ")
 }
 
 func outputs(rs []runner.Result) string {

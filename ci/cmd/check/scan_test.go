@@ -25,18 +25,22 @@ func TestScan(t *testing.T) {
 {"Action":"run","Package":"a","Test":"TestOther/sub"}
 {"Action":"pass","Package":"a","Test":"TestOther/sub"}
 {"Action":"pass","Package":"a","Test":"TestOther"}
-{"Action":"fail","Package":"a"}
+{"Action":"fail","Package":"a","Elapsed":4.5}
 not an event
 {"ImportPath":"b [b.test]","Action":"build-output","Output":"b.go:1: broken\n"}
 {"Action":"output","Package":"b","Output":"FAIL b [build failed]\n"}
-{"Action":"fail","Package":"b"}
+{"Action":"fail","Package":"b","Elapsed":9}
+{"Action":"pass","Package":"toebox/c","Elapsed":0.2}
 `
 	var c runner.Collector
-	s := scan{collect: c.Sink(), output: map[string]*strings.Builder{}, bad: map[string]bool{}}
+	s := newScan(c.Sink())
 	s.read(strings.NewReader(stream))
 	sum, red := s.count(c.Results)
 	if want := (runner.Summary{Passed: 2, Failed: 2}); sum != want {
 		t.Errorf("counted %v, want %v", sum, want)
+	}
+	if got, want := s.slowest(2), "b 9s, a 4s"; got != want {
+		t.Errorf("slowest are %q, want %q", got, want)
 	}
 	text := strings.Join(red, "")
 	for _, want := range []string{"TestInproc/TestY\nwhy\nagain: go test -race -run '^TestInproc$/^TestY$' a\n", "b.go:1: broken"} {
