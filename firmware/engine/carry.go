@@ -129,12 +129,18 @@ type Disowner interface {
 
 var _ Disowner = (*netstack)(nil)
 
-// Disown enters a gate that lets everything pass.
+// Disown enters a gate that lets everything pass. A connection that the stack
+// has answers for itself.
 func (n *netstack) Disown(local, remote netip.AddrPort) {
-	n.link.gates.add(stack.TransportEndpointID{
+	id := stack.TransportEndpointID{
 		LocalPort: local.Port(), LocalAddress: toStack(local.Addr()),
 		RemotePort: remote.Port(), RemoteAddress: toStack(remote.Addr()),
-	}, new(gate))
+	}
+	g := &n.link.gates
+	if x := g.get(id); g.known(id) && (x == nil || x.block.Load() != gateShut) {
+		return
+	}
+	g.add(id, new(gate))
 }
 
 // Restore goes on with f.

@@ -318,3 +318,15 @@ func listenAt(t *testing.T, s side, port uint16) netip.Addr {
 	listen(t, s, false, port, 4)
 	return s.v4
 }
+
+// A connection that the engine has is not touched when another that would have
+// its addresses is disowned: it can leave still.
+func TestDisownLive(t *testing.T) {
+	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
+	client, _ := connected(t, a, b)
+	i := client.Info()
+	b.Engine.(engine.Disowner).Disown(i.Local, i.Remote)
+	if err := client.Endpoint.(engine.Carrier).Part(); err != nil {
+		t.Error(err)
+	}
+}
