@@ -171,24 +171,26 @@ func (q *queue) putCarried(c *conn, r *abi.StateRecord) bool {
 	const unit = abi.ReportSize
 	unread := int(r.Unread)
 	whole := stateSize + (unread+unit-1)/unit*unit
-	if !q.reportSpace(whole) || !q.putState(r, abi.StatusOK) {
+	if !q.putState(r, abi.StatusOK, whole) {
 		return false
 	}
 	for unread > 0 {
 		b := q.reports.chunk[:0]
-		_, err := c.ep.Read(min(unread, reportChunk), func(p []byte) int {
-			n := min(len(p), reportChunk-len(b))
-			b = append(b, p[:n]...)
-			return n
-		})
-		if len(b) == 0 || err != nil {
-			return false
+		for want := min(unread, reportChunk); len(b) < want; {
+			n, err := c.ep.Read(want-len(b), func(p []byte) int {
+				p = p[:min(len(p), want-len(b))]
+				b = append(b, p...)
+				return len(p)
+			})
+			if n == 0 || err != nil {
+				return false
+			}
 		}
 		unread -= len(b)
-		for unread == 0 && len(b)%unit != 0 {
+		for len(b)%unit != 0 { // at the end only: a chunk is whole units
 			b = append(b, 0)
 		}
-		if q.reports.buffers.front == nil || !q.putReport(abi.TypeConnectionAttrs, b, 0) {
+		if !q.putReport(abi.TypeConnectionAttrs, b, 0) {
 			return false
 		}
 	}
@@ -233,7 +235,7 @@ func (q *queue) startRestore(j *job, ordinal uint32) {
 	}
 	if s != abi.StatusOK {
 		q.count(abi.CounterCarryRefused, 1)
-		if d, ok := q.fw.engine.(engine.Disowner); ok && t.Local.IsValid() && t.Remote.IsValid() {
+		if d, ok := q.fw.engine.(engine.Disowner); ok && s != abi.StatusNoMemory && t.Local.IsValid() && t.Remote.IsValid() {
 			d.Disown(t.Local, t.Remote)
 		}
 		q.dropTarget(j, c, t.Remote, ordinal, s)

@@ -3,6 +3,7 @@
 package firmware_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -467,11 +468,14 @@ func TestCarryOverRefused(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		reports []int
+		bad     bool // the first of them cannot be written
 		prepare func(r *carryRig, id uint64)
 		out     uint64
 	}{
 		{name: "no report buffer"},
 		{name: "small report buffer", reports: []int{256}},
+		{name: "small report buffer behind a bad one", reports: []int{4096, 512}, bad: true},
+		{name: "report buffer behind a bad one", reports: []int{4096, 256 + 1024}, bad: true, out: 1},
 		{name: "sending ended", reports: []int{4096, 4096}, prepare: func(r *carryRig, id uint64) {
 			r.post(abi.Fields{Type: abi.TypeTermination, Tag: r.Tag(), Conn: id, Length: abi.TerminateSend})
 			r.next()
@@ -488,9 +492,14 @@ func TestCarryOverRefused(t *testing.T) {
 			peer := newEchoPeer(t, pb)
 			r := newCarryRig(t, pa)
 			id := r.dial(abi.AppendSetScalar(nil, 0x025b, 1), 1)
-			for _, n := range c.reports {
-				r.post(r.reportBuffer(n, 0))
+			for i, n := range c.reports {
+				f := r.reportBuffer(n, 0)
+				if c.bad && i == 0 {
+					r.Chip.ReadOnly(f.Base, 1)
+				}
+				r.post(f)
 			}
+			guard := r.Chip.Bytes(r.Chip.Alloc(4096, 1), 4096) // behind the last
 			send := r.buffer(abi.TypeBufferSend, id, 1000)
 			r.post(send)
 			r.expect(sendDone(send, 0, 1000))
@@ -511,7 +520,16 @@ func TestCarryOverRefused(t *testing.T) {
 			}
 			r.wantCounter(abi.CounterCarriedOut, c.out)
 			r.wantCounter(abi.CounterCarryRefused, 1-c.out)
-			for _, f := range r.Pending() {
+			if !bytes.Equal(guard, make([]byte, len(guard))) {
+				t.Error("the adapter wrote beyond the report buffers")
+			}
+			for i, f := range r.Pending() {
+				if c.bad && i == 0 {
+					if f.Type != abi.TypeBufferDone || f.Aux != 39 {
+						t.Errorf("bad report buffer: %+v", f)
+					}
+					continue
+				}
 				if refused := f.Type == abi.TypeBufferDone && f.Aux == 2; refused == (c.out == 1) {
 					t.Errorf("report buffer: %+v", f)
 				}
@@ -531,50 +549,4 @@ func TestCarryOverRefused(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestRestoreChecks tries records that are none, or say what cannot be.
-func TestRestoreChecks(t *testing.T) {
-	r := newRig(t, 5)
-	good := abi.StateRecord{
-		Conn: 5, Local: abi.Address{Addr: netip.MustParseAddr("10.0.2.15"), Port: 1}, Remote: abi.Address{Addr: netip.MustParseAddr("10.0.2.2"), Port: 2},
-		State: 4, Protocol: 6, MSS: 1460, Flags: abi.RecordExact, Received: 9, Delivered: 4, Unread: 5,
-	}
-	bad := good
-	try := func(want uint16, value []byte) {
-		t.Helper()
-		f := r.control(abi.TypeConnect, 1, abi.AppendTuple(nil, true, 0x0004, value))
-		r.post(f)
-		if got := r.next(); got.Type != abi.TypeCompletion || got.Aux != want || got.Conn != 0 || got.Flags != abi.FlagFinal || got.Tag != f.Tag {
-			t.Errorf("%+v, want status %d", got, want)
-		}
-	}
-	record := func(change func(*abi.StateRecord)) []byte {
-		bad = good
-		change(&bad)
-		return abi.AppendStateRecord(nil, &bad)
-	}
-	try(38, nil)
-	try(38, make([]byte, 193))
-	try(52, append([]byte{8: 9}, make([]byte, 183)...)) // an unknown family
-	try(16, record(func(r *abi.StateRecord) { r.Protocol = 17 }))
-	try(16, record(func(r *abi.StateRecord) { r.State = 7 }))
-	try(9, record(func(r *abi.StateRecord) { r.Local = abi.Address{} }))
-	try(9, record(func(r *abi.StateRecord) { r.Remote.Port = 0 }))
-	try(9, record(func(r *abi.StateRecord) { r.Remote.Addr = netip.MustParseAddr("fd00::1") }))
-	try(9, record(func(r *abi.StateRecord) { r.Remote.Addr = netip.MustParseAddr("224.0.0.1") }))
-	try(52, record(func(r *abi.StateRecord) { r.Acked = 1 }))
-	try(52, record(func(r *abi.StateRecord) { r.Sent = 1 }))
-	try(52, record(func(r *abi.StateRecord) { r.Delivered = 10 }))
-	try(14, record(func(r *abi.StateRecord) { r.Flags = 0 }))
-	try(14, record(func(r *abi.StateRecord) { r.Unread = 4 }))
-	try(16, record(func(*abi.StateRecord) {})) // this engine cannot
-	// It is no target of a listen, and not to be asked for.
-	f := r.control(abi.TypeListen, 1, abi.AppendTuple(nil, true, 0x0004, make([]byte, 192)))
-	r.post(f)
-	if got := r.next(); got.Aux != 48 {
-		t.Errorf("RESTORE in a listen request: %+v", got)
-	}
-	r.wantCounter(abi.CounterConnections, 0)
-	r.wantCounter(abi.CounterMemoryUsed, 0)
 }

@@ -7,6 +7,10 @@ import (
 	"time"
 )
 
+// endOfTime is how far steps move the policy clock, in ns (SPEC.md §12). What is
+// as far away again does not come.
+const endOfTime = 1 << 61
+
 // policyClock is the clock that policies read (SPEC.md §12): real, or standing
 // still and moved by steps.
 type policyClock struct {
@@ -36,10 +40,18 @@ func (c *policyClock) nowLocked() uint64 {
 func (c *policyClock) when(t uint64) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manual || int64(t-c.shift) > 1<<62 {
+	if c.manual {
 		return 0
 	}
-	return max(time.Duration(t-c.shift), 1)
+	source := c.source()
+	now := uint64(source) + c.shift
+	switch left := t - now; {
+	case t <= now:
+		return 1
+	case left < endOfTime:
+		return source + time.Duration(left)
+	}
+	return 0
 }
 
 // set switches the mode; the time goes on from where it is.
@@ -55,14 +67,17 @@ func (c *policyClock) set(manual bool) {
 	c.shift = now - uint64(c.source())
 }
 
-// step moves a manual clock by ns; a real one is left alone.
+// step moves a manual clock by ns, not beyond its end; a real one is left alone.
 func (c *policyClock) step(ns uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manual {
-		c.stand += ns
+	if c.manual && c.stand < endOfTime {
+		c.stand += min(ns, endOfTime-c.stand)
 	}
 }
+
+// alarmAt is when an alarm goes off that is set on this clock.
+func alarmAt(t uint64) time.Duration { return time.Duration(min(t, maxTime)) }
 
 // reset makes the clock real and without a shift.
 func (c *policyClock) reset() {

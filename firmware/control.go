@@ -38,6 +38,9 @@ func (q *queue) controlDone() {
 	if cap(q.ctl) > 64<<10 {
 		q.ctl = nil
 	}
+	if q.check != nil && cap(q.check.ctl) > 64<<10 {
+		q.check.ctl = nil
+	}
 }
 
 // target is one target of a termination or cancellation request.

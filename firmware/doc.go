@@ -14,7 +14,8 @@
 // their own: notifygather.go, notifytempo.go, notifypattern.go), reports.go,
 // terminate.go, cancel.go, attributes.go and settings.go, respond.go (publishing
 // responses), drain.go, state.go (state records) and carry.go (connections that
-// outlive their firmware).
+// outlive their firmware), checker.go and checkerdata.go (the protocol checker,
+// which only looks).
 //
 // # Concurrency and ownership
 //

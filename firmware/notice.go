@@ -10,7 +10,7 @@ import (
 )
 
 // notice is a connection completion, a listen response or a connection arrival
-// that the host has not been told (SPEC.md §14):
+// that the host has not been told (SPEC.md §14.1):
 //
 //	new --> gathered, held or riding --> reporting --> told
 //
@@ -134,7 +134,7 @@ type notices struct {
 func (w *notices) put(n *notice, p noticePlace) {
 	n.place = p
 	w.lists[p].push(n)
-	when := time.Duration(min(n.due, uint64(maxTime)))
+	when := alarmAt(n.due)
 	switch p {
 	case placeHeld, placeRiding:
 		w.held.set(n, when)

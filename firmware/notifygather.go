@@ -34,7 +34,7 @@ type criteria struct {
 	time    uint64
 }
 
-// gather decides when the gathered notices of a queue go out (SPEC.md §14):
+// gather decides when the gathered notices of a queue go out (SPEC.md §14.1):
 // each is judged by its own attributes against the whole list, and all go when
 // one has to. The zero value is an empty list.
 type gather struct {

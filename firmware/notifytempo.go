@@ -2,7 +2,7 @@
 
 package firmware
 
-// What NOTIFY_ADAPTIVE looks at (SPEC.md §14).
+// What NOTIFY_ADAPTIVE looks at (SPEC.md §14.1).
 const (
 	adaptResults  = 1 << iota // rate of establishment
 	adaptRequests             // rate of requests
@@ -11,7 +11,7 @@ const (
 	adaptAll      = 1<<iota - 1
 )
 
-// Constants of the dynamic rule (SPEC.md §14), times in ns.
+// Constants of the dynamic rule (SPEC.md §14.1), times in ns.
 const (
 	tempoWait   = 10_000_000  // that rates look ahead
 	tempoPeriod = 100_000_000 // of the number in a period

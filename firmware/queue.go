@@ -431,7 +431,7 @@ func (q *queue) deadline() time.Duration {
 			when = at
 		}
 	}
-	if at := q.leaving.limit; q.leaving.active && (when == 0 || at < when) {
+	if at := q.leaving.limit; q.leaving.active && q.state == abi.QueueDraining && q.held.n < holdLimit && (when == 0 || at < when) {
 		when = at
 	}
 	if q.ending != 0 && (when == 0 || q.ending < when) {

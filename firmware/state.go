@@ -125,7 +125,7 @@ func (q *queue) armReport(c *conn) {
 		return
 	}
 	c.state.conn = c
-	q.states.set(&c.state, time.Duration(after(q.fw.policy.now(), period)))
+	q.states.set(&c.state, alarmAt(after(q.fw.policy.now(), period)))
 }
 
 // turnStates reports the state of connections whose period is over.
@@ -147,7 +147,7 @@ func (q *queue) turnStates() {
 		if next <= now {
 			next = after(now, period)
 		}
-		q.states.set(t, time.Duration(next))
+		q.states.set(t, alarmAt(next))
 		q.report(t.conn)
 	}
 }
@@ -160,7 +160,7 @@ func (q *queue) report(c *conn) {
 	}
 	r := q.record(c)
 	q.count(abi.CounterStateRecords, 1)
-	if c.attrs.of(abi.AttrNotifyReport) != 0 && q.putState(&r, abi.StatusOK) {
+	if c.attrs.of(abi.AttrNotifyReport) != 0 && q.putState(&r, abi.StatusOK, stateSize) {
 		return
 	}
 	q.respond(abi.Fields{
@@ -173,14 +173,15 @@ func (q *queue) report(c *conn) {
 const stateSize = abi.ReportSize + abi.StateRecordSize
 
 // putState writes a state record to a report buffer, behind the record that
-// names it (SPEC.md §6.4). It reports false when there is none that takes it.
-func (q *queue) putState(r *abi.StateRecord, s abi.Status) bool {
+// names it (SPEC.md §6.4), where there is room for n bytes: for these two and
+// what the caller writes behind them. It reports false when there is none.
+func (q *queue) putState(r *abi.StateRecord, s abi.Status, n int) bool {
 	b := abi.AppendReport(q.reports.chunk[:0], abi.Report{
 		Status: s, Type: abi.TypeConnectionAttrs, Flags: abi.FlagFinal, Conn: r.Conn, Protocol: uint8(r.Protocol),
 		LocalPort: r.Local.Port, Remote: netip.AddrPortFrom(r.Remote.Addr, r.Remote.Port), Uptime: r.Uptime,
 	})
 	b = abi.AppendStateRecord(b, r)
-	for q.reportSpace(stateSize) {
+	for q.reportSpace(n) {
 		if q.putReport(abi.TypeConnectionAttrs, b, 1) {
 			return true
 		}

@@ -218,6 +218,9 @@ func TestReportPeriod(t *testing.T) {
 	silent, _ := r.connect()
 	set(0, 999_999, 52)
 	set(0, 1<<63, 52)
+	// The longest period is no time that has passed long ago.
+	set(0, 1<<63-1, 0)
+	r.connect()
 	set(0, 10e6, 0)
 	id, ep := r.connect()
 	ep.Deliver([]byte("abc"))
