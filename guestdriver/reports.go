@@ -11,10 +11,13 @@ import (
 )
 
 // Record is one result out of a report buffer: of a target of a connect or
-// listen request, an arrival, or, with State, a state record.
+// listen request, an arrival, or, with State, a state record. Unread, in the
+// buffer's memory, is what an orderly stop hands over of a connection besides:
+// bytes of its peer (SPEC.md §11.1).
 type Record struct {
 	abi.Report
-	State *abi.StateRecord
+	State  *abi.StateRecord
+	Unread []byte
 }
 
 // ErrReport says that a response with REPORT does not fit its buffer, or that
@@ -61,6 +64,14 @@ func ReadReport(f abi.Fields, m DMA) ([]Record, error) {
 			}
 			rec.State = &s
 			at += abi.StateRecordSize
+			if n := uint64(s.Unread); n > 0 {
+				whole := (n + abi.ReportSize - 1) / abi.ReportSize * abi.ReportSize
+				if whole > uint64(len(b)-at) {
+					return list, fmt.Errorf("%w: %d bytes left for %d unread ones", ErrReport, len(b)-at, n)
+				}
+				rec.Unread = b[at : at+int(n)]
+				at += int(whole)
+			}
 		}
 		list = append(list, rec)
 	}

@@ -3,6 +3,7 @@
 package guestdriver_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -52,6 +53,24 @@ func TestReadReport(t *testing.T) {
 		if _, err := guestdriver.ReadReport(f, m); !errors.Is(err, guestdriver.ErrReport) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+
+	// What the peer sent stands behind the record: it is no record, whatever it
+	// looks like.
+	carried := guestdriver.DMA{IOVA: 0x4000, Bytes: make([]byte, 512)}
+	copy(carried.Bytes, b[64:320])
+	binary.LittleEndian.PutUint32(carried.Bytes[64+180:], 65)
+	copy(carried.Bytes[256:], b[:64])
+	carried.Bytes[256+64] = 0xaa
+	copy(carried.Bytes[384:], b[:64])
+	f := abi.Fields{Type: abi.TypeConnectionAttrs, Flags: abi.FlagFinal | abi.FlagReport, Base: 0x4000, Length: 448}
+	list, err = guestdriver.ReadReport(f, carried)
+	if err != nil || len(list) != 2 || list[0].State == nil || !bytes.Equal(list[0].Unread, carried.Bytes[256:321]) || list[1].Tag != 7 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	f.Length = 383
+	if _, err := guestdriver.ReadReport(f, carried); !errors.Is(err, guestdriver.ErrReport) {
+		t.Errorf("unread bytes beyond the end: %v", err)
 	}
 	if list, err := guestdriver.ReadReport(abi.Fields{Type: abi.TypeBufferDone, Aux: 2}, m); list != nil || err != nil {
 		t.Errorf("a buffer without records: %v, %v", list, err)
