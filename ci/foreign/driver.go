@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,9 @@ const (
 	memoryIOVA = 0x40_0000_0000
 	maxLine    = 64 << 10
 )
+
+// endTime bounds the wait for the outputs of a program that was killed.
+const endTime = 5 * time.Second
 
 // Config says what to run against which adapter.
 type Config struct {
@@ -53,6 +57,7 @@ type Driver struct {
 	cfg    Config
 	cmd    *exec.Cmd
 	in     io.WriteCloser
+	out    *os.File
 	lines  chan string // closed at the end of the program's output
 	gone   chan struct{}
 	memory *os.File
@@ -83,6 +88,7 @@ func (d *Driver) start(ctx context.Context) error {
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{d.memory}, d.cfg.Stderr
 	// A shell may have children: all end together.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = endTime // one that left the group may hold its outputs
 	if d.in, err = cmd.StdinPipe(); err != nil {
 		return err
 	}
@@ -97,7 +103,7 @@ func (d *Driver) start(ctx context.Context) error {
 		r.Close()
 		return err
 	}
-	d.cmd = cmd
+	d.cmd, d.out = cmd, r
 	go d.read(r)
 	line, err := d.line(ctx)
 	if err != nil {
@@ -144,6 +150,8 @@ func (d *Driver) Offers(op string) bool { return slices.Contains(d.ops, op) }
 // Do has the program do an operation and returns the words of its answer.
 // What the program asks of the bus meanwhile is done.
 func (d *Driver) Do(ctx context.Context, op string, args ...any) ([]string, error) {
+	// A program that does not read fills the pipe.
+	defer context.AfterFunc(ctx, func() { d.in.Close() })()
 	line := op + " " + fmt.Sprintln(args...)
 	if _, err := io.WriteString(d.in, line); err != nil {
 		return nil, fmt.Errorf("foreign: %s: %w", op, err)
@@ -263,6 +271,7 @@ func (d *Driver) Close() error {
 			errs = append(errs, err)
 		}
 		_ = d.cmd.Wait() // killed
+		d.out.Close()    // ends the reader, whoever holds the other end
 		for range d.lines {
 		}
 	}

@@ -136,3 +136,17 @@ func TestSkipped(t *testing.T) {
 		t.Errorf("on another rung: exit code %d", code)
 	}
 }
+
+// TestDeaf: a program that asks and never reads the answers does not hold an
+// operation beyond its time.
+func TestDeaf(t *testing.T) {
+	d, err := start(t, "echo toebox-driver 1 reset; exec yes bus nothing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := d.Do(ctx, "reset"); err == nil {
+		t.Error("an operation that was never answered succeeded")
+	}
+}
