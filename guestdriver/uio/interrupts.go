@@ -99,9 +99,11 @@ func (b *Bus) Wait(vector int) error {
 	}
 }
 
-// serve hands interrupts on until the line ends.
+// serve hands interrupts on until the line ends. When the kernel has no more of
+// them, because the function was taken away, that ends every wait, too.
 func (l *line) serve() {
 	defer close(l.ended)
+	defer l.stop()
 	for l.next() {
 		if l.collect() {
 			select {
@@ -190,13 +192,18 @@ func (l *line) signal(v int) {
 	}
 }
 
-// end ends every wait and returns when the goroutine is done.
-func (l *line) end() {
+// stop ends every wait.
+func (l *line) stop() {
 	l.once.Do(func() {
 		close(l.done)
 		if l.file != nil {
 			l.file.Close()
 		}
 	})
+}
+
+// end ends every wait and returns when the goroutine is done.
+func (l *line) end() {
+	l.stop()
 	<-l.ended
 }

@@ -3,7 +3,10 @@
 package uio
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"os"
 	"slices"
 	"testing"
 )
@@ -146,4 +149,24 @@ func TestCollectGone(t *testing.T) {
 	if l.collect(); !slices.Equal(signalled(l), []int{0, 1, 2}) {
 		t.Error("it went again and nobody looked")
 	}
+}
+
+// When the kernel has no more interrupts nobody waits for one.
+func TestServeEnds(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLine(&registers{}, 1)
+	l.file, l.arm = r, func() error { return nil }
+	l.done, l.ended = make(chan struct{}), make(chan struct{})
+	go l.serve()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b := &Bus{line: l}
+	if err := b.Wait(0); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("wait: %v", err)
+	}
+	l.end()
 }
