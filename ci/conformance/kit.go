@@ -73,6 +73,8 @@ type Test struct {
 	Wire bool
 	// Rungs where it makes sense; empty: all.
 	Rungs []string
+	// NAT: it needs what the gateway of nat does between adapter and peer.
+	NAT bool
 	// Limit on one run before scaling; 0 is 30 s.
 	Limit time.Duration
 	// Offends says that the function breaks the protocol on purpose: what the
@@ -83,6 +85,18 @@ type Test struct {
 
 // On reports whether the test makes sense on a rung.
 func (t *Test) On(rung string) bool { return len(t.Rungs) == 0 || slices.Contains(t.Rungs, rung) }
+
+// Peers of the adapter.
+const (
+	PeerNAT    = "nat"    // the host's loopback behind a gateway
+	PeerKernel = "kernel" // the Linux kernel behind a tap device
+)
+
+// With reports whether the test makes sense with a peer; without one it runs with
+// nat only.
+func (t *Test) With(peer string) bool {
+	return peer != PeerKernel || t.Needs&NeedPeer != 0 && !t.NAT
+}
 
 // DefaultLimit bounds a test that names no limit of its own.
 const DefaultLimit = 30 * time.Second

@@ -3,6 +3,7 @@
 package conformance_test
 
 import (
+	"errors"
 	"flag"
 	"go/ast"
 	"go/parser"
@@ -15,6 +16,7 @@ import (
 	"testing"
 
 	"toebox/ci/conformance"
+	"toebox/ci/peer"
 	"toebox/ci/rig"
 	"toebox/images/toolchain/toolchaintest"
 )
@@ -28,16 +30,16 @@ func (a adapter) RunSub(name string, f func(conformance.TB)) bool {
 
 var (
 	seed = flag.Uint64("seed", 1, "seed of schedules and payload")
-	all  = flag.Bool("all", false, "run the whole kit on the upper rungs, too, not only the subset")
+	all  = flag.Bool("all", false, "run the whole kit on the upper rungs and with the kernel, too, not only the subset")
 )
 
 // kit runs the functions that choose, if not nil, takes, each on a rig of its own.
 // It returns the counters that moved, if all of them ran.
-func kit(t *testing.T, rung string, choose *regexp.Regexp, scale float64, start func(rig.Config) (*rig.Rig, error)) map[string]bool {
+func kit(t *testing.T, rung string, choose func(*conformance.Test) bool, scale float64, start func(rig.Config) (*rig.Rig, error)) map[string]bool {
 	moved := make(map[string]bool)
 	var ran, want int
 	for _, test := range conformance.Tests() {
-		if !test.On(rung) || choose != nil && !choose.MatchString(test.Name) {
+		if !test.On(rung) || choose != nil && !choose(test) {
 			continue
 		}
 		want++
@@ -107,12 +109,13 @@ func counters(t *testing.T) []string {
 
 // subset is what runs on the upper rungs before each commit; the whole kit
 // runs there in the conformance run.
-func subset() *regexp.Regexp {
+func subset() func(*conformance.Test) bool {
 	if *all {
 		return nil
 	}
-	return regexp.MustCompile(`RIG02|IF01_(Create|Refused|SeveralQueues)|IF02|IF03|IF08_Tuples|IF11|IF12_Full|` +
+	names := regexp.MustCompile(`RIG02|IF01_(Create|Refused|SeveralQueues)|IF02|IF03|IF08_Tuples|IF11|IF12_Full|` +
 		`CE01_Connect|CE02_Listen|CE11_Graceful|MM01_Buffered|IF15_Echo`)
+	return func(t *conformance.Test) bool { return names.MatchString(t.Name) }
 }
 
 func TestSocket(t *testing.T) { kit(t, conformance.RungSocket, subset(), 2, rig.Socket) }
@@ -122,6 +125,28 @@ func TestQTest(t *testing.T) {
 	kit(t, conformance.RungQTest, subset(), 3, func(c rig.Config) (*rig.Rig, error) {
 		c.QEMU = qemu.Command
 		return rig.QTest(t.Context(), c)
+	})
+}
+
+// TestKernel runs what needs a peer with the Linux kernel's TCP as the peer, but
+// what takes tens of megabytes.
+func TestKernel(t *testing.T) {
+	n, err := peer.NewNetwork()
+	if errors.Is(err, peer.ErrPrivilege) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	choose := func(t *conformance.Test) bool {
+		return t.With(conformance.PeerKernel) && (*all || t.Needs&conformance.NeedBulk == 0)
+	}
+	kit(t, conformance.RungInproc, choose, 2, func(c rig.Config) (*rig.Rig, error) {
+		c.Peer = conformance.PeerKernel
+		return rig.Inproc(c)
 	})
 }
 

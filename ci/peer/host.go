@@ -24,8 +24,13 @@ type Forward struct {
 
 // HostConfig says how the adapter and the host see each other.
 type HostConfig struct {
-	// Gateway is the adapter's address for the host's loopback.
+	// Gateway is the adapter's address for the host's loopback, or for Bind.
 	Gateway netip.Addr
+	// Bind is the address of the host's sockets; 127.0.0.1 if there is none.
+	Bind netip.Addr
+	// Do runs what makes sockets, in another network namespace for example; nil:
+	// it is just called.
+	Do func(func() error) error
 	// Nobody is an address on the adapter's link where nobody is.
 	Nobody netip.Addr
 	// Forwards returns n ways in that nobody else uses.
@@ -40,7 +45,8 @@ const (
 	maxResults  = 16384 // results that wait to be asked for, a session
 )
 
-// Host is a conformance.Peer on the host's loopback.
+// Host is a conformance.Peer on the host's loopback, or on an address of the
+// host's in a network namespace.
 type Host struct {
 	cfg    HostConfig
 	ctx    context.Context
@@ -60,6 +66,12 @@ type Host struct {
 
 // NewHost makes a peer; Close ends it.
 func NewHost(cfg HostConfig) *Host {
+	if !cfg.Bind.IsValid() {
+		cfg.Bind = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if cfg.Do == nil {
+		cfg.Do = func(f func() error) error { return f() }
+	}
 	h := &Host{cfg: cfg, sessions: map[*session]struct{}{}, ways: map[uint16]netip.AddrPort{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
@@ -108,8 +120,11 @@ func (h *Host) Serve(_ context.Context, script conformance.Script) (conformance.
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
+	var l *net.TCPListener
+	if err := h.cfg.Do(func() (err error) {
+		l, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: h.cfg.Bind.AsSlice()})
+		return err
+	}); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("peer: serve: %w", err)
 	}
@@ -139,8 +154,11 @@ func (h *Host) Dial(ctx context.Context, port uint16, script conformance.Script)
 	if err != nil {
 		return nil, err
 	}
-	c, err := new(net.Dialer).DialContext(ctx, "tcp4", way.String())
-	if err != nil {
+	var c net.Conn
+	if err := h.cfg.Do(func() (err error) {
+		c, err = new(net.Dialer).DialContext(ctx, "tcp4", way.String())
+		return err
+	}); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("peer: dial: %w", err)
 	}
@@ -179,7 +197,7 @@ func (h *Host) Hairpin(_ context.Context, port uint16) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(h.cfg.Gateway, way.Port()), nil
 }
 
-// bound makes a socket bound to a port of the loopback that stays open until
+// bound makes a socket bound to a port of the host's address that stays open until
 // Close; it listens with a backlog of 0 if asked to.
 func (h *Host) bound(listen bool) (netip.AddrPort, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -187,7 +205,7 @@ func (h *Host) bound(listen bool) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("peer: socket: %w", err)
 	}
 	h.fds = append(h.fds, fd)
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: h.cfg.Bind.As4()}); err != nil {
 		return netip.AddrPort{}, fmt.Errorf("peer: bind: %w", err)
 	}
 	sa, err := unix.Getsockname(fd)
@@ -230,8 +248,11 @@ func (h *Host) Datagrams(context.Context) (conformance.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
+	var c *net.UDPConn
+	if err := h.cfg.Do(func() (err error) {
+		c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: h.cfg.Bind.AsSlice()})
+		return err
+	}); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("peer: datagrams: %w", err)
 	}
@@ -259,9 +280,12 @@ func (h *Host) Unwilling(context.Context) (netip.AddrPort, error) {
 		return netip.AddrPort{}, net.ErrClosed
 	}
 	if h.socket == nil {
-		loop := net.IPv4(127, 0, 0, 1)
-		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: loop}, &net.UDPAddr{IP: loop, Port: 1})
-		if err != nil {
+		here := h.cfg.Bind.AsSlice()
+		var c *net.UDPConn
+		if err := h.cfg.Do(func() (err error) {
+			c, err = net.DialUDP("udp4", &net.UDPAddr{IP: here}, &net.UDPAddr{IP: here, Port: 1})
+			return err
+		}); err != nil {
 			return netip.AddrPort{}, fmt.Errorf("peer: unwilling: %w", err)
 		}
 		h.socket = c
@@ -297,8 +321,11 @@ func (h *Host) once(a *netip.AddrPort, listen bool) (netip.AddrPort, error) {
 		return netip.AddrPort{}, net.ErrClosed
 	}
 	if !a.IsValid() {
-		v, err := h.bound(listen)
-		if err != nil {
+		var v netip.AddrPort
+		if err := h.cfg.Do(func() (err error) {
+			v, err = h.bound(listen)
+			return err
+		}); err != nil {
 			return netip.AddrPort{}, err
 		}
 		*a = v

@@ -41,6 +41,8 @@ type Config struct {
 	// Capture gets the frames as pcapng.
 	Capture io.Writer
 	Logger  *slog.Logger
+	// Peer is conformance.PeerNAT, also if empty, or conformance.PeerKernel.
+	Peer string
 	// QEMU runs QEMU; for QTest.
 	QEMU func(args ...string) *exec.Cmd
 }
@@ -72,8 +74,12 @@ func Firmware(c firmware.Config) (vdev.Firmware, vdev.Counters) {
 
 // newRig makes the parts that all rungs have.
 func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
-	dc.Net, dc.Firmware = device.Net{Mode: device.ModeNAT}, Firmware
+	dc.Firmware = Firmware
 	dc.NVMPath, dc.Seed, dc.Capture, dc.Logger = cfg.NVMPath, cfg.Seed, cfg.Capture, cfg.Logger
+	if cfg.Peer == conformance.PeerKernel {
+		return newKernelRig(rung, cfg, dc)
+	}
+	dc.Net = device.Net{Mode: device.ModeNAT}
 	dev, err := device.New(dc)
 	if err != nil {
 		return nil, fmt.Errorf("rig: %s: %w", rung, err)
@@ -86,16 +92,61 @@ func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 
 // NewPeer makes the peer of an adapter behind nat.
 func NewPeer(dev *device.Device, forwards func(n int) ([]peer.Forward, error)) *peer.Host {
-	gateway := dev.NAT().Gateway()
-	nobody := gateway.As4()
+	return newPeer(dev, peer.HostConfig{Gateway: dev.NAT().Gateway(), Forwards: forwards})
+}
+
+// newPeer makes the peer on an adapter's network.
+func newPeer(dev *device.Device, c peer.HostConfig) *peer.Host {
+	nobody := c.Gateway.As4()
 	nobody[3] = 99 // neither gateway, resolver nor adapter
-	return peer.NewHost(peer.HostConfig{Gateway: gateway, Nobody: netip.AddrFrom4(nobody), Forwards: forwards, Impair: func(rules string) (conformance.Harm, error) {
+	c.Nobody = netip.AddrFrom4(nobody)
+	c.Impair = func(rules string) (conformance.Harm, error) {
 		im, err := port.ParseImpairments(rules)
 		if err == nil {
 			err = dev.Impair(im)
 		}
 		return harm(dev.Wire()), err
+	}
+	return peer.NewHost(c)
+}
+
+// newKernelRig is newRig on a network of the kernel's.
+func newKernelRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
+	n, err := peer.NewNetwork()
+	if err != nil {
+		return nil, fmt.Errorf("rig: %s: %w", rung, err)
+	}
+	var dev *device.Device
+	network, err := n.Net()
+	if err == nil {
+		dc.Net, err = device.ParseNet(network)
+	}
+	if err == nil {
+		dev, err = device.New(dc)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("rig: %s: %w", rung, err), n.Close())
+	}
+	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
+	r.host = newPeer(dev, peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Forwards: func(count int) ([]peer.Forward, error) {
+		var out []peer.Forward
+		for range count {
+			p := r.nextPort()
+			out = append(out, peer.Forward{Port: p, Host: netip.AddrPortFrom(n.Adapter(), p)})
+		}
+		return out, nil
 	}})
+	r.ends = append(r.ends, n.Close, dev.Close, r.host.Close)
+	return r, nil
+}
+
+// nextPort is a port of the adapter that nobody has.
+func (r *Rig) nextPort() uint16 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.ports
+	r.ports++
+	return p
 }
 
 // harm adds both directions up.
@@ -124,10 +175,7 @@ func (r *Rig) forwards(n int) ([]peer.Forward, error) {
 			l.Close()
 			return nil, err
 		}
-		r.mu.Lock()
-		p := r.ports
-		r.ports++
-		r.mu.Unlock()
+		p := r.nextPort()
 		if err := r.dev.NAT().Forward(l, netip.AddrPortFrom(netip.Addr{}, p)); err != nil {
 			return nil, err
 		}

@@ -23,6 +23,8 @@ type Options struct {
 	Run *regexp.Regexp
 	// Rung leaves out the tests that make no sense on it.
 	Rung string
+	// Peer leaves out the tests that make no sense with it; empty: nat.
+	Peer string
 	// Package names the run in events.
 	Package string
 	// Shard and Shards run every Shards-th test, beginning with Shard (1 is
@@ -49,7 +51,7 @@ func Select(o *Options) []*conformance.Test {
 	}
 	var out []*conformance.Test
 	for _, t := range all {
-		if (o.Run == nil || o.Run.MatchString(t.Name)) && (o.Rung == "" || t.On(o.Rung)) {
+		if (o.Run == nil || o.Run.MatchString(t.Name)) && (o.Rung == "" || t.On(o.Rung)) && t.With(o.Peer) {
 			out = append(out, t)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"toebox/ci/conformance"
 	"toebox/ci/foreign"
+	"toebox/ci/peer"
 	"toebox/ci/rig"
 	"toebox/ci/runner"
 	"toebox/images/guest"
@@ -42,6 +43,10 @@ type Options struct {
 	// Driver is a shell command, the driver to be tested instead of ours; it
 	// runs on the socket rung (package foreign).
 	Driver string
+	// Peer is what the adapter talks to: conformance.PeerNAT, also if empty, or
+	// conformance.PeerKernel, on rungs whose device is in this namespace's reach:
+	// inproc, socket and qtest.
+	Peer string
 	// Strict counts a skip as red.
 	Strict bool
 	// Verbose prints the output of functions that passed, too.
@@ -63,6 +68,9 @@ type Options struct {
 func Buses() []string {
 	return []string{conformance.RungInproc, conformance.RungSocket, conformance.RungQTest, conformance.RungVM, conformance.RungUIO}
 }
+
+// hostBuses are those whose tests run in this process.
+func hostBuses() []string { return Buses()[:3] }
 
 // patience is the factor for the bounds of waits of a rung: a shared machine
 // under the race detector, one more process, emulation.
@@ -110,6 +118,9 @@ func Run(ctx context.Context, o Options) int {
 	}
 	if len(s.Buses) == 0 {
 		s.Buses = Buses()
+		if s.Peer == conformance.PeerKernel {
+			s.Buses = hostBuses()
+		}
 	}
 	if err := s.check(); err != nil {
 		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
@@ -168,6 +179,9 @@ func (s *suite) again() {
 		n++
 		bus := r.Package[strings.LastIndexByte(r.Package, '/')+1:]
 		driver := ""
+		if s.Peer == conformance.PeerKernel {
+			driver = " --peer " + s.Peer
+		}
 		if s.Driver != "" {
 			driver = " --driver '" + strings.ReplaceAll(s.Driver, "'", `'\''`) + "'"
 		}
@@ -183,6 +197,20 @@ func (s *suite) check() error {
 	}
 	if s.Driver != "" && !slices.Equal(s.Buses, []string{conformance.RungSocket}) {
 		return fmt.Errorf("a driver of your own runs on --bus %s", conformance.RungSocket)
+	}
+	switch s.Peer {
+	case "", conformance.PeerNAT:
+	case conformance.PeerKernel:
+		for _, b := range s.Buses {
+			if !slices.Contains(hostBuses(), b) {
+				return fmt.Errorf("the peer %s is for --bus %s", s.Peer, strings.Join(hostBuses(), ","))
+			}
+		}
+		if s.Driver != "" {
+			return fmt.Errorf("a driver of your own runs with --peer %s", conformance.PeerNAT)
+		}
+	default:
+		return fmt.Errorf("peer %q: want %s or %s", s.Peer, conformance.PeerNAT, conformance.PeerKernel)
 	}
 	var err error
 	if s.re, err = regexp.Compile(s.Pattern); err != nil {
@@ -223,7 +251,7 @@ func (s *suite) options(bus string) runner.Options {
 	}
 	return runner.Options{
 		Tests: tests,
-		Run:   s.re, Rung: bus, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
+		Run:   s.re, Rung: bus, Peer: s.Peer, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
 		Count: s.Count, Seed: s.Seed, Sink: s.sink,
 	}
 }
@@ -294,7 +322,17 @@ var errCrashed = errors.New("the guest crashed")
 
 // host runs a rung whose tests run in this process, each with a rig of its own.
 func (s *suite) host(ctx context.Context, bus string) error {
-	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger}
+	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger, Peer: s.Peer}
+	if s.Peer == conformance.PeerKernel {
+		// What no test can do is said once.
+		n, err := peer.NewNetwork()
+		if err != nil {
+			return err
+		}
+		if err := n.Close(); err != nil {
+			return err
+		}
+	}
 	if bus == conformance.RungQTest {
 		q, err := toolchain.GetQEMU(ctx, s.Images.Tools())
 		if err != nil {

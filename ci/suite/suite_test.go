@@ -15,13 +15,17 @@ import (
 
 func TestUsage(t *testing.T) {
 	for name, o := range map[string]Options{
-		"bus":     {Buses: []string{"isa"}},
-		"pattern": {Pattern: "("},
-		"nothing": {Buses: []string{"inproc"}, Pattern: "NoSuchTest"},
-		"shard 0": {Shard: "0/2"},
-		"shard 3": {Shard: "3/2"},
-		"shard x": {Shard: "1/2x"},
-		"scale":   {TimeoutScale: -1},
+		"bus":                        {Buses: []string{"isa"}},
+		"pattern":                    {Pattern: "("},
+		"nothing":                    {Buses: []string{"inproc"}, Pattern: "NoSuchTest"},
+		"shard 0":                    {Shard: "0/2"},
+		"shard 3":                    {Shard: "3/2"},
+		"shard x":                    {Shard: "1/2x"},
+		"scale":                      {TimeoutScale: -1},
+		"peer":                       {Peer: "somebody"},
+		"a peer of another rung":     {Peer: "kernel", Buses: []string{"inproc", "vm"}},
+		"a peer of no driver's":      {Peer: "kernel", Driver: "true"},
+		"nothing to do for the peer": {Peer: "kernel", Buses: []string{"inproc"}, Pattern: "IF02_Gap"},
 	} {
 		var out bytes.Buffer
 		o.Out = &out
@@ -95,7 +99,7 @@ func TestMatrix(t *testing.T) {
 
 func TestAgain(t *testing.T) {
 	var out bytes.Buffer
-	s := &suite{Options: Options{Seed: 7, Out: &out}}
+	s := &suite{Options: Options{Seed: 7, Out: &out, Peer: "kernel"}}
 	for i := range maxAgain + 2 {
 		action := runner.ActionFail
 		if i == 0 {
@@ -104,7 +108,7 @@ func TestAgain(t *testing.T) {
 		s.collector.Results = append(s.collector.Results, runner.Result{Package: "x/qtest", Name: "TestIF02_Gap", Action: action})
 	}
 	s.again()
-	line := "again: toebox test --bus qtest --seed 7 --run '^TestIF02_Gap$'\n"
+	line := "again: toebox test --bus qtest --peer kernel --seed 7 --run '^TestIF02_Gap$'\n"
 	if want := strings.Repeat(line, maxAgain); out.String() != want {
 		t.Errorf("got %s", out.String())
 	}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"toebox/images/proc"
+	"toebox/vdev/port"
 )
 
 const (
@@ -118,7 +119,10 @@ func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, for
 		return nil, err
 	}
 	e.args = append(e.args, "--control-fd="+inherit(f))
-	backend := o.Net
+	backend, err := openTap(o.Net, inherit)
+	if err != nil {
+		return nil, err
+	}
 	if forward != nil {
 		f, err := forward.File()
 		if err != nil {
@@ -152,6 +156,26 @@ func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, for
 	}
 	e.log, err = os.Create(logPath)
 	return e, err
+}
+
+// openTap opens the tap device that a network names, so that it outlasts the
+// device processes, and returns the network with the file's number instead.
+func openTap(network string, inherit func(*os.File) string) (string, error) {
+	options, ok := strings.CutPrefix(network, "tap:")
+	if !ok {
+		return network, nil
+	}
+	list := strings.Split(options, ",")
+	for i, option := range list {
+		if name, ok := strings.CutPrefix(option, "if="); ok {
+			f, err := port.OpenTap(name)
+			if err != nil {
+				return "", err
+			}
+			list[i] = "fd=" + inherit(f)
+		}
+	}
+	return "tap:" + strings.Join(list, ","), nil
 }
 
 // handedOver closes what the processes have of their own.

@@ -132,7 +132,7 @@ func (d *Device) build() error {
 }
 
 // linked reports whether the port leads anywhere.
-func (d *Device) linked() bool { return d.cfg.Port != nil || d.cfg.Net.Mode == ModeNAT }
+func (d *Device) linked() bool { return d.cfg.Port != nil || d.cfg.Net.Mode != ModeNone }
 
 // connect makes the port with what is wrapped around it.
 func (d *Device) connect() error {
@@ -158,6 +158,8 @@ func (d *Device) connect() error {
 			return err
 		}
 		d.nat, d.port, d.lease = nat, nat, nat.Lease()
+	case d.cfg.Net.Mode == ModeTap && d.cfg.Net.Tap != nil:
+		d.port, d.lease = d.cfg.Net.Tap, d.cfg.Net.Lease
 	default:
 		return fmt.Errorf("unknown network %q", d.cfg.Net.Mode)
 	}
@@ -307,6 +309,7 @@ type Stats struct {
 	Server     *vfiouser.Stats   `json:"vfio_user,omitempty"`
 	Engine     engine.Stats      `json:"engine"`
 	NAT        *port.Stats       `json:"nat,omitempty"`
+	Tap        *port.TapStats    `json:"tap,omitempty"`
 	Wire       *WireStats        `json:"wire,omitempty"`
 	Missed     uint64            `json:"capture_missed"` // frames that the capture has not
 }
@@ -329,6 +332,10 @@ func (d *Device) Stats() Stats {
 	if d.nat != nil {
 		v := d.nat.Stats()
 		s.NAT = &v
+	}
+	if t := d.cfg.Net.Tap; t != nil {
+		v := t.Stats()
+		s.Tap = &v
 	}
 	s.Wire = d.Wire()
 	if c, ok := d.port.(*port.CapturePort); ok {

@@ -18,6 +18,7 @@ import (
 const (
 	ModeNone = ""
 	ModeNAT  = "nat"
+	ModeTap  = "tap"
 )
 
 // Net is the network that an adapter is plugged into.
@@ -25,6 +26,8 @@ type Net struct {
 	Mode     string
 	NAT      port.NATConfig
 	Forwards []Forward
+	Tap      *port.Tap  // of mode tap
+	Lease    port.Lease // the adapter's addressing there
 }
 
 // Forward makes connections that Listener accepts connections to the adapter,
@@ -49,6 +52,7 @@ func (f *Forward) close() {
 //
 //	none
 //	nat[:FORWARD,...]
+//	tap:OPTION,...    (see parseTap)
 //
 // where FORWARD is one of
 //
@@ -63,6 +67,9 @@ func ParseNet(s string) (n Net, err error) {
 			for _, f := range n.Forwards {
 				f.close()
 			}
+			if n.Tap != nil {
+				_ = n.Tap.Close()
+			}
 			n, err = Net{}, fmt.Errorf("device: network %q: %w", s, err)
 		}
 	}()
@@ -75,8 +82,12 @@ func ParseNet(s string) (n Net, err error) {
 		return n, nil
 	case "nat":
 		n.Mode = ModeNAT
+	case "tap":
+		n.Mode = ModeTap
+		n.Tap, n.Lease, err = parseTap(rest)
+		return n, err
 	default:
-		return n, errors.New("it is neither none nor nat")
+		return n, errors.New("it is neither none, nat nor tap")
 	}
 	if rest == "" {
 		return n, nil

@@ -25,7 +25,7 @@ const endGrace = 5 * time.Second
 // Machine are the flags of verbs that start one.
 type Machine struct {
 	Port   int    `env:"TOEBOX_PORT" default:"8080" help:"Port on the host's loopback that leads to the guest's port 80 (${default})."`
-	Net    string `env:"TOEBOX_NET" default:"nat" help:"What the adapter is plugged into: nat, or none for no adapter (${default})."`
+	Net    string `env:"TOEBOX_NET" default:"nat" help:"What the adapter is plugged into: nat, tap:if=NAME,ip=ADDR/LEN[,gw=ADDR][,dns=ADDR][,mtu=N], or none for no adapter (${default})."`
 	Impair string `env:"TOEBOX_IMPAIR" placeholder:"RULES" help:"How bad the adapter's wire is: [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 	Pcap   string `env:"TOEBOX_PCAP" placeholder:"FILE" help:"Capture the adapter's frames as pcapng."`
 	NVM    string `name:"nvm" env:"TOEBOX_NVM" placeholder:"FILE" help:"File with the adapter's non-volatile image."`
@@ -51,8 +51,8 @@ func (m *Machine) apply(o *rig.Options) error {
 	if m.Driver == guest.DriverUIO && m.IOMMU == vm.IOMMUVirtio {
 		return &rig.UsageError{Text: "--driver uio is for a machine without an IOMMU: leave --iommu out"}
 	}
-	if name, _, _ := strings.Cut(m.Net, ":"); name != "nat" && m.Net != "none" {
-		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat or none", m.Net)}
+	if name, _, _ := strings.Cut(m.Net, ":"); name != "nat" && name != "tap" && m.Net != "none" {
+		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat, tap:if=NAME,ip=ADDR/LEN or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
 	if _, err := port.ParseImpairments(m.Impair); err != nil {
@@ -102,9 +102,12 @@ func (c *RunCmd) Run(a *app) error {
 		return err
 	}
 	defer i.Close()
-	if o.Net == "none" {
+	switch {
+	case o.Net == "none":
 		a.report.Step("guest: up, without an adapter")
-	} else {
+	case strings.HasPrefix(o.Net, "tap"):
+		a.report.Step(fmt.Sprintf("adapter: up, on %s (logs in %s)", o.Net, i.Dir))
+	default:
 		a.report.Step(fmt.Sprintf("adapter: up; the guest answers at http://127.0.0.1:%d/ (logs in %s)", c.Port, i.Dir))
 	}
 	if a.interactive() {

@@ -15,6 +15,7 @@ type TestCmd struct {
 	Regexp  string   `name:"run" env:"TOEBOX_RUN" placeholder:"REGEXP" help:"The same, as a flag."`
 	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,socket,qtest,vm,uio" help:"Rungs to run on; all by default."`
 	Driver  string   `env:"TOEBOX_TEST_DRIVER" placeholder:"CMD" help:"Test this driver, in any language, instead of ours (ci/foreign/DRIVER.md)."`
+	Peer    string   `env:"TOEBOX_TEST_PEER" default:"nat" enum:"nat,kernel" help:"What the adapter talks to: nat, or kernel, the Linux kernel in a network namespace over tap; it takes privileges (${default})."`
 	List    bool     `help:"List the functions, their requirements and rungs."`
 	Seed    uint64   `env:"TOEBOX_SEED" help:"Seed of schedules and payload; 0: a new one, which is printed."`
 	Count   int      `default:"1" help:"Run each function so often."`
@@ -43,7 +44,7 @@ func (c *TestCmd) Run(a *app) error {
 	images.IOMMU = c.IOMMU
 	code := suite.Run(ctx, suite.Options{
 		Buses: c.Bus, Pattern: pattern, List: c.List, Seed: c.Seed, Count: c.Count, Shard: c.Shard,
-		Driver: c.Driver, Strict: c.Strict, Verbose: c.Verbose, KTAP: c.KTAP, JSON: c.JSON, JUnit: c.JUnit, TimeoutScale: c.Scale,
+		Driver: c.Driver, Peer: c.Peer, Strict: c.Strict, Verbose: c.Verbose, KTAP: c.KTAP, JSON: c.JSON, JUnit: c.JUnit, TimeoutScale: c.Scale,
 		Images: images, Out: a.stdout,
 		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})

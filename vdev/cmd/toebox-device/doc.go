@@ -14,7 +14,7 @@
 //
 // A parent that starts one process after another for the same adapter keeps what
 // must last: --fd, --control-fd and fwd-fd are sockets that listen already, so that
-// clients wait in between, --pcap-fd is a file that each process goes on with, and
+// clients wait in between, fd of the network tap is the file of a tap device, --pcap-fd is a file that each process goes on with, and
 // TOEBOX_GENERATION in the environment counts the starts.
 //
 // VFIOUSERDEBUG=1 logs each message of vfio-user.

@@ -37,7 +37,7 @@ const closeTime = 5 * time.Second
 type flags struct {
 	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
 	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
-	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd=udp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...]."`
+	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd=udp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...], or tap:if=NAME,ip=ADDR/LEN[,gw=ADDR][,dns=ADDR][,mtu=N] (fd=N for if=NAME: an inherited file)."`
 	Impair      string `placeholder:"RULES" help:"How bad the wire is: none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 	Pcap        string `placeholder:"FILE" xor:"pcap" help:"Record all frames in this pcapng file."`
 	PcapFD      int    `placeholder:"N" xor:"pcap" name:"pcap-fd" help:"Inherited pcapng file; the record goes on where it ends."`

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"toebox/vdev/port"
+)
+
+// tapName is the interface of a Network, which has no other besides lo.
+const tapName = "toebox0"
+
+// Network is a network of the host's kernel with one adapter in it: a network
+// namespace of its own, which has a tap device. Its addresses are those of nat.
+type Network struct {
+	mu     sync.Mutex
+	closed bool
+	ns     *os.File
+	tap    *os.File
+}
+
+// ErrPrivilege is what NewNetwork says when it may not make a namespace or a
+// tap device; the text names the cure.
+var ErrPrivilege = errors.New("no network namespace with a tap device for this user: run it as root, or under unshare --user --map-root-user where /dev/net/tun is for all")
+
+// NewNetwork makes a network; Close ends it.
+func NewNetwork() (*Network, error) {
+	n := &Network{}
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		var err error
+		if n.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		if n.tap, err = port.OpenTap(tapName); err != nil {
+			return err
+		}
+		return setUp(n.Gateway().As4())
+	})
+	if err == nil {
+		return n, nil
+	}
+	_ = n.Close()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("peer: network: %w (%w)", ErrPrivilege, err)
+	}
+	return nil, fmt.Errorf("peer: network: %w", err)
+}
+
+// setUp gives the interfaces of the calling thread's namespace their addresses.
+func setUp(address [4]byte) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	for _, step := range []struct {
+		name    string
+		request uint
+		flags   uint16
+		address []byte
+	}{
+		{"lo", unix.SIOCSIFFLAGS, unix.IFF_UP, nil},
+		{tapName, unix.SIOCSIFADDR, 0, address[:]},
+		{tapName, unix.SIOCSIFNETMASK, 0, []byte{255, 255, 255, 0}},
+		{tapName, unix.SIOCSIFFLAGS, unix.IFF_UP, nil},
+	} {
+		ifr, err := unix.NewIfreq(step.name)
+		if err != nil {
+			return err
+		}
+		if step.address != nil {
+			if err := ifr.SetInet4Addr(step.address); err != nil {
+				return err
+			}
+		} else {
+			ifr.SetUint16(step.flags)
+		}
+		if err := unix.IoctlIfreq(s, step.request, ifr); err != nil {
+			return fmt.Errorf("interface %s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+// onThread runs f on a thread that ends with it, so that f may change what
+// threads have each.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
+		done <- f()
+	}()
+	return <-done
+}
+
+// Do runs f on a thread in the namespace: sockets that f makes are there for good.
+func (n *Network) Do(f func() error) error {
+	return onThread(func() error {
+		if err := n.enter(); err != nil {
+			return fmt.Errorf("peer: network: %w", err)
+		}
+		return f()
+	})
+}
+
+// enter moves the calling thread into the namespace.
+func (n *Network) enter() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return os.ErrClosed
+	}
+	return unix.Setns(int(n.ns.Fd()), unix.CLONE_NEWNET)
+}
+
+// Gateway is the kernel's address.
+func (n *Network) Gateway() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 2, 2}) }
+
+// Adapter is the adapter's address.
+func (n *Network) Adapter() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 2, 15}) }
+
+// Net is the adapter's network as device.ParseNet reads it, once: it names a file
+// descriptor that is the reader's from then on.
+func (n *Network) Net() (string, error) {
+	fd, err := unix.FcntlInt(n.tap.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return "", fmt.Errorf("peer: network: %w", err)
+	}
+	return fmt.Sprintf("tap:fd=%d,ip=%v/24,gw=%v", fd, n.Adapter(), n.Gateway()), nil
+}
+
+// Close gives up namespace and device, which end with the last socket and the
+// adapter's port. It is idempotent.
+func (n *Network) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil
+	}
+	n.closed = true
+	var errs []error
+	for _, f := range []*os.File{n.ns, n.tap} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
