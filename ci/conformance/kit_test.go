@@ -16,7 +16,7 @@ import (
 	"testing"
 
 	"toebox/ci/conformance"
-	"toebox/ci/peer"
+	"toebox/ci/netns"
 	"toebox/ci/rig"
 	"toebox/images/toolchain/toolchaintest"
 )
@@ -131,8 +131,8 @@ func TestQTest(t *testing.T) {
 // TestKernel runs what needs a peer with the Linux kernel's TCP as the peer, but
 // what takes tens of megabytes.
 func TestKernel(t *testing.T) {
-	n, err := peer.NewNetwork()
-	if errors.Is(err, peer.ErrPrivilege) {
+	n, err := netns.New()
+	if errors.Is(err, netns.ErrPrivilege) {
 		t.Skip(err)
 	}
 	if err != nil {

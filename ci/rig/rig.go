@@ -20,6 +20,7 @@ import (
 	busqtest "toebox/ci/bus/qtest"
 	"toebox/ci/bus/socket"
 	"toebox/ci/conformance"
+	"toebox/ci/netns"
 	"toebox/ci/peer"
 	"toebox/firmware"
 	"toebox/guestdriver"
@@ -112,7 +113,7 @@ func newPeer(dev *device.Device, c peer.HostConfig) *peer.Host {
 
 // newKernelRig is newRig on a network of the kernel's.
 func newKernelRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
-	n, err := peer.NewNetwork()
+	n, err := netns.New()
 	if err != nil {
 		return nil, fmt.Errorf("rig: %s: %w", rung, err)
 	}

@@ -19,7 +19,7 @@ import (
 
 	"toebox/ci/conformance"
 	"toebox/ci/foreign"
-	"toebox/ci/peer"
+	"toebox/ci/netns"
 	"toebox/ci/rig"
 	"toebox/ci/runner"
 	"toebox/images/guest"
@@ -325,7 +325,7 @@ func (s *suite) host(ctx context.Context, bus string) error {
 	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger, Peer: s.Peer}
 	if s.Peer == conformance.PeerKernel {
 		// What no test can do is said once.
-		n, err := peer.NewNetwork()
+		n, err := netns.New()
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peer
+package netns
 
 import (
 	"bytes"
@@ -14,12 +14,15 @@ import (
 
 	"toebox/firmware/engine"
 	"toebox/vdev/device"
+	"toebox/vfio-user/vfiousertest"
 )
+
+func TestMain(m *testing.M) { vfiousertest.Main(m) }
 
 // network is a network of the test's own.
 func network(t *testing.T) *Network {
 	t.Helper()
-	n, err := NewNetwork()
+	n, err := New()
 	if errors.Is(err, ErrPrivilege) {
 		t.Skip(err)
 	}
@@ -34,6 +37,9 @@ func network(t *testing.T) *Network {
 		}
 		if err := n.Do(func() error { return nil }); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("after Close: %v", err)
+		}
+		if text, err := n.Net(); err == nil {
+			t.Errorf("after Close: %s", text)
 		}
 	})
 	return n

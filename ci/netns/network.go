@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peer
+package netns
 
 import (
 	"errors"
@@ -27,12 +27,12 @@ type Network struct {
 	tap    *os.File
 }
 
-// ErrPrivilege is what NewNetwork says when it may not make a namespace or a
+// ErrPrivilege is what New says when it may not make a namespace or a
 // tap device; the text names the cure.
 var ErrPrivilege = errors.New("no network namespace with a tap device for this user: run it as root, or under unshare --user --map-root-user where /dev/net/tun is for all")
 
-// NewNetwork makes a network; Close ends it.
-func NewNetwork() (*Network, error) {
+// New makes a network; Close ends it.
+func New() (*Network, error) {
 	n := &Network{}
 	err := onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -52,9 +52,9 @@ func NewNetwork() (*Network, error) {
 	}
 	_ = n.Close()
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("peer: network: %w (%w)", ErrPrivilege, err)
+		return nil, fmt.Errorf("netns: %w (%w)", ErrPrivilege, err)
 	}
-	return nil, fmt.Errorf("peer: network: %w", err)
+	return nil, fmt.Errorf("netns: %w", err)
 }
 
 // setUp gives the interfaces of the calling thread's namespace their addresses.
@@ -108,7 +108,7 @@ func onThread(f func() error) error {
 func (n *Network) Do(f func() error) error {
 	return onThread(func() error {
 		if err := n.enter(); err != nil {
-			return fmt.Errorf("peer: network: %w", err)
+			return fmt.Errorf("netns: %w", err)
 		}
 		return f()
 	})
@@ -133,9 +133,11 @@ func (n *Network) Adapter() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 2
 // Net is the adapter's network as device.ParseNet reads it, once: it names a file
 // descriptor that is the reader's from then on.
 func (n *Network) Net() (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	fd, err := unix.FcntlInt(n.tap.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		return "", fmt.Errorf("peer: network: %w", err)
+		return "", fmt.Errorf("netns: %w", err)
 	}
 	return fmt.Sprintf("tap:fd=%d,ip=%v/24,gw=%v", fd, n.Adapter(), n.Gateway()), nil
 }
