@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 //	  └──────────────────────> dead ── Close ───────────────────┘
 type Conn struct {
 	ln      *lane
-	id      uint64
+	id      atomic.Uint64 // another one after it was carried over
 	network string
 	local   *net.TCPAddr
 	remote  *net.TCPAddr
@@ -53,8 +54,16 @@ type Conn struct {
 	werr   error
 	wrShut bool // CloseWrite
 
+	// Carrying over; see carry.go. kept are the sends not completed, in order,
+	// acked the bytes of those completed; both only with Options.CarryOver.
+	carry    *carried // nil: the adapter has the connection
+	kept     []keptSend
+	acked    uint64
+	settings map[abi.Attribute]uint64 // attributes that were set
+
 	linger   int // seconds; negative: none
 	closed   bool
+	mode     uint32 // of the termination, once closed
 	isGone   bool
 	requests int // outstanding, without the termination
 }
@@ -66,7 +75,8 @@ type segment struct {
 }
 
 func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *Conn {
-	c := &Conn{ln: ln, id: id, network: network, local: local, remote: remote, class: firstClass, linger: -1}
+	c := &Conn{ln: ln, network: network, local: local, remote: remote, class: firstClass, linger: -1}
+	c.id.Store(id)
 	c.rcond.L, c.wcond.L = &c.mu, &c.mu
 	return c
 }
@@ -106,11 +116,12 @@ func (d *deadline) setLocked(mu *sync.Mutex, cond *sync.Cond, t time.Time) {
 	})
 }
 
-func (c *Conn) connID() uint64 { return c.id }
+func (c *Conn) connID() uint64 { return c.id.Load() }
 func (c *Conn) onLane() *lane  { return c.ln }
 
-// ID returns the adapter's id of the connection, for attributes.
-func (c *Conn) ID() uint64 { return c.id }
+// ID returns the adapter's id of the connection, for attributes. A connection
+// that was carried over has another one than before.
+func (c *Conn) ID() uint64 { return c.id.Load() }
 
 // LocalAddr returns a *net.TCPAddr.
 func (c *Conn) LocalAddr() net.Addr { return c.local }
@@ -185,7 +196,7 @@ func (c *Conn) abort() {
 }
 
 func (c *Conn) closeLocked(mode uint32) {
-	c.closed = true
+	c.closed, c.mode = true, mode
 	c.rdl.setLocked(&c.mu, &c.rcond, time.Time{})
 	c.wdl.setLocked(&c.mu, &c.wcond, time.Time{})
 	c.rcond.Broadcast()
@@ -193,13 +204,16 @@ func (c *Conn) closeLocked(mode uint32) {
 	if !c.reading {
 		c.dropSegmentsLocked()
 	}
-	if c.isGone {
-		return
+	if !c.isGone && c.carry == nil {
+		c.terminateLocked()
 	}
-	// Behind everything that was posted. An error means that a reset has
-	// ended, or is about to end, the connection.
+}
+
+// terminateLocked ends a closed connection, behind everything that was posted.
+// An error means that a reset has ended, or is about to end, the connection.
+func (c *Conn) terminateLocked() {
 	c.ln.start(request{kind: kindTerminate, conn: c},
-		abi.Fields{Type: abi.TypeTermination, Conn: c.id, Length: mode}, true)
+		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: c.mode}, true)
 }
 
 // CloseWrite sends a FIN behind what was written.
@@ -240,9 +254,13 @@ func (c *Conn) CloseRead() error {
 	return c.opError("close", c.halfCloseLocked(abi.TerminateReceive))
 }
 
+// halfCloseLocked ends a direction; of a carried connection when it goes on.
 func (c *Conn) halfCloseLocked(mode uint32) error {
+	if c.carry != nil {
+		return nil
+	}
 	_, err := c.ln.start(request{kind: kindHalfClose, conn: c},
-		abi.Fields{Type: abi.TypeTermination, Conn: c.id, Length: mode}, true)
+		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: mode}, true)
 	return err
 }
 
@@ -288,6 +306,7 @@ func (c *Conn) gone() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.isGone = true
+	c.dropKeptLocked()
 	// Every request is answered before (SPEC.md §5.8). Of one that was not,
 	// the adapter may still use the buffer: it stays out of circulation.
 	if c.requests > 0 {

@@ -206,6 +206,14 @@ type scalarAttr struct {
 	value uint64
 }
 
+// carryAttrs are the attributes of connections that are to survive a stop.
+func (a *Adapter) carryAttrs() []scalarAttr {
+	if !a.opts.CarryOver {
+		return nil
+	}
+	return []scalarAttr{{abi.AttrCarryOver, 1}}
+}
+
 // openTarget runs a connect or listen request with one target and returns its
 // result. The time limit, if not 0, is the adapter's. Attributes hold for it.
 func (ln *lane) openTarget(ctx context.Context, r request, t abi.Target, attrs ...scalarAttr) (result, error) {
@@ -214,13 +222,19 @@ func (ln *lane) openTarget(ctx context.Context, r request, t abi.Target, attrs .
 		tuples = abi.AppendSetScalar(tuples, s.attr, s.value)
 	}
 	tuples = abi.AppendTuple(tuples, true, abi.AttrTarget, abi.AppendTarget(nil, t))
+	return ln.openTuples(ctx, r, tuples, 1+len(attrs))
+}
+
+// openTuples runs a connect or listen request with n tuples, one of them of a
+// target, and returns its result.
+func (ln *lane) openTuples(ctx context.Context, r request, tuples []byte, n int) (result, error) {
 	buf, err := ln.a.controlBuffer(len(tuples))
 	if err != nil {
 		return result{}, &statusError{"socket", syscall.ENOBUFS, abi.StatusNoMemory}
 	}
 	r.buf = buf
 	copy(buf.data, tuples)
-	f := abi.Fields{Type: abi.TypeConnect, Aux: uint16(1 + len(attrs)), Base: buf.iova, Length: uint32(len(tuples))}
+	f := abi.Fields{Type: abi.TypeConnect, Aux: uint16(n), Base: buf.iova, Length: uint32(len(tuples))}
 	if r.kind == kindListen {
 		f.Type = abi.TypeListen
 	}

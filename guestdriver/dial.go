@@ -135,7 +135,7 @@ func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPor
 	defer a.endDial()
 	call := newCall()
 	call.remote = &target{network: network, addr: addr}
-	res, err := a.lane().openTarget(ctx, request{kind: kindConnect, call: call}, t)
+	res, err := a.lane().openTarget(ctx, request{kind: kindConnect, call: call}, t, a.carryAttrs()...)
 	if err != nil {
 		return nil, ctxErr(err)
 	}
@@ -149,7 +149,7 @@ func (a *Adapter) beginDial() error {
 	if a.closing {
 		return errClosed
 	}
-	if len(a.conns)+a.dialing >= a.maxConns() {
+	if len(a.conns)+len(a.carried)+a.dialing >= a.maxConns() {
 		return statusErr("socket", abi.StatusNoMemory)
 	}
 	a.dialing++

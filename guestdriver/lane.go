@@ -58,6 +58,8 @@ type lane struct {
 
 	interrupts, polls atomic.Uint64
 
+	reports []*buffer // for state records; posted anew with each queue
+
 	// busy is held by the dispatcher except while it waits for its vector, so
 	// that Close can tell when it is done with the tables.
 	busy sync.Mutex
@@ -310,12 +312,18 @@ func (ln *lane) handle(f *abi.Fields) {
 		r.conn.bufferBack(r.buf, abi.Status(f.Aux))
 	case r.call != nil && r.call.packet != nil:
 		ln.packetOpened(r, f)
+	case r.kind == kindConnect && r.call.restored != nil:
+		ln.restored(r, f)
 	case r.kind == kindConnect:
 		ln.connected(r, f)
+	case r.kind == kindReport && f.Type == abi.TypeConnectionAttrs:
+		ln.reported(r, f)
 	case r.kind == kindListen:
 		ln.listening(r, f)
 	case r.kind == kindAttribute:
 		ln.a.finish(r, result{fields: *f})
+	case r.kind == kindTerminate && r.conn != nil && ln.a.opts.CarryOver && abi.Status(f.Aux) == abi.StatusCancelled:
+		// By a stop: the connection is carried over, or ended by the restart.
 	case r.kind == kindTerminate && r.conn != nil:
 		ln.a.forget(r.conn.connID())
 		r.conn.gone()
@@ -358,6 +366,7 @@ type call struct {
 	listener *Listener     // of a listen request
 	remote   *target       // of a connect request
 	packet   *PacketConn   // of a request for one of its ends
+	restored *Conn         // of a connect request with a RESTORE tuple
 }
 
 func newCall() *call {

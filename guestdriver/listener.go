@@ -85,7 +85,7 @@ func (l *Listener) open(at netip.AddrPort) error {
 	_, err := l.ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
 		Protocol: 6, Count: 1, Local: at, V6: at.Addr().Is6(),
 		Backlog: uint32(l.a.opts.Backlog),
-	})
+	}, l.a.carryAttrs()...)
 	return err
 }
 
@@ -254,7 +254,7 @@ func (c *Conn) learnRemote() error {
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
 	c.remote.IP = net.IPv6unspecified
-	if v, err := c.ln.a.Addresses(ctx, c.id, abi.AttrRemote); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
+	if v, err := c.ln.a.Addresses(ctx, c.id.Load(), abi.AttrRemote); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
 		c.remote.IP = net.IP(v[0].Addr.AsSlice())
 	}
 	return nil

@@ -110,7 +110,31 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 	}
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
-	return c.opError("set", c.ln.a.SetScalar(ctx, c.id, attr, v))
+	for {
+		id, err := c.awaitCarried(ctx)
+		if err == nil {
+			err = c.ln.a.SetScalar(ctx, id, attr, v)
+		}
+		if err == nil {
+			c.note(attr, v)
+		} else if now, aerr := c.awaitCarried(ctx); aerr == nil && now != id {
+			continue // it was carried over meanwhile
+		}
+		return c.opError("set", err)
+	}
+}
+
+// note remembers an attribute that was set, for a life to come.
+func (c *Conn) note(attr abi.Attribute, v uint64) {
+	if !c.ln.a.opts.CarryOver {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.settings == nil {
+		c.settings = map[abi.Attribute]uint64{}
+	}
+	c.settings[attr] = v
 }
 
 func (c *Conn) isClosed() bool {

@@ -33,7 +33,7 @@ const (
 // buffer of the present class.
 func (c *Conn) replenishLocked() {
 	rx := c.ln.a.rx
-	for !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
+	for c.carry == nil && !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
 		c.bufs < maxReceive && c.room < classSize(c.class) {
 		var buf *buffer
 		for class := c.class; class >= 0 && buf == nil; class-- {
@@ -49,7 +49,7 @@ func (c *Conn) replenishLocked() {
 			return
 		}
 		_, err := c.ln.start(request{kind: kindReceive, conn: c, buf: buf}, abi.Fields{
-			Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id, Length: uint32(len(buf.data)),
+			Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id.Load(), Length: uint32(len(buf.data)),
 		}, true)
 		if err != nil {
 			rx.release(buf)
@@ -120,7 +120,9 @@ func (c *Conn) finalLocked(buf *buffer) {
 func (c *Conn) recycleLocked(buf *buffer) {
 	if buf.final && buf.consumed == buf.filled {
 		c.bufs--
-		c.ln.a.rx.release(buf)
+		if buf.block != nil { // else it came behind a state record
+			c.ln.a.rx.release(buf)
+		}
 	}
 }
 
@@ -139,6 +141,8 @@ func (c *Conn) statusLocked(s abi.Status) {
 	case s == abi.StatusEndOfStream:
 		c.eof = true
 		c.rcond.Broadcast()
+	case s == abi.StatusReset || s == abi.StatusTimedOut:
+		c.failLocked(statusErr("read", s)) // a reader sees it before the termination response
 	case c.rerr == nil && !c.eof:
 		c.rerr = statusErr("read", s)
 		c.rcond.Broadcast()

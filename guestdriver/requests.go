@@ -16,6 +16,7 @@ const (
 	kindAttribute      // call, buf (control)
 	kindTerminate      // conn or listener
 	kindHalfClose      // conn
+	kindReport         // buf (of the lane)
 	kindCancel
 )
 
@@ -34,6 +35,8 @@ func (k kind) answeredBy(t abi.Type) bool {
 		return t == abi.TypeConnectionAttrs || t == abi.TypeAdapterAttrs
 	case kindTerminate, kindHalfClose:
 		return t == abi.TypeTerminated
+	case kindReport:
+		return t == abi.TypeConnectionAttrs || t == abi.TypeBufferDone
 	case kindCancel:
 		return t == abi.TypeCancelled
 	}

@@ -66,6 +66,9 @@ func (a *Adapter) check() {
 	if !a.down && gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
 		return
 	}
+	if a.opts.CarryOver && !a.down {
+		a.awaitStop()
+	}
 	a.restartLocked()
 }
 
@@ -84,7 +87,8 @@ func (a *Adapter) checkQueues() {
 }
 
 // restartLocked ends everything that was outstanding with ErrReset, once, and
-// brings the adapter up again with the listeners that were open.
+// brings the adapter up again with the listeners that were open and the
+// connections that were carried over.
 func (a *Adapter) restartLocked() {
 	a.host.resets.Add(1)
 	a.setUp(false)
@@ -95,12 +99,14 @@ func (a *Adapter) restartLocked() {
 	}
 	a.endAll(cause)
 	if cause == ErrGone {
+		a.loseAll(cause)
 		a.endListeners(cause)
 		return
 	}
 	err := a.startLocked(context.Background())
 	if a.down = err != nil; a.down {
 		a.endAll(err)
+		a.loseAll(err)
 		a.endListeners(err)
 		return
 	}
@@ -114,6 +120,7 @@ func (a *Adapter) restartLocked() {
 		// In goroutines of their own: the answers may need this one.
 		a.workers.Go(l.again)
 	}
+	a.restoreAll()
 }
 
 // setUp says whether calls that find no queue may go on, or wait for one.

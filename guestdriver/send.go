@@ -208,18 +208,22 @@ func (c *Conn) send(buf *buffer, n int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	buf.filled = uint32(n)
-	f := abi.Fields{
-		Type: abi.TypeBufferSend, Modify: true, Base: buf.iova, Conn: c.id, Length: uint32(n),
-	}
 	for {
 		err := c.sendStateLocked()
+		if err == nil && c.carry != nil {
+			c.wcond.Wait()
+			continue
+		}
 		if err == nil {
-			_, err = c.ln.start(request{kind: kindSend, conn: c, buf: buf}, f, false)
+			_, err = c.ln.start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)
 		}
 		switch {
 		case err == nil:
 			c.sends++
 			c.requests++
+			if c.ln.a.opts.CarryOver {
+				c.kept = append(c.kept, keptSend{buf: buf, posted: true})
+			}
 			return nil
 		case err != errNoRoom:
 			c.unsendLocked(buf)
@@ -232,12 +236,20 @@ func (c *Conn) send(buf *buffer, n int) error {
 	}
 }
 
+// sendFields is the request that sends what is in the buffer.
+func sendFields(id uint64, buf *buffer) abi.Fields {
+	return abi.Fields{Type: abi.TypeBufferSend, Modify: true, Base: buf.iova, Conn: id, Length: buf.filled}
+}
+
 // sent acts on the completion of a send.
 func (c *Conn) sent(buf *buffer, s abi.Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sends--
 	c.requests--
+	if c.keepLocked(buf, s) {
+		return
+	}
+	c.sends--
 	c.unsendLocked(buf)
 	if s == abi.StatusOK || c.werr != nil {
 		return
@@ -255,8 +267,15 @@ func (c *Conn) sent(buf *buffer, s abi.Status) {
 func (c *Conn) sendLost(buf *buffer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sends--
 	c.requests--
+	end := abi.StatusAborted
+	if c.carry != nil {
+		end = abi.StatusCancelled
+	}
+	if c.keepLocked(buf, end) {
+		return
+	}
+	c.sends--
 	c.unsendLocked(buf)
 	c.failLocked(err)
 }

@@ -22,6 +22,8 @@ type hostCounters struct {
 	missed  atomic.Uint64
 	refused atomic.Uint64
 	lost    atomic.Uint64
+
+	carried, uncarried atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -45,6 +47,8 @@ type Stats struct {
 	Memory                    uint64 // bytes of DMA memory in use for payload
 	Outstanding               uint64 // requests without a terminal response
 	Connections               uint64
+	CarriedOver               uint64 // times that a connection went on after a stop
+	CarryFailed               uint64 // ... left the adapter and did not go on
 }
 
 // Stats returns the driver's counters.
@@ -54,6 +58,7 @@ func (a *Adapter) Stats() Stats {
 		MissedInterrupts: a.host.missed.Load(), Resets: a.host.resets.Load(), Refused: a.host.refused.Load(),
 		BadTags: a.bad.tag.Load(), BadTypes: a.bad.kind.Load(), BadFinals: a.bad.final.Load(),
 		BadConns: a.bad.conn.Load(), BadLengths: a.bad.length.Load(), LostBuffers: a.host.lost.Load(),
+		CarriedOver: a.host.carried.Load(), CarryFailed: a.host.uncarried.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
 	for _, ln := range a.lanes {
@@ -99,5 +104,6 @@ func (s Stats) List() []Stat {
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
 		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},
 		{"memory", s.Memory}, {"outstanding", s.Outstanding}, {"connections", s.Connections},
+		{"carried_over", s.CarriedOver}, {"carry_failed", s.CarryFailed},
 	}
 }

@@ -3,6 +3,7 @@
 package vdev
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -289,6 +290,27 @@ func (f *Function) restartLocked() {
 		// The next reset tries again.
 		f.log.Error("firmware did not start after a reset", "err", err)
 	}
+}
+
+// stopLook is how often Stop looks whether the firmware has stopped.
+const stopLook = time.Millisecond
+
+// Stop is an orderly stop (SPEC.md §11), as if the host had asked for it: it
+// returns when STATUS.STOPPED is set, at once if nothing runs, or when ctx ends.
+func (f *Function) Stop(ctx context.Context) error {
+	fw := f.core().firmware
+	if !fw.Running() {
+		return nil
+	}
+	fw.Stop()
+	for t := time.NewTicker(stopLook); !fw.Stopped(); {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("vdev: stop: %w", context.Cause(ctx))
+		}
+	}
+	return nil
 }
 
 // Close ends the firmware and the function's own work. It is idempotent;

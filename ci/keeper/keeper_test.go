@@ -35,7 +35,12 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asServer) != "" {
+	switch os.Getenv(asServer) {
+	case "":
+	case asAdapter:
+		serveAdapter()
+		return
+	default:
 		serve()
 		return
 	}

@@ -344,6 +344,11 @@ func (d *Device) Stats() Stats {
 	return s
 }
 
+// Stop is an orderly stop (SPEC.md §11), before a Close or while Serve serves:
+// connections that may be carried over leave the adapter. It returns when that
+// is done, or ctx ends.
+func (d *Device) Stop(ctx context.Context) error { return d.function.Stop(ctx) }
+
 // Close ends the adapter: connections are reset, the capture is finished. It
 // is idempotent. Serve must have returned.
 func (d *Device) Close() error {

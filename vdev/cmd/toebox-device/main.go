@@ -31,8 +31,13 @@ const (
 	exitSetup  = 125
 )
 
-// closeTime bounds an orderly end.
-const closeTime = 5 * time.Second
+const (
+	// closeTime bounds an orderly end, stopTime the adapter's orderly stop that
+	// it begins with (SPEC.md §11.1): who ends the process may wait for no more
+	// than a second.
+	closeTime = 5 * time.Second
+	stopTime  = 500 * time.Millisecond
+)
 
 type flags struct {
 	SocketPath  string `placeholder:"PATH" xor:"socket" required:"" help:"Unix socket to listen on for vfio-user clients."`
@@ -192,10 +197,21 @@ func openCapture(c *flags) (*os.File, error) {
 	return nil, nil
 }
 
-// serve offers the adapter until ctx ends, and closes everything.
+// serve offers the adapter until ctx ends and it has stopped, and closes
+// everything.
 func (p *process) serve(ctx context.Context) error {
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() {
+		defer end()
+		limited, cancel := context.WithTimeout(serving, stopTime)
+		defer cancel()
+		if err := p.device.Stop(limited); err != nil {
+			p.log.Warn("adapter ends without an orderly stop", "err", err)
+		}
+	})()
 	p.log.Info("adapter is up", "socket", p.client.Addr().String())
-	err := p.device.Serve(ctx, p.client)
+	err := p.device.Serve(serving, p.client)
 	return errors.Join(err, p.close())
 }
 

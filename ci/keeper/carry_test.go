@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"toebox/ci/bus/inproc"
+	"toebox/ci/bus/socket"
+	"toebox/ci/conformance"
+	adapterrig "toebox/ci/rig"
+	"toebox/firmware/engine"
+	"toebox/guestdriver"
+	"toebox/vdev/device"
+	"toebox/vdev/port"
+	vfiouser "toebox/vfio-user"
+	"toebox/vfio-user/keeper"
+)
+
+const (
+	asAdapter = "adapter"          // the value of asServer: be an adapter
+	wireEnv   = "KEEPER_TEST_WIRE" // its network, a socket
+	wireMTU   = 1500
+	stopGrace = 30 * time.Second // an orderly stop does not depend on the machine's speed
+)
+
+func lease(address string) port.Lease {
+	return port.Lease{Prefixes: []netip.Prefix{netip.MustParsePrefix(address)}, MTU: wireMTU}
+}
+
+// serveAdapter is the device process: as toebox-device, but on another network.
+func serveAdapter() {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	if err := adapter(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func adapter(ctx context.Context) error {
+	l, err := net.FileListener(os.NewFile(3, "socket"))
+	if err != nil {
+		return err
+	}
+	generation, err := strconv.ParseUint(os.Getenv(keeper.EnvToebox), 10, 32)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("unix", os.Getenv(wireEnv))
+	if err != nil {
+		return err
+	}
+	wire, err := port.NewStream(c, wireMTU)
+	if err != nil {
+		return err
+	}
+	d, err := device.New(device.Config{
+		Firmware: adapterrig.Firmware, Port: wire, Lease: lease("10.0.2.15/24"), Generation: uint32(generation), Seed: 1,
+	})
+	if err != nil {
+		return err
+	}
+	serving, end := context.WithCancel(context.Background())
+	context.AfterFunc(ctx, func() {
+		defer end()
+		limited, cancel := context.WithTimeout(serving, stopGrace)
+		defer cancel()
+		if err := d.Stop(limited); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	})
+	return errors.Join(d.Serve(serving, l.(*net.UnixListener)), d.Close())
+}
+
+// outlet is a port whose other end is, one after another, who connects to its
+// socket. Frames are lost while nobody is there.
+type outlet struct {
+	mu      sync.Mutex
+	receive func([]engine.Frame)
+	stream  *port.Stream // nil: nobody
+	done    chan struct{}
+}
+
+func newOutlet(t *testing.T, path string) *outlet {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outlet{done: make(chan struct{})}
+	go func() {
+		defer close(o.done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if s, err := port.NewStream(c, wireMTU); err == nil {
+				o.plug(s)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-o.done
+		o.plug(nil)
+	})
+	return o
+}
+
+// plug puts s in the place of the stream before.
+func (o *outlet) plug(s *port.Stream) {
+	o.mu.Lock()
+	old, receive := o.stream, o.receive
+	o.stream = s
+	o.mu.Unlock()
+	if old != nil {
+		old.Attach(nil)
+		old.Close()
+	}
+	if s != nil {
+		s.Attach(receive)
+	}
+}
+
+func (o *outlet) MTU() int { return wireMTU }
+
+func (o *outlet) Attach(receive func([]engine.Frame)) {
+	o.mu.Lock()
+	s := o.stream
+	o.receive = receive
+	o.mu.Unlock()
+	if s != nil {
+		s.Attach(receive)
+	}
+}
+
+func (o *outlet) Transmit(frames []engine.Frame) int {
+	o.mu.Lock()
+	s := o.stream
+	o.mu.Unlock()
+	if s == nil {
+		return len(frames)
+	}
+	return s.Transmit(frames)
+}
+
+func (o *outlet) Close() error { return nil }
+
+// open starts a driver, to be closed at the end.
+func open(t *testing.T, bus guestdriver.Bus, err error, o guestdriver.Options) *guestdriver.Adapter {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := guestdriver.Open(t.Context(), bus, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// echo is the peer: a second adapter, in this process, that sends back what
+// comes.
+func echo(t *testing.T, p engine.Port) {
+	t.Helper()
+	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
+	d, err := device.New(device.Config{
+		Firmware: adapterrig.Firmware, Port: p, Lease: lease("10.0.2.2/24"), DMA: mem, IRQs: irqs, Seed: 2,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	bus, err := inproc.New(d.Function(), mem, irqs)
+	l, err := open(t, bus, err, guestdriver.Options{}).Listen("tcp4", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
+
+// TestCarryOver: the process of an adapter is replaced twice in the middle of a
+// transfer both ways. Neither the driver's user nor the peer, which stays,
+// notices anything but a pause.
+func TestCarryOver(t *testing.T) {
+	const total, parts = 6 << 20, 3
+	dir, err := os.MkdirTemp("", "keeper") // short enough for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	wire := filepath.Join(dir, "wire")
+	echo(t, newOutlet(t, wire))
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := keeper.New(keeper.Config{
+		Command: func(l keeper.Launch) *exec.Cmd {
+			cmd := exec.Command(exe)
+			cmd.Env = append(os.Environ(), asServer+"="+asAdapter, wireEnv+"="+wire)
+			cmd.ExtraFiles = []*os.File{l.Listener}
+			return cmd
+		},
+		StopGrace: stopGrace,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "device")
+	front, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- k.Serve(ctx, front) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		front.Close()
+	})
+	bus, err := socket.Dial(t.Context(), path, vfiouser.ClientConfig{Timeout: limit})
+	a := open(t, bus, err, guestdriver.Options{CarryOver: true})
+	c, err := a.Dial("tcp", "10.0.2.2:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+
+	errs := make(chan error, 2)
+	at := make(chan struct{}, parts)
+	go func() {
+		b := make([]byte, 50_000)
+		for off := 0; off < total; off += len(b) {
+			b = b[:min(len(b), total-off)]
+			conformance.Payload(b, 1, int64(off))
+			if _, err := c.Write(b); err != nil {
+				errs <- err
+				return
+			}
+		}
+		errs <- nil
+	}()
+	go func() {
+		b, want := make([]byte, 30_000), make([]byte, 30_000)
+		for off := 0; off < total; {
+			n, err := c.Read(b[:min(len(b), total-off)])
+			if err != nil {
+				errs <- err
+				return
+			}
+			conformance.Payload(want[:n], 1, int64(off))
+			if !bytes.Equal(b[:n], want[:n]) {
+				errs <- fmt.Errorf("the %d bytes from %d on are not what was sent", n, off)
+				return
+			}
+			if off/(total/parts) < (off+n)/(total/parts) {
+				at <- struct{}{}
+			}
+			off += n
+		}
+		errs <- nil
+	}()
+	left := 2
+	for range parts - 1 {
+		for waiting := true; waiting; {
+			select {
+			case <-at:
+				waiting = false
+			case err := <-errs:
+				if left--; err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := k.Replace(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ; left > 0; left-- {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if s := a.Stats(); s.CarriedOver != parts-1 || s.CarryFailed != 0 || s.Resets != parts-1 {
+		t.Errorf("%d carried over, %d failed, %d restarts", s.CarriedOver, s.CarryFailed, s.Resets)
+	}
+	if s := k.Stats(); s.Starts != parts {
+		t.Errorf("%d processes", s.Starts)
+	}
+}

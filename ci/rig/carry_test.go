@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"toebox/ci/bus/inproc"
+	"toebox/ci/conformance"
+	"toebox/ci/rig"
+	"toebox/guestdriver"
+	"toebox/vdev/device"
+)
+
+// carrier is an adapter whose driver carries connections over.
+type carrier struct {
+	*testing.T
+	dev *device.Device
+	bus guestdriver.Bus
+	a   *guestdriver.Adapter
+}
+
+func newCarrier(t *testing.T, queues int) *carrier {
+	t.Helper()
+	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
+	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, DMA: mem, IRQs: irqs, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	bus, err := inproc.New(d.Function(), mem, irqs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := guestdriver.Open(t.Context(), bus, guestdriver.Options{Queues: queues, CarryOver: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &carrier{T: t, dev: d, bus: bus, a: a}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		s := a.Stats()
+		if s.BadTags+s.BadTypes+s.BadFinals+s.BadConns+s.BadLengths+s.LostBuffers+s.Memory != 0 {
+			t.Errorf("at the end: %+v", s)
+		}
+	})
+	return c
+}
+
+// until waits for something that the other goroutines bring about.
+func (c *carrier) until(what string, cond func() bool) {
+	c.Helper()
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for tick := time.NewTicker(time.Millisecond); !cond(); {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			c.Fatalf("%s: not in time; %+v", what, c.a.Stats())
+		}
+	}
+}
+
+// stop is an orderly stop, after which the driver starts the adapter over; with
+// renew it finds new firmware then, with an engine that knows nothing.
+func (c *carrier) stop(renew bool) {
+	c.Helper()
+	resets := c.a.Stats().Resets
+	if renew {
+		c.bus.Write32(0, 0x0100, 24)                        // NVM_ADDR: serial number
+		c.bus.Write32(0, 0x0104, 0x61616161+uint32(resets)) // NVM_DATA
+		for _, command := range []uint32{2, 3} {            // write, commit
+			c.bus.Write32(0, 0x0108, command)
+			c.until("the image", func() bool { return c.bus.Read32(0, 0x010c)&0xff == 2 })
+		}
+	}
+	c.bus.Write32(0, 0x0010, 3) // CONTROL: RUN, STOP
+	c.until("the driver to start over", func() bool { return c.a.Stats().Resets > resets })
+}
+
+// within bounds what a connection may take.
+func within(t *testing.T, c net.Conn, err error) *guestdriver.Conn {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c.(*guestdriver.Conn)
+}
+
+// TestCarryOver: orderly stops in the middle of transfers both ways. Writes and
+// reads just go on, and both streams are exact.
+func TestCarryOver(t *testing.T) {
+	const total, parts, conns = 4 << 20, 4, 3
+	for _, renew := range []bool{false, true} {
+		name := "same firmware"
+		if renew {
+			name = "new firmware"
+		}
+		t.Run(name, func(t *testing.T) {
+			c := newCarrier(t, 2)
+			echo := echoServer(t)
+			at := make(chan struct{}, parts) // one value for each part that the first connection has read
+			errs := make(chan error, 2*conns)
+			for i := range conns {
+				nc, err := c.a.Dial("tcp", "10.0.2.2:"+echo)
+				conn := within(t, nc, err)
+				seed := uint64(i + 1)
+				go func() { errs <- sendPayload(conn, seed, total) }()
+				go func() {
+					errs <- receivePayload(conn, seed, total, func(from, to int) {
+						if i == 0 && from/(total/parts) < to/(total/parts) {
+							at <- struct{}{}
+						}
+					})
+				}()
+			}
+			var failed []error
+			left := 2 * conns
+			for part := range parts - 1 {
+				for waiting := true; waiting && len(failed) == 0; {
+					select {
+					case <-at:
+						waiting = false
+					case err := <-errs:
+						if left--; err != nil {
+							failed = append(failed, err)
+						}
+					}
+				}
+				if len(failed) == 0 {
+					c.stop(renew)
+					c.until("all to go on", func() bool {
+						s := c.a.Stats()
+						return s.CarriedOver+s.CarryFailed >= uint64(conns*(part+1))
+					})
+				}
+			}
+			for ; left > 0; left-- {
+				if err := <-errs; err != nil {
+					failed = append(failed, err)
+				}
+			}
+			if len(failed) > 0 {
+				t.Fatal(failed)
+			}
+			if s := c.a.Stats(); s.CarriedOver != conns*(parts-1) || s.CarryFailed != 0 || s.Resets != parts-1 {
+				t.Errorf("%d carried over, %d failed, %d restarts", s.CarriedOver, s.CarryFailed, s.Resets)
+			}
+		})
+	}
+}
+
+// sendPayload writes total bytes of the seed's payload.
+func sendPayload(w io.Writer, seed uint64, total int) error {
+	b := make([]byte, 50_000)
+	for off := 0; off < total; off += len(b) {
+		b = b[:min(len(b), total-off)]
+		conformance.Payload(b, seed, int64(off))
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receivePayload reads them and calls got for each read.
+func receivePayload(r io.Reader, seed uint64, total int, got func(from, to int)) error {
+	b, want := make([]byte, 30_000), make([]byte, 30_000)
+	for off := 0; off < total; {
+		n, err := r.Read(b[:min(len(b), total-off)])
+		if err != nil {
+			return err
+		}
+		conformance.Payload(want[:n], seed, int64(off))
+		if !bytes.Equal(b[:n], want[:n]) {
+			return errors.New("the stream is not what was sent")
+		}
+		got(off, off+n)
+		off += n
+	}
+	return nil
+}
+
+// echoServer serves any number of connections on the host's loopback at once.
+func echoServer(t *testing.T) (port string) {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(patience))
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// TestCarryOverStates: what connections that do not transfer find after a stop:
+// a read that waits, data that nobody has read, a close, an attribute, a
+// connection that a listener accepted; and those that cannot be carried over.
+func TestCarryOverStates(t *testing.T) {
+	c := newCarrier(t, 1)
+	accepted := make(chan *net.TCPConn, 8)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			p, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.SetDeadline(time.Now().Add(patience))
+			accepted <- p.(*net.TCPConn)
+		}
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	dial := func() (*guestdriver.Conn, *net.TCPConn) {
+		t.Helper()
+		nc, err := c.a.Dial("tcp", "10.0.2.2:"+port)
+		conn := within(t, nc, err)
+		p := <-accepted
+		t.Cleanup(func() { p.Close() })
+		return conn, p
+	}
+	idle, idlePeer := dial()
+	full, fullPeer := dial()
+	half, _ := dial()
+	if err := idle.SetTOS(32); err != nil {
+		t.Fatal(err)
+	}
+	if err := half.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	b := make([]byte, 1)
+	go func() { _, err := idle.Read(b); got <- err }()
+	// More than the driver's buffers take, less than with the window.
+	waits := make([]byte, 300_000)
+	conformance.Payload(waits, 5, 0)
+	if _, err := fullPeer.Write(waits); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the data that waits", func() bool {
+		n, err := c.a.Scalar(t.Context(), full.ID(), 0x0284)
+		return err == nil && n == uint64(len(waits))
+	})
+	in, err := c.a.Listen("tcp", ":7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	id := idle.ID()
+	c.stop(true)
+
+	if err := idle.SetNoDelay(true); err != nil { // waits for the connection
+		t.Error(err)
+	}
+	if idle.ID() == id {
+		t.Error("the connection has the id that it had")
+	}
+	if v, err := c.a.Scalar(t.Context(), idle.ID(), 0x0211); err != nil || v != 32 {
+		t.Errorf("TOS is %d, %v", v, err)
+	}
+	if _, err := idlePeer.Write([]byte{77}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil || b[0] != 77 {
+		t.Errorf("the read that waited: %d, %v", b[0], err)
+	}
+	if err := fullPeer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(full); err != nil || !bytes.Equal(all, waits) {
+		t.Errorf("%d bytes that waited, %v, want %d", len(all), err, len(waits))
+	}
+	if _, err := half.Read(b); !errors.Is(err, guestdriver.ErrReset) {
+		t.Errorf("a half-closed connection: %v", err)
+	}
+	if _, err := idle.Write([]byte("bye")); err != nil {
+		t.Fatal(err)
+	}
+	idle.Close()
+	if all, err := io.ReadAll(idlePeer); err != nil || string(all) != "bye" {
+		t.Errorf("the peer got %q, %v", all, err)
+	}
+
+	// A reset is not an orderly stop.
+	lost, _ := dial()
+	go func() { _, err := lost.Read(make([]byte, 1)); got <- err }()
+	c.bus.Write32(0, 0x0010, 1<<31)
+	if err := <-got; !errors.Is(err, guestdriver.ErrReset) {
+		t.Errorf("after a reset: %v", err)
+	}
+	if s := c.a.Stats(); s.CarriedOver != 2 || s.CarryFailed != 0 {
+		t.Errorf("%+v", s)
+	}
+}
