@@ -29,6 +29,7 @@ type fakeFirmware struct {
 	running  bool
 	stopped  bool
 	closed   bool
+	stuck    bool // it never stops
 	status   [abi.MaxQueues]firmware.QueueStatus
 	config   firmware.QueueConfig
 	lastBell abi.Index
@@ -49,7 +50,7 @@ func (w *fakeFirmware) Run() {
 	w.with(func(w *fakeFirmware) { w.call("run"); w.running = true; w.stopped = false })
 }
 func (w *fakeFirmware) Stop() {
-	w.with(func(w *fakeFirmware) { w.call("stop"); w.running = false; w.stopped = true })
+	w.with(func(w *fakeFirmware) { w.call("stop"); w.running = false; w.stopped = !w.stuck })
 }
 func (w *fakeFirmware) Running() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.running }
 func (w *fakeFirmware) Stopped() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.stopped }

@@ -303,7 +303,9 @@ func (f *Function) Stop(ctx context.Context) error {
 		return nil
 	}
 	fw.Stop()
-	for t := time.NewTicker(stopLook); !fw.Stopped(); {
+	t := time.NewTicker(stopLook)
+	defer t.Stop()
+	for !fw.Stopped() {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
