@@ -27,7 +27,9 @@ func (l *fwLoader) served(ctx context.Context, generation uint32, begin time.Tim
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
-		byteAt, silent = l.firstByte(wait)
+		if l.run.Port != 0 { // else nothing leads from here to the guest
+			byteAt, silent = l.firstByte(wait)
+		}
 	}()
 	recovered, err := l.recovered(wait, generation)
 	if err != nil {

@@ -55,6 +55,9 @@ func (m *Machine) apply(o *rig.Options) error {
 		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat, tap:if=NAME,ip=ADDR/LEN or none", m.Net)}
 	}
 	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
+	if strings.HasPrefix(m.Net, "tap:") {
+		o.Port = 0 // the guest has an address of its own
+	}
 	if _, err := port.ParseImpairments(m.Impair); err != nil {
 		return &rig.UsageError{Text: fmt.Sprintf("--impair: %v", err)}
 	}
@@ -180,7 +183,10 @@ func dryRun(ctx context.Context, a *app, o rig.Options) error {
 	m := o.MachineConfig(parts, a.paths.State, filepath.Join(a.paths.Runtime, "toebox-dry-run"))
 	fmt.Fprintln(a.stdout, m.CommandLine())
 	if m.Device != "" {
-		serve := []string{program(), "serve", "--port", strconv.Itoa(o.Port), "--net", o.Net, "--socket-path", m.Device}
+		serve := []string{program(), "serve", "--net", o.Net, "--socket-path", m.Device}
+		if o.Port != 0 {
+			serve = append(serve, "--port", strconv.Itoa(o.Port))
+		}
 		for flag, value := range map[string]string{"--pcap": o.Pcap, "--nvm": o.NVM} {
 			if value != "" {
 				serve = append(serve, flag, value)
