@@ -20,8 +20,8 @@ import (
 	"toebox/vdev/port"
 )
 
-// behind starts driver and adapter behind a gateway with its own resolvers.
-func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
+// adapter starts driver and device behind a gateway.
+func adapter(t *testing.T, cfg port.NATConfig, opts guestdriver.Options) (*device.Device, *guestdriver.Adapter) {
 	t.Helper()
 	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
 	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT, NAT: cfg}, DMA: mem, IRQs: irqs, Seed: 1})
@@ -37,7 +37,7 @@ func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := guestdriver.Open(t.Context(), bus, guestdriver.Options{Memory: 4 << 20})
+	a, err := guestdriver.Open(t.Context(), bus, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +46,13 @@ func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
 			t.Error(err)
 		}
 	})
+	return d, a
+}
+
+// behind is adapter for tests that need the driver alone.
+func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
+	t.Helper()
+	_, a := adapter(t, cfg, guestdriver.Options{Memory: 4 << 20})
 	return a
 }
 
@@ -53,28 +60,10 @@ func behind(t *testing.T, cfg port.NATConfig) *guestdriver.Adapter {
 // an answer, and closes after the last.
 func fakeResolver(t *testing.T) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serveDNS(c)
-		}
-	}()
-	return netip.MustParseAddrPort(l.Addr().String())
+	return netip.MustParseAddrPort("127.0.0.1:" + server(t, serveDNS))
 }
 
-func serveDNS(c net.Conn) {
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+func serveDNS(c *net.TCPConn) {
 	for {
 		var n [2]byte
 		if _, err := io.ReadFull(c, n[:]); err != nil {

@@ -16,10 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"toebox/ci/bus/inproc"
-	"toebox/ci/rig"
 	"toebox/guestdriver"
-	"toebox/vdev/device"
+	"toebox/vdev/port"
 )
 
 // stack is package net, or the driver in its place. Either reaches servers on
@@ -45,29 +43,7 @@ func standard(*testing.T) *stack {
 // offload is the adapter through the driver.
 func offload(t *testing.T) *stack {
 	t.Helper()
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, DMA: mem, IRQs: irqs, Seed: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	bus, err := inproc.New(d.Function(), mem, irqs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := guestdriver.Open(t.Context(), bus, guestdriver.Options{Queues: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	d, a := adapter(t, port.NATConfig{}, guestdriver.Options{Queues: 2})
 	return &stack{
 		listen: a.Listen, dial: a.DialContext, host: "10.0.2.2", own: "10.0.2.15",
 		outside: func(t *testing.T, l net.Listener) string {
