@@ -392,11 +392,18 @@ func (a *Adapter) shutdown() error {
 	}
 	a.signalIdleLocked()
 	a.mu.Unlock()
+	// All are shut before the adapter hears of any: the peer of one may be another.
+	open := conns[:0]
+	for _, c := range conns {
+		if c.shut() {
+			open = append(open, c)
+		}
+	}
 	for _, l := range listeners {
 		l.Close()
 	}
-	for _, c := range conns {
-		c.Close()
+	for _, c := range open {
+		c.terminate()
 	}
 	t := time.NewTimer(closeTimeout)
 	defer t.Stop()

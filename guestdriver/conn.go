@@ -175,15 +175,35 @@ func (c *Conn) setDeadline(t time.Time, rd, wr bool) error {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if !c.shutLocked() {
 		return c.opError("close", errClosed)
+	}
+	c.terminateLocked()
+	return nil
+}
+
+func (c *Conn) shut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shutLocked()
+}
+
+func (c *Conn) shutLocked() bool {
+	if c.closed {
+		return false
 	}
 	mode := uint32(abi.TerminateGraceful)
 	if c.linger == 0 {
 		mode = abi.TerminateAbort
 	}
 	c.closeLocked(mode)
-	return nil
+	return true
+}
+
+func (c *Conn) terminate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.terminateLocked()
 }
 
 // abort resets a connection that nobody has seen yet.
@@ -192,9 +212,11 @@ func (c *Conn) abort() {
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closeLocked(abi.TerminateAbort)
+		c.terminateLocked()
 	}
 }
 
+// closeLocked ends calls. The adapter is not told.
 func (c *Conn) closeLocked(mode uint32) {
 	c.closed, c.mode = true, mode
 	c.rdl.setLocked(&c.mu, &c.rcond, time.Time{})
@@ -204,15 +226,16 @@ func (c *Conn) closeLocked(mode uint32) {
 	if !c.reading {
 		c.dropSegmentsLocked()
 	}
-	if !c.isGone && c.carry == nil {
-		c.terminateLocked()
-	}
 }
 
 // terminateLocked ends a closed connection, behind everything that was posted.
-// An error means that a reset has ended, or is about to end, the connection.
+// One that is being carried over is ended where it arrives.
 func (c *Conn) terminateLocked() {
-	c.ln.start(request{kind: kindTerminate, conn: c},
+	if c.isGone || c.carry != nil {
+		return
+	}
+	// An error means that a reset has ended, or is about to end, the connection.
+	_, _ = c.ln.start(request{kind: kindTerminate, conn: c},
 		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: c.mode}, true)
 }
 

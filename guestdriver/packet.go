@@ -77,7 +77,8 @@ func newPacketConn(a *Adapter, network string) *PacketConn {
 
 func (e *packetEnd) connID() uint64 { return e.id }
 func (e *packetEnd) onLane() *lane  { return e.ln }
-func (e *packetEnd) Close() error   { return e.p.Close() }
+func (e *packetEnd) shut() bool     { return e.p.shut() }
+func (e *packetEnd) terminate()     { e.p.terminate() }
 
 // beginLocked posts the first receive buffers: one always, more as there is
 // memory for them.
@@ -502,10 +503,18 @@ func (p *PacketConn) write(b []byte, to netip.AddrPort) error {
 
 // Close ends the endpoint. Datagrams not read are lost.
 func (p *PacketConn) Close() error {
+	if !p.shut() {
+		return p.opError("close", nil, errClosed)
+	}
+	p.terminate()
+	return nil
+}
+
+func (p *PacketConn) shut() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return p.opError("close", nil, errClosed)
+		return false
 	}
 	p.closed = true
 	p.rdl.setLocked(&p.mu, &p.rcond, time.Time{})
@@ -516,10 +525,15 @@ func (p *PacketConn) Close() error {
 	p.queue = nil
 	p.rcond.Broadcast()
 	p.wcond.Broadcast()
+	return true
+}
+
+func (p *PacketConn) terminate() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, e := range p.ends {
 		e.terminateLocked()
 	}
-	return nil
 }
 
 // terminateLocked ends the adapter's side. Its answer takes the id out.

@@ -63,7 +63,11 @@ type endpoint interface {
 	// is no more.
 	fail(err error)
 	gone()
-	Close() error
+	// shut is the half of Close that ends calls, with net.ErrClosed; false says
+	// that it was closed already. terminate is the other half: it tells the
+	// adapter.
+	shut() bool
+	terminate()
 }
 
 // request is one outstanding request: from its post to its terminal response,

@@ -5,6 +5,7 @@ package guestdriver_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -248,6 +249,28 @@ func TestClose(t *testing.T) {
 	if cmd, _ := f.ReadConfig(4, 2); cmd&4 != 0 {
 		t.Error("bus master is still on")
 	}
+}
+
+// TestCloseBothEnds: what waits on connections of the adapter with itself hears
+// that it was closed, and not of the other end.
+func TestCloseBothEnds(t *testing.T) {
+	a, _ := open(t, guestdriver.Options{})
+	errs := map[string]chan error{}
+	for i := range 256 {
+		c, s := pair(t, a)
+		for name, end := range map[string]net.Conn{"client": c, "server": s} {
+			ch := make(chan error, 1)
+			errs[fmt.Sprint(name, i)] = ch
+			go func() {
+				_, err := end.Read(make([]byte, 1))
+				ch <- err
+			}()
+		}
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	checkAll(t, errs, net.ErrClosed)
 }
 
 // TestLostInterrupts: the watch finds what no interrupt told of.
