@@ -52,6 +52,7 @@ type buffer struct {
 
 // block is blockSize bytes of one class, or of none yet.
 type block struct {
+	arena      *arena
 	mem        []byte
 	iova       uint64
 	class      int
@@ -144,7 +145,7 @@ func (a *arena) takeBlockLocked(reserve bool) *block {
 		for i := range n {
 			off := i * blockSize
 			a.empty = append(a.empty, &block{
-				mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: -1,
+				arena: a, mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: -1,
 			})
 		}
 	}
@@ -170,6 +171,9 @@ func (b *block) format(class int) {
 		b.free = &b.pieces[i]
 	}
 }
+
+// release gives a piece back to the arena that it is from.
+func (p *buffer) release() { p.block.arena.release(p) }
 
 // release gives a piece back.
 func (a *arena) release(p *buffer) {

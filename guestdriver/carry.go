@@ -89,7 +89,7 @@ func (ln *lane) reported(r request, f *abi.Fields) {
 func (ln *lane) carry(r *Record) {
 	a := ln.a
 	c, ok := a.conn(r.State.Conn).(*Conn)
-	if !ok || c.ln != ln {
+	if !ok || c.lane() != ln {
 		a.bad.conn.Add(1)
 		return
 	}
@@ -203,7 +203,7 @@ func (a *Adapter) restoreAll() {
 	lists := map[*lane][]*Conn{}
 	a.mu.RLock()
 	for c := range a.carried {
-		lists[c.ln] = append(lists[c.ln], c)
+		lists[c.lane()] = append(lists[c.lane()], c)
 	}
 	a.mu.RUnlock()
 	for ln, list := range lists {
@@ -289,7 +289,7 @@ func (c *Conn) goOn() {
 		k := &c.kept[i]
 		f := sendFields(c.id.Load(), k.buf)
 		f.Offset = k.off
-		if _, err := c.ln.start(request{kind: kindSend, conn: c, buf: k.buf}, f, true); err != nil {
+		if _, err := c.lane().start(request{kind: kindSend, conn: c, buf: k.buf}, f, true); err != nil {
 			c.failLocked(err)
 			break
 		}
@@ -337,7 +337,7 @@ func (a *Adapter) loseAll(err error) {
 }
 
 func (c *Conn) lost(err error) {
-	c.ln.a.host.uncarried.Add(1)
+	c.lane().a.host.uncarried.Add(1)
 	c.mu.Lock()
 	close(c.carry.over)
 	c.carry = nil

@@ -22,8 +22,8 @@ import (
 //	  │ reset, time-out, firmware gone (rerr, werr set)         ^
 //	  └──────────────────────> dead ── Close ───────────────────┘
 type Conn struct {
-	ln      *lane
-	id      atomic.Uint64 // another one after it was carried over
+	on      atomic.Pointer[lane] // another adapter's after a fail-over
+	id      atomic.Uint64        // another one after it was carried over
 	network string
 	local   *net.TCPAddr
 	remote  *net.TCPAddr
@@ -75,8 +75,9 @@ type segment struct {
 }
 
 func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *Conn {
-	c := &Conn{ln: ln, network: network, local: local, remote: remote, class: firstClass, linger: -1}
+	c := &Conn{network: network, local: local, remote: remote, class: firstClass, linger: -1}
 	c.id.Store(id)
+	c.on.Store(ln)
 	c.rcond.L, c.wcond.L = &c.mu, &c.mu
 	return c
 }
@@ -117,7 +118,10 @@ func (d *deadline) setLocked(mu *sync.Mutex, cond *sync.Cond, t time.Time) {
 }
 
 func (c *Conn) connID() uint64 { return c.id.Load() }
-func (c *Conn) onLane() *lane  { return c.ln }
+func (c *Conn) onLane() *lane  { return c.lane() }
+
+// lane is where the connection is, or goes on. It changes with mu held.
+func (c *Conn) lane() *lane { return c.on.Load() }
 
 // ID returns the adapter's id of the connection, for attributes. A connection
 // that was carried over has another one than before.
@@ -235,7 +239,7 @@ func (c *Conn) terminateLocked() {
 		return
 	}
 	// An error means that a reset has ended, or is about to end, the connection.
-	_, _ = c.ln.start(request{kind: kindTerminate, conn: c},
+	_, _ = c.lane().start(request{kind: kindTerminate, conn: c},
 		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: c.mode}, true)
 }
 
@@ -282,7 +286,7 @@ func (c *Conn) halfCloseLocked(mode uint32) error {
 	if c.carry != nil {
 		return nil
 	}
-	_, err := c.ln.start(request{kind: kindHalfClose, conn: c},
+	_, err := c.lane().start(request{kind: kindHalfClose, conn: c},
 		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: mode}, true)
 	return err
 }
@@ -333,7 +337,7 @@ func (c *Conn) gone() {
 	// Every request is answered before (SPEC.md §5.8). Of one that was not,
 	// the adapter may still use the buffer: it stays out of circulation.
 	if c.requests > 0 {
-		c.ln.a.host.lost.Add(uint64(c.requests))
+		c.lane().a.host.lost.Add(uint64(c.requests))
 	}
 	c.failLocked(errClosed)
 }

@@ -79,7 +79,7 @@ func (a *Adapter) attribute(ctx context.Context, conn uint64, attr abi.Attribute
 		if c := a.conn(conn); c != nil {
 			ln = c.onLane()
 		} else if l := a.listener(conn); l != nil {
-			ln = l.ln
+			ln = l.lane()
 		}
 	}
 	buf, err := a.controlBuffer(abi.TupleHeaderSize + room)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"toebox/vdev/abi"
@@ -18,8 +19,7 @@ import (
 // Listener accepts TCP connections of the adapter. It is open again by itself
 // after the adapter was reset.
 type Listener struct {
-	a       *Adapter
-	ln      *lane
+	on      atomic.Pointer[lane] // another adapter's after a fail-over
 	network string
 
 	opening sync.Mutex // held by who has the adapter listen; before mu
@@ -46,7 +46,8 @@ func (a *Adapter) Listen(network, address string) (net.Listener, error) {
 	if isUDP(network) {
 		return nil, wrongKind(network, net.UDPAddrFromAddrPort(addrs[0]))
 	}
-	l := &Listener{a: a, ln: a.lane(), network: network}
+	l := &Listener{network: network}
+	l.on.Store(a.lane())
 	l.cond.L = &l.mu
 	a.mu.Lock()
 	closing := a.closing
@@ -75,6 +76,9 @@ func (a *Adapter) Listen(network, address string) (net.Listener, error) {
 	return l, nil
 }
 
+// lane is where the listener is.
+func (l *Listener) lane() *lane { return l.on.Load() }
+
 // open has the adapter listen on one address.
 func (l *Listener) open(at netip.AddrPort) error {
 	ctx, cancel := timeout(startTimeout)
@@ -82,10 +86,11 @@ func (l *Listener) open(at netip.AddrPort) error {
 	call := newCall()
 	call.listener = l
 	call.remote = &target{addr: at}
-	_, err := l.ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
+	ln := l.lane()
+	_, err := ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
 		Protocol: 6, Count: 1, Local: at, V6: at.Addr().Is6(),
-		Backlog: uint32(l.a.opts.Backlog),
-	}, l.a.carryAttrs()...)
+		Backlog: uint32(ln.a.opts.Backlog),
+	}, ln.a.carryAttrs()...)
 	return err
 }
 
@@ -109,7 +114,7 @@ func (l *Listener) again() {
 		return
 	}
 	for i, at := range addrs {
-		if l.a.listener(ids[i]) == l {
+		if l.lane().a.listener(ids[i]) == l {
 			continue // since this reset
 		}
 		switch err := l.open(at); {
@@ -203,7 +208,7 @@ func (ln *lane) arrived(f *abi.Fields) {
 func (l *Listener) offer(c *Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.err != nil || len(l.pending) >= l.a.opts.Backlog {
+	if l.closed || l.err != nil || len(l.pending) >= l.lane().a.opts.Backlog {
 		return false
 	}
 	c.network = l.network
@@ -254,7 +259,7 @@ func (c *Conn) learnRemote() error {
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
 	c.remote.IP = net.IPv6unspecified
-	if v, err := c.ln.a.Addresses(ctx, c.id.Load(), abi.AttrRemote); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
+	if v, err := c.lane().a.Addresses(ctx, c.id.Load(), abi.AttrRemote); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
 		c.remote.IP = net.IP(v[0].Addr.AsSlice())
 	}
 	return nil
@@ -317,9 +322,10 @@ func (l *Listener) Close() error {
 	l.pending = nil
 	l.cond.Broadcast()
 	l.mu.Unlock()
-	l.a.mu.Lock()
-	delete(l.a.bound, l)
-	l.a.mu.Unlock()
+	a := l.lane().a
+	a.mu.Lock()
+	delete(a.bound, l)
+	a.mu.Unlock()
 	for _, id := range ids {
 		l.terminate(id)
 	}
@@ -331,7 +337,7 @@ func (l *Listener) Close() error {
 
 // terminate ends the adapter's side. Its answer takes the id out.
 func (l *Listener) terminate(id uint64) {
-	l.ln.start(request{kind: kindTerminate, listener: l},
+	l.lane().start(request{kind: kindTerminate, listener: l},
 		abi.Fields{Type: abi.TypeTermination, Conn: id, Length: abi.TerminateGraceful}, true)
 }
 

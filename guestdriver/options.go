@@ -113,7 +113,7 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 	for {
 		id, err := c.awaitCarried(ctx)
 		if err == nil {
-			err = c.ln.a.SetScalar(ctx, id, attr, v)
+			err = c.lane().a.SetScalar(ctx, id, attr, v)
 		}
 		if err == nil {
 			c.note(attr, v)
@@ -126,7 +126,7 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 
 // note remembers an attribute that was set, for a life to come.
 func (c *Conn) note(attr abi.Attribute, v uint64) {
-	if !c.ln.a.opts.CarryOver {
+	if !c.lane().a.opts.CarryOver {
 		return
 	}
 	c.mu.Lock()

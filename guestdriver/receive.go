@@ -32,7 +32,7 @@ const (
 // replenishLocked posts buffers while the adapter has less room than one
 // buffer of the present class.
 func (c *Conn) replenishLocked() {
-	rx := c.ln.a.rx
+	rx := c.lane().a.rx
 	for c.carry == nil && !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
 		c.bufs < maxReceive && c.room < classSize(c.class) {
 		var buf *buffer
@@ -48,7 +48,7 @@ func (c *Conn) replenishLocked() {
 			}
 			return
 		}
-		_, err := c.ln.start(request{kind: kindReceive, conn: c, buf: buf}, abi.Fields{
+		_, err := c.lane().start(request{kind: kindReceive, conn: c, buf: buf}, abi.Fields{
 			Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id.Load(), Length: uint32(len(buf.data)),
 		}, true)
 		if err != nil {
@@ -121,7 +121,7 @@ func (c *Conn) recycleLocked(buf *buffer) {
 	if buf.final && buf.consumed == buf.filled {
 		c.bufs--
 		if buf.block != nil { // else it came behind a state record
-			c.ln.a.rx.release(buf)
+			buf.release()
 		}
 	}
 }
@@ -236,7 +236,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.takeLocked(n)
 		total += n
 	}
-	c.ln.a.host.copied.Add(uint64(total))
+	c.lane().a.host.copied.Add(uint64(total))
 	return total, nil
 }
 
@@ -276,7 +276,7 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 			return total, c.opError("writeto", err)
 		}
 		n, err := c.lendLocked(w, s)
-		c.ln.a.host.direct.Add(uint64(n))
+		c.lane().a.host.direct.Add(uint64(n))
 		total += int64(n)
 		if err != nil {
 			return total, err

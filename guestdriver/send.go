@@ -37,7 +37,7 @@ func (c *Conn) write(p []byte) (int, error) {
 			return done, err
 		}
 		n := copy(buf.data, p[done:])
-		c.ln.a.host.copied.Add(uint64(n))
+		c.lane().a.host.copied.Add(uint64(n))
 		if err := c.send(buf, n); err != nil {
 			return done, err
 		}
@@ -68,7 +68,7 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 				break
 			}
 		}
-		c.ln.a.host.copied.Add(uint64(n))
+		c.lane().a.host.copied.Add(uint64(n))
 		if err := c.send(buf, n); err != nil {
 			return total, c.opError("writev", err)
 		}
@@ -117,7 +117,7 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 			if err != nil {
 				return total, c.opError("readfrom", err)
 			}
-			c.ln.a.host.direct.Add(uint64(n))
+			c.lane().a.host.direct.Add(uint64(n))
 			total += int64(n)
 			if n == len(buf.data) {
 				want = min(4*n, classSize(sendClass))
@@ -157,7 +157,7 @@ func (c *Conn) sendBuffer(n int) (*buffer, error) {
 			return nil, err
 		}
 		class := min(classFor(n), sendClass)
-		for class > 0 && classSize(class) > c.ln.a.opts.SendLimit {
+		for class > 0 && classSize(class) > c.lane().a.opts.SendLimit {
 			class--
 		}
 		if buf := c.sendAllocLocked(class); buf != nil {
@@ -175,10 +175,10 @@ func (c *Conn) sendBuffer(n int) (*buffer, error) {
 // there may be none: their completions wake the writer. With none outstanding
 // a smaller one does, in the end one of the reserve.
 func (c *Conn) sendAllocLocked(class int) *buffer {
-	tx := c.ln.a.tx
+	tx := c.lane().a.tx
 	for ; class >= 0; class-- {
 		size := classSize(class)
-		if c.held+size <= tx.room()/2 && (c.sends == 0 || c.held+size <= c.ln.a.opts.SendLimit) {
+		if c.held+size <= tx.room()/2 && (c.sends == 0 || c.held+size <= c.lane().a.opts.SendLimit) {
 			if buf := tx.alloc(class, false); buf != nil {
 				return buf
 			}
@@ -199,7 +199,7 @@ func (c *Conn) unsend(buf *buffer) {
 
 func (c *Conn) unsendLocked(buf *buffer) {
 	c.held -= len(buf.data)
-	c.ln.a.tx.release(buf)
+	buf.release()
 	c.wcond.Broadcast()
 }
 
@@ -215,13 +215,13 @@ func (c *Conn) send(buf *buffer, n int) error {
 			continue
 		}
 		if err == nil {
-			_, err = c.ln.start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)
+			_, err = c.lane().start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)
 		}
 		switch {
 		case err == nil:
 			c.sends++
 			c.requests++
-			if c.ln.a.opts.CarryOver {
+			if c.lane().a.opts.CarryOver {
 				c.kept = append(c.kept, keptSend{buf: buf, posted: true})
 			}
 			return nil
@@ -230,7 +230,7 @@ func (c *Conn) send(buf *buffer, n int) error {
 			return err
 		}
 		// roomFreed, which the lane calls, needs mu: it comes after Wait.
-		if !c.ln.awaitRoom(c) {
+		if !c.lane().awaitRoom(c) {
 			c.wcond.Wait()
 		}
 	}
