@@ -149,10 +149,7 @@ func (q *queue) leaveStep(c *conn) bool {
 // false when the host has to make room first.
 func (q *queue) deliverAll(c *conn) bool {
 	for {
-		r := c.buffers.front
-		if r == nil {
-			r = q.pool.front
-		}
+		r := q.pick(c)
 		if r == nil {
 			return true
 		}

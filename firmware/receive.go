@@ -101,10 +101,7 @@ func (q *queue) receive(c *conn) {
 			q.receiveSoon(c)
 			return
 		}
-		r := c.buffers.front
-		if r == nil {
-			r = q.pool.front
-		}
+		r := q.pick(c)
 		if r == nil {
 			q.starve(c)
 			return
@@ -167,12 +164,8 @@ func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 	}
 	r.done += uint32(n)
 	bulk := r.conn == nil
-	switch {
-	case n == 0:
-	case bulk:
-		q.count(abi.CounterPoolDeliveries, 1)
-	default:
-		q.count(abi.CounterOwnDeliveries, 1)
+	if n > 0 {
+		q.countDelivery(c, r)
 	}
 	if m.err != nil {
 		f.Aux = uint16(abi.StatusBadMemory)
