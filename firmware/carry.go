@@ -149,7 +149,7 @@ func (q *queue) leaveStep(c *conn) bool {
 // false when the host has to make room first.
 func (q *queue) deliverAll(c *conn) bool {
 	for {
-		r := q.pick(c)
+		r := q.pickAny(c)
 		if r == nil {
 			return true
 		}

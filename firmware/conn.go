@@ -87,6 +87,7 @@ type conn struct {
 	eos       bool // the peer's FIN was reported
 	inRx      bool
 	inWait    bool
+	choice    *choice // nil: bytes never waited for a buffer of its own
 
 	// Ending.
 	terms   []target
@@ -203,6 +204,7 @@ func (q *queue) forget(c *conn) {
 	c.phase = gone
 	q.limits.clear(c)
 	q.states.clear(&c.state)
+	q.dropChoice(c)
 	if c.inWait {
 		c.inWait = false
 		q.wait.remove(c)
@@ -256,6 +258,7 @@ func (q *queue) die(c *conn) {
 	c.phase = dead
 	q.limits.clear(c)
 	q.states.clear(&c.state)
+	q.dropChoice(c)
 	if c.closing {
 		q.finish(c, c.ended)
 		return

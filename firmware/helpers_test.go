@@ -114,12 +114,14 @@ func (r *rig) expect(want abi.Fields) {
 }
 
 // settle returns when the worker has acted on all that was there when it was
-// called: requests act in order, events before requests. It returns what else
-// came meanwhile.
+// called. It returns what else came meanwhile. A pass looks at events, then at
+// requests, then gives turns: an event that comes between the first two is
+// looked at in the pass of the second request, and its turn is over before that
+// of the third.
 func (r *rig) settle() []abi.Fields {
 	r.t.Helper()
 	var seen []abi.Fields
-	for range 2 {
+	for range 3 {
 		f := r.control(abi.TypeAdapterAttr, 1, abi.AppendGet(nil, abi.AttrLink, 8))
 		r.post(f)
 		for got := r.next(); got.Tag != f.Tag; got = r.next() {

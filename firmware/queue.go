@@ -90,6 +90,7 @@ type queue struct {
 	roster  roster // connections by id
 	leaving leaving
 	states  timers[*stateTimer]
+	choices timers[*choice] // that wait
 	rx, tx  fifo[*conn]
 	urgent  fifo[*conn] // tx with ASAP
 	wait    connList    // data without a buffer
@@ -428,6 +429,9 @@ func (q *queue) deadline() time.Duration {
 			when = n
 		}
 		if at := q.stateDeadline(); at > 0 && (when == 0 || at < when) {
+			when = at
+		}
+		if at := q.waitDeadline(); at > 0 && (when == 0 || at < when) {
 			when = at
 		}
 	}

@@ -61,6 +61,7 @@ func (q *queue) receiveSoon(c *conn) {
 
 // turnReceive gives connections turns.
 func (q *queue) turnReceive() {
+	q.expireWaits()
 	for n := q.pool.n; n > 0 && q.wait.front != nil; n-- {
 		c := q.wait.front
 		q.wait.remove(c)
@@ -103,7 +104,9 @@ func (q *queue) receive(c *conn) {
 		}
 		r := q.pick(c)
 		if r == nil {
-			q.starve(c)
+			r = q.starve(c)
+		}
+		if r == nil {
 			return
 		}
 		if q.check != nil {
@@ -114,6 +117,7 @@ func (q *queue) receive(c *conn) {
 		switch {
 		case err == nil:
 		case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
+			q.emptied(c)
 			return
 		default:
 			q.endReceive(c, err)
@@ -123,19 +127,26 @@ func (q *queue) receive(c *conn) {
 }
 
 // starve looks what there is for a connection that has no buffer: data waits,
-// the end is reported.
-func (q *queue) starve(c *conn) {
+// for a buffer of its own or for any, the end is reported. It returns the buffer
+// for data that waits no longer.
+func (q *queue) starve(c *conn) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
 	switch {
+	case err == nil && q.awaits(c):
+	case err == nil && q.pool.front != nil:
+		return q.pool.front
 	case err == nil:
 		if !c.inWait {
 			q.count(abi.CounterPoolEmpty, 1)
 			c.inWait = true
 			q.wait.push(c)
 		}
-	case !errors.Is(err, engine.ErrWouldBlock) || c.failed:
+	case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
+		q.emptied(c)
+	default:
 		q.endReceive(c, err)
 	}
+	return nil
 }
 
 func (q *queue) probe(p []byte) int { return min(len(p), 1) }
@@ -165,7 +176,7 @@ func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 	r.done += uint32(n)
 	bulk := r.conn == nil
 	if n > 0 {
-		q.countDelivery(c, r)
+		q.delivered(c, r)
 	}
 	if m.err != nil {
 		f.Aux = uint16(abi.StatusBadMemory)

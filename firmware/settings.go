@@ -90,6 +90,12 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},
+		abi.AttrBufferPolicy:      {max: policyHistory},
+		abi.AttrBufferWait:        {max: maxTime},
+		abi.AttrHistoryCount:      {min: 1, max: historyMost},
+		abi.AttrHistoryTime:       {max: maxTime},
+		abi.AttrHistoryThreshold:  {max: 100},
+		abi.AttrHistoryMode:       {max: 1},
 		abi.AttrNotifyCount:       {max: maxNotifyCount},
 		abi.AttrNotifyAmount:      {max: maxNotifyCount * abi.ReportSize},
 		abi.AttrNotifyFirst:       {max: maxTime},
@@ -217,6 +223,10 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	if t.Attr == abi.AttrReportPeriod {
 		q.armReport(c)
 	}
+	if t.Attr == abi.AttrBufferPolicy && c.phase == open {
+		q.emptied(c)
+		q.receiveSoon(c)
+	}
 	return scalar(old), abi.StatusOK
 }
 
@@ -272,6 +282,8 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 		return q.appendRecord(nil, c), abi.StatusOK
 	case abi.AttrMSS:
 		return scalar(uint64(i.MSS)), abi.StatusOK
+	case abi.AttrHistory:
+		return q.historyValue(c), abi.StatusOK
 	}
 	return nil, abi.StatusNotSupported
 }

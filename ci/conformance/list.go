@@ -176,5 +176,9 @@ func Tests() []*Test {
 		{Name: "TestMM14_Unacknowledged", IDs: ids("MM14"), Needs: bulk, Func: TestMM14_Unacknowledged},
 		{Name: "TestRX07_Pool", IDs: ids("RX07"), Needs: peer, Wire: true, Func: TestRX07_Pool},
 		{Name: "TestRX07_Empty", IDs: ids("RX07"), Needs: bulk, Func: TestRX07_Empty},
+		{Name: "TestRX08_Wait", IDs: ids("RX08"), Needs: peer, Func: TestRX08_Wait},
+		{Name: "TestRX08_End", IDs: ids("RX08"), Needs: peer, Func: TestRX08_End},
+		{Name: "TestRX09_History", IDs: ids("RX09"), Needs: peer, Func: TestRX09_History},
+		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
 	}
 }

@@ -89,6 +89,7 @@ const (
 	AttrHistoryMode       Attribute = 0x0237 // HISTORY_MODE
 	AttrPoolWeights       Attribute = 0x0238 // POOL_WEIGHTS
 	AttrDMAWhen           Attribute = 0x0239 // DMA_WHEN
+	AttrHistory           Attribute = 0x023a // HISTORY
 	AttrNotifyTime        Attribute = 0x0240 // NOTIFY_TIME
 	AttrNotifyBytes       Attribute = 0x0241 // NOTIFY_BYTES
 	AttrNotifyDynamic     Attribute = 0x0242 // NOTIFY_DYNAMIC
@@ -219,6 +220,7 @@ func Attributes() []AttributeInfo {
 		{AttrHistoryMode, "HISTORY_MODE", true, true, KindScalar, 0},
 		{AttrPoolWeights, "POOL_WEIGHTS", true, true, KindScalar, 0},
 		{AttrDMAWhen, "DMA_WHEN", true, true, KindScalar, 0},
+		{AttrHistory, "HISTORY", true, false, KindBytes, 0},
 		{AttrNotifyTime, "NOTIFY_TIME", true, true, KindScalar, 0},
 		{AttrNotifyBytes, "NOTIFY_BYTES", true, true, KindScalar, 0},
 		{AttrNotifyDynamic, "NOTIFY_DYNAMIC", true, true, KindScalar, 0},

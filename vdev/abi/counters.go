@@ -92,8 +92,13 @@ const (
 	CounterCarriedOut       // connections handed over at an orderly stop
 	CounterCarriedIn        // connections restored
 	CounterCarryRefused     // connections that were to be handed over or restored, and were not
+	CounterBufferWaits      // waits for a buffer of the connection or its group (14.2)
+	CounterBufferWaitsMet   // of them, ended by such a buffer
+	CounterBufferWaitsOver  // of them, ended by time
+	CounterHistoryNone      // times that bytes did not wait because of the history
+	CounterHistoryReduced   // times that they waited less
 
-	NumCounters = 85
+	NumCounters = 90
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -191,5 +196,10 @@ func counterNames() [NumCounters]string {
 		"carried_out",
 		"carried_in",
 		"carry_refused",
+		"buffer_waits",
+		"buffer_waits_met",
+		"buffer_waits_over",
+		"history_none",
+		"history_reduced",
 	}
 }

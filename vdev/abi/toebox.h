@@ -352,6 +352,7 @@
 #define TOEBOX_ATTR_HISTORY_MODE                0x0237u
 #define TOEBOX_ATTR_POOL_WEIGHTS                0x0238u
 #define TOEBOX_ATTR_DMA_WHEN                    0x0239u
+#define TOEBOX_ATTR_HISTORY                     0x023au
 #define TOEBOX_ATTR_NOTIFY_TIME                 0x0240u
 #define TOEBOX_ATTR_NOTIFY_BYTES                0x0241u
 #define TOEBOX_ATTR_NOTIFY_DYNAMIC              0x0242u
@@ -518,7 +519,12 @@
 #define TOEBOX_COUNTER_CARRIED_OUT              82 /* connections handed over at an orderly stop */
 #define TOEBOX_COUNTER_CARRIED_IN               83 /* connections restored */
 #define TOEBOX_COUNTER_CARRY_REFUSED            84 /* connections that were to be handed over or restored, and were not */
-#define TOEBOX_NUM_COUNTERS                     85
+#define TOEBOX_COUNTER_BUFFER_WAITS             85 /* waits for a buffer of the connection or its group (14.2) */
+#define TOEBOX_COUNTER_BUFFER_WAITS_MET         86 /* of them, ended by such a buffer */
+#define TOEBOX_COUNTER_BUFFER_WAITS_OVER        87 /* of them, ended by time */
+#define TOEBOX_COUNTER_HISTORY_NONE             88 /* times that bytes did not wait because of the history */
+#define TOEBOX_COUNTER_HISTORY_REDUCED          89 /* times that they waited less */
+#define TOEBOX_NUM_COUNTERS                     90
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
