@@ -224,7 +224,8 @@ func TestConnectionAttributes(t *testing.T) {
 	set(id, abi.AttrState, 0, 49)
 	set(id, abi.AttrMAC, 0, 48)
 	set(id, abi.AttrSendBuffer, 4095, 52)
-	set(id, abi.AttrPriority, 1, 16)
+	set(id, abi.AttrDMAWhen, 1, 16)
+	set(id, abi.AttrPriority, 8, 52)
 
 	// Defaults hold for connections made afterwards, and until a reset.
 	set(0, abi.AttrTTL, 7, 0)

@@ -35,6 +35,16 @@ func (c *policyClock) nowLocked() uint64 {
 	return uint64(c.source()) + c.shift
 }
 
+// at is the time of this clock at a time of the source that was read before.
+func (c *policyClock) at(source time.Duration) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manual {
+		return c.stand
+	}
+	return uint64(source) + c.shift
+}
+
 // when is a time of this clock as one of the source, at least 1; 0: a clock
 // that stands still does not reach it by itself.
 func (c *policyClock) when(t uint64) time.Duration {

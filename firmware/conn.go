@@ -52,7 +52,7 @@ type conn struct {
 	cookie  uint64
 	remote  netip.AddrPort
 
-	// Links of job.waiting, later of queue.wait.
+	// Links of job.waiting.
 	prev, next *conn
 
 	parent uint64 // listener's id, of an accepted connection
@@ -68,25 +68,24 @@ type conn struct {
 
 	// Sending: sends holds all that are not answered; those before fetch are
 	// wholly in the engine.
-	sends    requestList
-	fetch    *request
-	urgent   int    // sends with ASAP from fetch on
-	queued   uint64 // bytes that the engine took
-	acked    uint64
-	full     bool // no room until EventWritable
-	broken   bool // bytes are missing: SPEC.md §5.4
-	shut     bool // the host ended sending
-	finSent  bool
-	inTx     bool
-	inUrgent bool
+	sends   requestList
+	fetch   *request
+	urgent  int    // sends with ASAP from fetch on
+	queued  uint64 // bytes that the engine took
+	acked   uint64
+	full    bool // no room until EventWritable
+	broken  bool // bytes are missing: SPEC.md §5.4
+	shut    bool // the host ended sending
+	finSent bool
+	inTx    int32 // place in queue.tx, 0: none
 
 	// Receiving.
 	buffers   requestList
 	delivered uint64
-	deaf      bool // the host ended receiving
-	eos       bool // the peer's FIN was reported
-	inRx      bool
-	inWait    bool
+	deaf      bool    // the host ended receiving
+	eos       bool    // the peer's FIN was reported
+	inRx      int32   // place in queue.rx, 0: none
+	inWait    int32   // place in queue.wait, 0: none
 	choice    *choice // nil: bytes never waited for a buffer of its own
 
 	// Ending.
@@ -205,10 +204,7 @@ func (q *queue) forget(c *conn) {
 	q.limits.clear(c)
 	q.states.clear(&c.state)
 	q.dropChoice(c)
-	if c.inWait {
-		c.inWait = false
-		q.wait.remove(c)
-	}
+	q.unlist(c)
 	q.fw.memory.release(charge)
 	if c.id != 0 {
 		delete(q.conns, c.id)

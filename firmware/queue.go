@@ -91,9 +91,10 @@ type queue struct {
 	leaving leaving
 	states  timers[*stateTimer]
 	choices timers[*choice] // that wait
-	rx, tx  fifo[*conn]
-	urgent  fifo[*conn] // tx with ASAP
-	wait    connList    // data without a buffer
+	tx, rx  bulk            // who has something to send, or to deliver or accept
+	wait    bulk            // data without a buffer
+	timed   bool            // time was read in this pass
+	time    uint64
 	move    mover
 	ctl     []byte                // scratch for control buffers
 	header  [abi.AddressSize]byte // scratch for a datagram's
@@ -183,7 +184,7 @@ func (q *queue) pass() bool {
 	}
 	q.count(abi.CounterQueuePasses, 1)
 	q.progress = false
-	q.now = q.fw.now()
+	q.now, q.timed = q.fw.now(), false
 	q.obey()
 	if q.checked != q.fw.checking.Load() {
 		q.switchChecker()

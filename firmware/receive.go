@@ -53,37 +53,40 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 
 // receiveSoon gives c a turn to deliver, or to accept.
 func (q *queue) receiveSoon(c *conn) {
-	if !c.inRx {
-		c.inRx = true
-		q.rx.push(c)
+	q.receiveSince(c, q.policyTime())
+}
+
+// receiveSince is receiveSoon for one that waits since a time.
+func (q *queue) receiveSince(c *conn, since uint64) {
+	if c.inRx == 0 {
+		c.inRx = q.rx.add(c, c.receiveRank(), since, c.patience())
 	}
 }
 
 // turnReceive gives connections turns.
 func (q *queue) turnReceive() {
 	q.expireWaits()
-	for n := q.pool.n; n > 0 && q.wait.front != nil; n-- {
-		c := q.wait.front
-		q.wait.remove(c)
-		c.inWait = false
-		q.receiveSoon(c)
+	for n := q.pool.n; n > 0 && q.wait.len() > 0; n-- {
+		c, since := q.turn(&q.wait)
+		c.inWait = 0
+		q.receiveSince(c, since)
 	}
 	for n := 0; n < turns && q.rx.len() > 0 && !q.stalled() && !q.dying.Load(); n++ {
-		c := q.rx.pop()
-		c.inRx = false
+		c, since := q.turn(&q.rx)
+		c.inRx = 0
 		q.progress = true
 		switch c.phase {
 		case listening:
 			q.accept(c)
 		case open:
-			q.receive(c)
+			q.receive(c, since)
 		}
 	}
 }
 
 // receive delivers what has arrived, for a turn: into the connection's own
-// buffers in order, else into bulk buffers.
-func (q *queue) receive(c *conn) {
+// buffers in order, else into bulk buffers. It waits since a time.
+func (q *queue) receive(c *conn, since uint64) {
 	if c.notice != nil {
 		q.gate(c)
 		return
@@ -98,13 +101,16 @@ func (q *queue) receive(c *conn) {
 		return
 	}
 	for moved := 0; ; {
+		if moved > 0 {
+			since = q.policyTime()
+		}
 		if moved >= turnBytes || q.stalled() {
-			q.receiveSoon(c)
+			q.receiveSince(c, since)
 			return
 		}
 		r := q.pick(c)
 		if r == nil {
-			r = q.starve(c)
+			r = q.starve(c, since)
 		}
 		if r == nil {
 			return
@@ -129,17 +135,16 @@ func (q *queue) receive(c *conn) {
 // starve looks what there is for a connection that has no buffer: data waits,
 // for a buffer of its own or for any, the end is reported. It returns the buffer
 // for data that waits no longer.
-func (q *queue) starve(c *conn) *request {
+func (q *queue) starve(c *conn, since uint64) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
 	switch {
 	case err == nil && q.awaits(c):
 	case err == nil && q.pool.front != nil:
 		return q.pool.front
 	case err == nil:
-		if !c.inWait {
+		if c.inWait == 0 {
 			q.count(abi.CounterPoolEmpty, 1)
-			c.inWait = true
-			q.wait.push(c)
+			c.inWait = q.wait.add(c, c.receiveRank(), since, c.patience())
 		}
 	case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
 		q.emptied(c)

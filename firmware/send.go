@@ -67,35 +67,23 @@ func (q *queue) requestSend(f *abi.Fields) {
 	q.sendSoon(c)
 }
 
-// sendSoon gives c a turn if it has something to send and room for it. A
-// connection with an ASAP request goes before those without.
+// sendSoon gives c a turn if it has something to send and room for it.
 func (q *queue) sendSoon(c *conn) {
 	if c.fetch == nil || c.full || c.phase != open {
 		return
 	}
-	if c.urgent > 0 && !c.inUrgent {
-		c.inUrgent = true
-		q.urgent.push(c)
-	} else if c.urgent == 0 && !c.inTx {
-		c.inTx = true
-		q.tx.push(c)
+	if c.inTx == 0 {
+		c.inTx = q.tx.add(c, c.sendRank(), q.policyTime(), c.patience())
+	} else if c.urgent > 0 {
+		q.reorder(c)
 	}
 }
 
 // turnSend gives connections turns.
 func (q *queue) turnSend() {
-	for n := 0; n < turns && !q.dying.Load(); n++ {
-		var c *conn
-		switch {
-		case q.urgent.len() > 0:
-			c = q.urgent.pop()
-			c.inUrgent = false
-		case q.tx.len() > 0:
-			c = q.tx.pop()
-			c.inTx = false
-		default:
-			return
-		}
+	for n := 0; n < turns && q.tx.len() > 0 && !q.dying.Load(); n++ {
+		c, _ := q.turn(&q.tx)
+		c.inTx = 0
 		q.progress = true
 		if c.fetch == nil || c.full || c.phase != open {
 			continue

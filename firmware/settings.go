@@ -87,6 +87,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrCongestion:        option(0, math.MaxInt64, engine.OptCongestion),
 		abi.AttrTOS:               option(0, 255, engine.OptTOS),
 		abi.AttrTTL:               option(1, 255, engine.OptTTL),
+		abi.AttrPriority:          {max: expedited - 1},
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},
@@ -96,6 +97,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrHistoryTime:       {max: maxTime},
 		abi.AttrHistoryThreshold:  {max: 100},
 		abi.AttrHistoryMode:       {max: 1},
+		abi.AttrStarvation:        {max: maxTime},
 		abi.AttrNotifyCount:       {max: maxNotifyCount},
 		abi.AttrNotifyAmount:      {max: maxNotifyCount * abi.ReportSize},
 		abi.AttrNotifyFirst:       {max: maxTime},
@@ -220,8 +222,11 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 		c.full = false
 		q.sendSoon(c)
 	}
-	if t.Attr == abi.AttrReportPeriod {
+	switch t.Attr {
+	case abi.AttrReportPeriod:
 		q.armReport(c)
+	case abi.AttrPriority, abi.AttrStarvation:
+		q.reorder(c)
 	}
 	if t.Attr == abi.AttrBufferPolicy && c.phase == open {
 		q.emptied(c)

@@ -172,6 +172,8 @@ func Tests() []*Test {
 		{Name: "TestMM05_PartialReceive", IDs: ids("MM05", "IF06"), Needs: peer, Wire: true, Func: TestMM05_PartialReceive},
 		{Name: "TestMM05_PartialSend", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_PartialSend},
 		{Name: "TestMM05_Once", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_Once},
+		{Name: "TestMM12_Sends", IDs: ids("MM12", "MM09"), Needs: peer, Func: TestMM12_Sends},
+		{Name: "TestMM12_Receives", IDs: ids("MM12"), Needs: peer, Func: TestMM12_Receives},
 		{Name: "TestMM14_CompletionPoint", IDs: ids("MM14"), Needs: peer, Func: TestMM14_CompletionPoint},
 		{Name: "TestMM14_Unacknowledged", IDs: ids("MM14"), Needs: bulk, Func: TestMM14_Unacknowledged},
 		{Name: "TestRX07_Pool", IDs: ids("RX07"), Needs: peer, Wire: true, Func: TestRX07_Pool},

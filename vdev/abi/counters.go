@@ -97,8 +97,11 @@ const (
 	CounterBufferWaitsOver  // of them, ended by time
 	CounterHistoryNone      // times that bytes did not wait because of the history
 	CounterHistoryReduced   // times that they waited less
+	CounterTurnsStarved     // turns given because a connection was starved, before one that would have come first
+	CounterTurnsExpedited   // turns given before others because of ASAP or EXPEDITED
+	CounterTurnsPriority    // turns given before others because of PRIORITY
 
-	NumCounters = 90
+	NumCounters = 93
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -201,5 +204,8 @@ func counterNames() [NumCounters]string {
 		"buffer_waits_over",
 		"history_none",
 		"history_reduced",
+		"turns_starved",
+		"turns_expedited",
+		"turns_priority",
 	}
 }

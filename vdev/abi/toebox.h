@@ -524,7 +524,10 @@
 #define TOEBOX_COUNTER_BUFFER_WAITS_OVER        87 /* of them, ended by time */
 #define TOEBOX_COUNTER_HISTORY_NONE             88 /* times that bytes did not wait because of the history */
 #define TOEBOX_COUNTER_HISTORY_REDUCED          89 /* times that they waited less */
-#define TOEBOX_NUM_COUNTERS                     90
+#define TOEBOX_COUNTER_TURNS_STARVED            90 /* turns given because a connection was starved, before one that would have come first */
+#define TOEBOX_COUNTER_TURNS_EXPEDITED          91 /* turns given before others because of ASAP or EXPEDITED */
+#define TOEBOX_COUNTER_TURNS_PRIORITY           92 /* turns given before others because of PRIORITY */
+#define TOEBOX_NUM_COUNTERS                     93
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
