@@ -21,14 +21,27 @@ func (q *queue) requestCancellation(f *abi.Fields) {
 	}
 	for i := range list {
 		p := &list[i]
+		fetched := q.fetchedOf(p.value)
 		s, later := p.status, false
 		if s == abi.StatusOK {
 			s, later = q.cancel(p.conn, p.value, target{r: r, ordinal: uint32(i)})
 		}
+		if s != abi.StatusOK {
+			fetched = 0
+		}
 		if !later {
-			q.answerTarget(r, abi.Fields{Aux: uint16(s), Conn: p.conn, Offset: uint32(i)})
+			q.answerTarget(r, abi.Fields{Aux: uint16(s), Conn: p.conn, Length: fetched, Offset: uint32(i)})
 		}
 	}
+}
+
+// fetchedOf is how many bytes of a send, if the tag is one's, were fetched: they
+// go out whatever becomes of it.
+func (q *queue) fetchedOf(tag uint32) uint32 {
+	if r := q.tags[tag]; r != nil && r.kind == abi.TypeBufferSend {
+		return r.done
+	}
+	return 0
 }
 
 // cancel ends one request, or a listener. If later is set the answer comes when

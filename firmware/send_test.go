@@ -220,11 +220,12 @@ func TestSendCancel(t *testing.T) {
 	for _, c := range []struct {
 		send abi.Fields
 		n    uint32
-	}{{none, 0}, {full, 20}, {part, 0}} {
+		sent uint32 // fetched
+	}{{none, 0, 0}, {full, 20, 100}, {part, 0, 50}} {
 		cancel := abi.Fields{Type: abi.TypeCancellation, Tag: r.Tag(), Conn: id, Offset: c.send.Tag}
 		r.post(cancel)
 		r.expect(sendDone(c.send, 2, c.n))
-		r.expect(abi.Fields{Type: abi.TypeCancelled, Flags: abi.FlagFinal, Tag: cancel.Tag, Conn: id})
+		r.expect(abi.Fields{Type: abi.TypeCancelled, Flags: abi.FlagFinal, Tag: cancel.Tag, Conn: id, Length: c.sent})
 		cancel.Tag = r.Tag()
 		r.post(cancel)
 		r.expect(abi.Fields{Type: abi.TypeCancelled, Flags: abi.FlagFinal, Aux: 15, Tag: cancel.Tag, Conn: id})

@@ -21,6 +21,7 @@ const (
 	defaultSendLimit = 512 << 10
 	defaultBacklog   = 1024
 	minMemory        = 2 << 20
+	defaultZeroCopy  = 16 << 10
 	startTimeout     = 5 * time.Second
 	closeTimeout     = 2 * time.Second
 	defaultWatch     = time.Second
@@ -49,6 +50,9 @@ type Options struct {
 	// CarryOver has TCP connections go on after an orderly stop of the adapter:
 	// see the package's documentation. It takes 2 MiB of memory more per queue.
 	CarryOver bool
+	// ZeroCopy is the length from which Read and Write use registered memory as
+	// it is; 0: 16 KiB, negative: never.
+	ZeroCopy int
 }
 
 func (o *Options) setDefaults() {
@@ -67,6 +71,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Spin <= 0 {
 		o.Spin = defaultSpin
+	}
+	if o.ZeroCopy == 0 {
+		o.ZeroCopy = defaultZeroCopy
 	}
 	if o.Watch == 0 {
 		o.Watch = defaultWatch
@@ -92,6 +99,9 @@ type Adapter struct {
 	life       sync.Mutex
 	generation uint32
 	down       bool // the last restart failed: the watch tries again
+
+	regMu   sync.Mutex                // held to change regions
+	regions atomic.Pointer[[]*Memory] // by address
 
 	mu        sync.RWMutex
 	conns     map[uint64]endpoint

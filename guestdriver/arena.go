@@ -42,6 +42,8 @@ type buffer struct {
 	iova  uint64
 	block *block
 	next  *buffer // in the block's free list
+	user  *Buffer // whose memory this is; nil: an arena's
+	tag   uint32  // of the request that posted it
 
 	filled   uint32 // bytes the adapter reported, from the start
 	consumed uint32 // of these, bytes that the reader has taken

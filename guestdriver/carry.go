@@ -107,7 +107,7 @@ func (ln *lane) carry(r *Record) {
 func (c *Conn) leave(r *Record) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.carry != nil || c.isGone || r.State.Acked < c.acked || !c.skipLocked(r.State.Acked-c.acked) {
+	if c.carry != nil || c.isGone || c.stay || r.State.Acked < c.acked || !c.skipLocked(r.State.Acked-c.acked) {
 		return false
 	}
 	c.acked = r.State.Acked
@@ -146,8 +146,9 @@ func (c *Conn) skipLocked(n uint64) bool {
 		}
 		n -= rest
 		c.sends--
-		c.unsendLocked(k.buf)
+		buf := k.buf
 		c.kept = slices.Delete(c.kept, 0, 1)
+		c.sendOverLocked(buf, abi.StatusOK, buf.filled)
 	}
 	return true
 }
@@ -160,11 +161,28 @@ func (c *Conn) keepLocked(buf *buffer, s abi.Status) bool {
 	switch {
 	case i < 0:
 		return false
-	case s == abi.StatusCancelled:
+	case s == abi.StatusCancelled && (buf.user == nil || buf.user.cancel == cancelNone):
 		c.kept[i].posted = false
 		return true
+	case s == abi.StatusCancelled:
+		c.stay = true // a part of it may be missing
 	case s == abi.StatusOK:
 		c.acked += uint64(buf.filled - c.kept[i].off)
+	}
+	c.kept = slices.Delete(c.kept, i, i+1)
+	return false
+}
+
+// keepLostLocked notes that a send has no end, and reports whether its buffer
+// stays for a life to come.
+func (c *Conn) keepLostLocked(buf *buffer) bool {
+	i := slices.IndexFunc(c.kept, func(k keptSend) bool { return k.buf == buf })
+	switch {
+	case i < 0:
+		return false
+	case c.carry != nil:
+		c.kept[i].posted = false
+		return true
 	}
 	c.kept = slices.Delete(c.kept, i, i+1)
 	return false
@@ -175,7 +193,7 @@ func (c *Conn) dropKeptLocked() {
 	for _, k := range c.kept {
 		if !k.posted {
 			c.sends--
-			c.unsendLocked(k.buf)
+			c.sendOverLocked(k.buf, abi.StatusAborted, k.off)
 		}
 	}
 	c.kept = nil
@@ -289,9 +307,15 @@ func (c *Conn) goOn() {
 		k := &c.kept[i]
 		f := sendFields(c.id.Load(), k.buf)
 		f.Offset = k.off
-		if _, err := c.lane().start(request{kind: kindSend, conn: c, buf: k.buf}, f, true); err != nil {
+		tag, err := c.lane().start(request{kind: kindSend, conn: c, buf: k.buf}, f, true)
+		if err != nil {
 			c.failLocked(err)
 			break
+		}
+		k.buf.tag = tag
+		if b := k.buf.user; b != nil {
+			b.cancel = cancelNone // it was for the life before
+			b.posted.Store(true)
 		}
 		k.posted = true
 		c.requests++

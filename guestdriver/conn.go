@@ -52,7 +52,9 @@ type Conn struct {
 	held   int // bytes of DMA memory: posted, or being filled
 	sends  int // posted
 	werr   error
-	wrShut bool // CloseWrite
+	wrShut bool      // CloseWrite
+	one    [1][]byte // of a Write; wrMu protects it
+	direct []*Buffer // of a Write from registered memory; wrMu protects them
 
 	// Carrying over; see carry.go. kept are the sends not completed, in order,
 	// acked the bytes of those completed; both only with Options.CarryOver.
@@ -60,6 +62,7 @@ type Conn struct {
 	kept     []keptSend
 	acked    uint64
 	settings map[abi.Attribute]uint64 // attributes that were set
+	stay     bool                     // it cannot be carried over
 
 	linger   int // seconds; negative: none
 	closed   bool
@@ -342,9 +345,10 @@ func (c *Conn) gone() {
 	c.failLocked(errClosed)
 }
 
-// roomFreed wakes a writer that found the queue full.
+// roomFreed wakes those that found the queue full.
 func (c *Conn) roomFreed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.rcond.Broadcast()
 	c.wcond.Broadcast()
 }

@@ -127,6 +127,40 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// TestDirectAllocations: sends without a copy allocate nothing.
+func TestDirectAllocations(t *testing.T) {
+	a, ln := still(t)
+	q := ln.queue
+	var in, out abi.Index
+	c := newConn(ln, 7, "tcp", nil, nil)
+	a.enter(c)
+	c.begin()
+	take(q, &in)
+	m, err := a.Alloc(64 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := m.Buffer(0, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cq := NewCompletionQueue()
+	var dst [4]Completion
+	if n := testing.AllocsPerRun(1000, func() {
+		if err := c.SendBuffer(b, cq); err != nil {
+			t.Fatal(err)
+		}
+		f := take(q, &in)
+		answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
+		ln.pass()
+		if cq.Poll(dst[:]) != 1 || dst[0].N != 64<<10 {
+			t.Fatal("lost")
+		}
+	}); n != 0 {
+		t.Errorf("send: %v allocations", n)
+	}
+}
+
 func TestRequests(t *testing.T) {
 	var r requests
 	a := r.add(request{kind: kindSend})

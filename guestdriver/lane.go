@@ -294,7 +294,7 @@ func (ln *lane) handle(f *abi.Fields) {
 			ln.a.bad.length.Add(1)
 			return
 		}
-	} else if !rejected && (r.kind == kindSend && f.Length > r.buf.filled || r.kind == kindReceive && f.Length != 0) {
+	} else if !rejected && ((r.kind == kindSend || r.kind == kindCancel && r.buf != nil) && f.Length > r.buf.filled || r.kind == kindReceive && f.Length != 0) {
 		ln.a.bad.length.Add(1)
 		return
 	}
@@ -307,7 +307,7 @@ func (ln *lane) handle(f *abi.Fields) {
 	switch {
 	case f.Type == abi.TypeBufferReceive: // done above
 	case r.kind == kindSend:
-		r.conn.sent(r.buf, abi.Status(f.Aux))
+		r.conn.sent(r.buf, abi.Status(f.Aux), f.Length)
 	case r.kind == kindReceive:
 		r.conn.bufferBack(r.buf, abi.Status(f.Aux))
 	case r.call != nil && r.call.packet != nil:
@@ -318,6 +318,10 @@ func (ln *lane) handle(f *abi.Fields) {
 		ln.connected(r, f)
 	case r.kind == kindReport && f.Type == abi.TypeConnectionAttrs:
 		ln.reported(r, f)
+	case r.kind == kindCancel:
+		if r.buf != nil {
+			r.buf.user.cancelled(abi.Status(f.Aux), f.Length)
+		}
 	case r.kind == kindListen:
 		ln.listening(r, f)
 	case r.kind == kindAttribute:

@@ -173,7 +173,7 @@ func (e *packetEnd) bufferBack(buf *buffer, s abi.Status) {
 	_ = e.postLocked(buf) // an error has failed the endpoint
 }
 
-func (e *packetEnd) bufferLost(buf *buffer) {
+func (e *packetEnd) bufferLost(buf *buffer, _ error) {
 	e.p.mu.Lock()
 	defer e.p.mu.Unlock()
 	e.requests--
@@ -181,7 +181,7 @@ func (e *packetEnd) bufferLost(buf *buffer) {
 	e.p.a.rx.release(buf)
 }
 
-func (e *packetEnd) sent(buf *buffer, s abi.Status) { e.sendEnded(buf, packetSendErr(s)) }
+func (e *packetEnd) sent(buf *buffer, s abi.Status, _ uint32) { e.sendEnded(buf, packetSendErr(s)) }
 
 func (e *packetEnd) sendLost(buf *buffer, err error) { e.sendEnded(buf, err) }
 

@@ -150,7 +150,7 @@ func (c *Conn) statusLocked(s abi.Status) {
 }
 
 // bufferLost acts on a receive buffer that will have no response.
-func (c *Conn) bufferLost(buf *buffer) {
+func (c *Conn) bufferLost(buf *buffer, _ error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.finalLocked(buf)

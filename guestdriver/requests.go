@@ -17,7 +17,7 @@ const (
 	kindTerminate      // conn or listener
 	kindHalfClose      // conn
 	kindReport         // buf (of the lane)
-	kindCancel
+	kindCancel         // buf (of a send that the application posted), or nothing
 )
 
 // answeredBy reports whether a response of type t may answer the kind.
@@ -54,8 +54,9 @@ type endpoint interface {
 	// bufferBack acts on a receive buffer that ends without further data,
 	// bufferLost on one that will have no response.
 	bufferBack(buf *buffer, s abi.Status)
-	bufferLost(buf *buffer)
-	sent(buf *buffer, s abi.Status)
+	bufferLost(buf *buffer, err error)
+	// sent acts on the completion of a send of which n bytes count.
+	sent(buf *buffer, s abi.Status, n uint32)
 	sendLost(buf *buffer, err error)
 	// ended acts on a termination response that nobody asked for.
 	ended(how uint32)

@@ -186,7 +186,11 @@ func (a *Adapter) endRequest(r request, err error) {
 	case r.kind == kindSend:
 		r.conn.sendLost(r.buf, err)
 	case r.kind == kindReceive:
-		r.conn.bufferLost(r.buf)
+		r.conn.bufferLost(r.buf, err)
+	case r.kind == kindCancel:
+		if r.buf != nil {
+			r.buf.user.cancelled(abi.StatusTooLate, 0)
+		}
 	case r.call != nil:
 		a.finish(r, result{err: err})
 	}

@@ -18,6 +18,13 @@ const sendClass = 3
 // Write copies p into DMA buffers and posts them (MM01). It returns when all
 // is posted; the adapter has each buffer until the peer has acknowledged it.
 //
+// A p of at least Options.ZeroCopy bytes that lies in registered memory goes
+// without a copy (MM02), at any address: the adapter fetches it from where it
+// is, and Write returns when the peer has acknowledged it. When a deadline or
+// Close ends that early the count says what is in the stream. With
+// Options.CarryOver Write copies always: what was not acknowledged must outlive
+// the call.
+//
 // Rule of memory: a connection holds at most Options.SendLimit bytes of
 // buffers, and at most half of what is left for all, but one buffer of 1 KiB
 // always, from the arena's reserve. It therefore waits for nobody's
@@ -30,6 +37,25 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 func (c *Conn) write(p []byte) (int, error) {
+	done := 0
+	for {
+		var n int
+		var err error
+		if c.writesDirect(p[done:]) {
+			c.one[0] = p[done:]
+			n, err = c.writeRun(c.one[:])
+			c.one[0] = nil
+		} else {
+			c.lane().a.host.bufferedWrites.Add(1)
+			n, err = c.writeCopy(p[done:])
+		}
+		if done += n; err != nil || done == len(p) {
+			return done, err
+		}
+	}
+}
+
+func (c *Conn) writeCopy(p []byte) (int, error) {
 	done := 0
 	for {
 		buf, err := c.sendBuffer(len(p) - done)
@@ -47,37 +73,59 @@ func (c *Conn) write(p []byte) (int, error) {
 	}
 }
 
-// WriteBuffers writes the buffers gathered, and consumes them, as
-// [net.Buffers.WriteTo] does for connections of the kernel.
+// WriteBuffers writes the buffers, and consumes them, as [net.Buffers.WriteTo]
+// does for connections of the kernel: those that Write would copy gathered, the
+// others posted as they are, several at a time.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	c.wrMu.Lock()
 	defer c.wrMu.Unlock()
 	var total int64
-	left := 0
-	for _, b := range *v {
-		left += len(b)
-	}
-	for left > 0 {
-		buf, err := c.sendBuffer(left)
-		if err != nil {
-			return total, c.opError("writev", err)
+	for {
+		consume(v, 0)
+		if len(*v) == 0 {
+			return total, nil
 		}
-		n := 0
-		for _, b := range *v {
-			if n += copy(buf.data[n:], b); n == len(buf.data) {
-				break
-			}
+		var n int
+		var err error
+		if c.writesDirect((*v)[0]) {
+			n, err = c.writeRun(*v)
+		} else {
+			n, err = c.gather(*v)
 		}
-		c.lane().a.host.copied.Add(uint64(n))
-		if err := c.send(buf, n); err != nil {
-			return total, c.opError("writev", err)
-		}
-		total += int64(n)
-		left -= n
 		consume(v, n)
+		if total += int64(n); err != nil {
+			return total, c.opError("writev", err)
+		}
 	}
-	consume(v, 0)
-	return total, nil
+}
+
+// gather copies the first slices of v into one buffer, up to the first that
+// goes without a copy, and posts it.
+func (c *Conn) gather(v [][]byte) (int, error) {
+	left := 0
+	for i, p := range v {
+		if left >= classSize(sendClass) || i > 0 && c.writesDirect(p) {
+			v = v[:i]
+			break
+		}
+		left += len(p)
+	}
+	c.lane().a.host.bufferedWrites.Add(1)
+	buf, err := c.sendBuffer(left)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, p := range v {
+		if n += copy(buf.data[n:], p); n == len(buf.data) {
+			break
+		}
+	}
+	c.lane().a.host.copied.Add(uint64(n))
+	if err := c.send(buf, n); err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
 // consume takes n bytes, and empty buffers, from the front of v.
@@ -198,6 +246,9 @@ func (c *Conn) unsend(buf *buffer) {
 }
 
 func (c *Conn) unsendLocked(buf *buffer) {
+	if buf.user != nil {
+		return // its poster is told
+	}
 	c.held -= len(buf.data)
 	buf.release()
 	c.wcond.Broadcast()
@@ -215,10 +266,13 @@ func (c *Conn) send(buf *buffer, n int) error {
 			continue
 		}
 		if err == nil {
-			_, err = c.lane().start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)
+			buf.tag, err = c.lane().start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)
 		}
 		switch {
 		case err == nil:
+			if buf.user != nil {
+				buf.user.posted.Store(true)
+			}
 			c.sends++
 			c.requests++
 			if c.lane().a.opts.CarryOver {
@@ -242,7 +296,7 @@ func sendFields(id uint64, buf *buffer) abi.Fields {
 }
 
 // sent acts on the completion of a send.
-func (c *Conn) sent(buf *buffer, s abi.Status) {
+func (c *Conn) sent(buf *buffer, s abi.Status, n uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests--
@@ -250,8 +304,8 @@ func (c *Conn) sent(buf *buffer, s abi.Status) {
 		return
 	}
 	c.sends--
-	c.unsendLocked(buf)
-	if s == abi.StatusOK || c.werr != nil {
+	c.sendOverLocked(buf, s, n)
+	if s == abi.StatusOK || c.werr != nil || s == abi.StatusCancelled && buf.user != nil {
 		return
 	}
 	if s == abi.StatusClosed && (c.closed || c.wrShut) {
@@ -268,14 +322,10 @@ func (c *Conn) sendLost(buf *buffer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests--
-	end := abi.StatusAborted
-	if c.carry != nil {
-		end = abi.StatusCancelled
-	}
-	if c.keepLocked(buf, end) {
+	if c.keepLostLocked(buf) {
 		return
 	}
 	c.sends--
-	c.unsendLocked(buf)
+	c.sendLostLocked(buf, err)
 	c.failLocked(err)
 }

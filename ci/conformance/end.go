@@ -77,7 +77,8 @@ func TestCE10_Send(t *T) {
 	if d.Length >= uint32(len(m.Bytes)) {
 		t.Errorf("a cancelled send says %d of %d bytes were done", d.Length, len(m.Bytes))
 	}
-	terminal(t, "the cancellation", r.answer(cancel), rspCancelled, stOK)
+	won := r.answer(cancel)
+	terminal(t, "the cancellation", won, rspCancelled, stOK)
 	end := r.post(desc{Type: reqTerminate, Conn: id, Length: 2})
 	check(t, "peer: signal", p.Signal(t.ctx))
 	terminal(t, "half-close after it", r.answer(end), rspTerminated, stOK)
@@ -85,6 +86,7 @@ func TestCE10_Send(t *T) {
 	if res.Received < int64(d.Length) || res.Received > int64(len(m.Bytes)) || !res.EOF {
 		t.Errorf("peer got %d bytes (EOF %v), the send counted %d", res.Received, res.EOF, d.Length)
 	}
+	want(t, "bytes fetched, as the cancellation says", int64(won.Length), res.Received)
 	part := sum(m.Bytes[:res.Received])
 	want(t, "SHA-256 of what was sent", res.Sum, part)
 	r.finish(id)

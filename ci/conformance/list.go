@@ -169,6 +169,8 @@ func Tests() []*Test {
 
 		{Name: "TestMM01_Buffered", IDs: ids("MM01"), Needs: peer, Wire: true, Func: TestMM01_Buffered},
 		{Name: "TestMM01_BadMemory", IDs: ids("MM01"), Needs: peer, Func: TestMM01_BadMemory},
+		{Name: "TestMM02_Send", IDs: ids("MM02", "IF06"), Needs: bulk, Func: TestMM02_Send},
+		{Name: "TestMM02_WriteDeadline", IDs: ids("MM02", "CE10"), Needs: bulk, Func: TestMM02_WriteDeadline},
 		{Name: "TestMM05_PartialReceive", IDs: ids("MM05", "IF06"), Needs: peer, Wire: true, Func: TestMM05_PartialReceive},
 		{Name: "TestMM05_PartialSend", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_PartialSend},
 		{Name: "TestMM05_Once", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_Once},

@@ -5,6 +5,7 @@ package guestdrivertest
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"toebox/guestdriver"
 	"toebox/vdev/abi"
@@ -172,6 +173,27 @@ func (f *Fake) publishLocked(q *queue) bool {
 	return true
 }
 
+// cancelLocked ends a send or a receive buffer of a connection.
+func (f *Fake) cancelLocked(c *conn, tag uint32) abi.Status {
+	for i, s := range c.sends {
+		if s.Tag == tag {
+			c.sends = slices.Delete(c.sends, i, i+1)
+			f.answerLocked(c.q, Answer(s, abi.TypeBufferDone, abi.StatusCancelled))
+			return abi.StatusOK
+		}
+	}
+	for i, b := range c.bufs {
+		if b.f.Tag == tag {
+			c.bufs = slices.Delete(c.bufs, i, i+1)
+			a := Answer(b.f, abi.TypeBufferDone, abi.StatusCancelled)
+			a.Offset = b.filled
+			f.answerLocked(c.q, a)
+			return abi.StatusOK
+		}
+	}
+	return abi.StatusTooLate
+}
+
 // answerLocked queues a response.
 func (f *Fake) answerLocked(q int, r abi.Fields) {
 	if qu := f.queues[q]; qu != nil {
@@ -200,7 +222,7 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 			f.answerLocked(qi, Answer(r, abi.TypeBufferDone, abi.StatusBadConnection))
 			return
 		}
-		c.bufs = append(c.bufs, posted{f: r})
+		c.bufs = append(c.bufs, posted{r, r.Offset})
 	case abi.TypeConnect:
 		f.connectLocked(qi, q, r)
 	case abi.TypeListen:
@@ -209,7 +231,10 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 		f.terminateLocked(qi, c, r)
 	case abi.TypeCancellation:
 		s := abi.StatusBadTag
-		if q.connects[r.Offset] {
+		switch {
+		case c != nil:
+			s = f.cancelLocked(c, r.Offset)
+		case q.connects[r.Offset]:
 			delete(q.connects, r.Offset)
 			f.answerLocked(qi, abi.Fields{Type: abi.TypeCompletion, Flags: abi.FlagFinal, Tag: r.Offset, Aux: uint16(abi.StatusCancelled)})
 			s = abi.StatusOK
@@ -405,7 +430,7 @@ func (f *Fake) moveLocked(c *conn) bool {
 		n := copy(f.bytesLocked(b.f.Base+uint64(b.filled), int(b.f.Length-b.filled)), c.inbox)
 		a.Base, a.Length, a.Offset = b.f.Base, uint32(n), b.filled
 		c.inbox = c.inbox[n:]
-		if b.filled += uint32(n); b.filled < b.f.Length {
+		if b.filled += uint32(n); b.filled < b.f.Length && b.f.Flags&abi.FlagOnce == 0 {
 			a.Flags = 0
 		} else {
 			c.bufs = c.bufs[1:]

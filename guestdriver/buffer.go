@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"toebox/vdev/abi"
+)
+
+// maxPost is the largest buffer: 1 GiB.
+const maxPost = 1 << 30
+
+// Op is what a buffer was posted for.
+type Op uint8
+
+// Operations.
+const (
+	OpSend    Op = iota + 1 // [Conn.SendBuffer]
+	OpReceive               // [Conn.PostBuffer]
+)
+
+// Buffer is a part of registered memory, posted as a whole. It belongs to the
+// application or to the adapter, never to both:
+//
+//	          SendBuffer, PostBuffer
+//	free ────────────────────────────> posted
+//	 ^                                    │
+//	 └── final completion, taken off its ─┘
+//	     CompletionQueue
+//
+// Of a posted receive buffer the bytes that a completion has told of are the
+// application's to read, the rest is the adapter's to write. A posted send may
+// be read, not changed.
+type Buffer struct {
+	m     *Memory
+	whole []byte // what it was made of; SetLen cuts buf.data
+	buf   buffer // what requests name
+	busy  atomic.Bool
+
+	// Set by the post, while the buffer is nobody else's.
+	conn atomic.Pointer[Conn]
+	op   Op
+	cq   *CompletionQueue // nil: a call waits
+
+	posted atomic.Bool // the adapter has it; written under conn.mu
+
+	// conn.mu protects these while the buffer is posted.
+	cancel   cancelState
+	terminal bool // its terminal response came, that of its cancellation not
+	fetched  uint32
+	status   abi.Status
+	n        uint32
+	lost     error   // why there is no terminal response
+	over     bool    // cq nil: ended
+	later    *Buffer // behind it in the connection's list of receive buffers
+
+	// cq.mu protects these, conn.mu if there is no cq.
+	queued bool
+	next   *Buffer // in the queue
+	done   uint32  // bytes that the adapter said
+	told   uint32  // of these, bytes that were taken off the queue
+	ended  bool
+	err    error
+}
+
+// cancelState is how far the cancellation of a posted buffer is.
+type cancelState uint8
+
+const (
+	cancelNone     cancelState = iota
+	cancelAsked                // the response is to come
+	cancelAnswered             // it has come, or never will
+)
+
+// set makes b the n bytes at off of m.
+func (b *Buffer) set(m *Memory, off, n int) {
+	b.m = m
+	b.whole = m.dma.Bytes[off : off+n : off+n]
+	b.buf = buffer{data: b.whole, iova: m.dma.IOVA + uint64(off), user: b}
+}
+
+// Bytes returns the buffer's memory, as long as SetLen says.
+func (b *Buffer) Bytes() []byte { return b.buf.data }
+
+// Cap returns the length that the buffer was made with.
+func (b *Buffer) Cap() int { return len(b.whole) }
+
+// Memory returns the region that the buffer is a part of.
+func (b *Buffer) Memory() *Memory { return b.m }
+
+// SetLen makes the next post one of the first n bytes.
+func (b *Buffer) SetLen(n int) error {
+	if n <= 0 || n > len(b.whole) {
+		return fmt.Errorf("guestdriver: length %d of a buffer of %d bytes: %w", n, len(b.whole), errMemory)
+	}
+	if !b.busy.CompareAndSwap(false, true) {
+		return fmt.Errorf("guestdriver: set the length of a buffer: %w", ErrBusy)
+	}
+	b.buf.data = b.whole[:n:n]
+	b.busy.Store(false)
+	return nil
+}
+
+// claim takes a free buffer for a post.
+func (b *Buffer) claim(op Op, c *Conn, cq *CompletionQueue) error {
+	if !b.busy.CompareAndSwap(false, true) {
+		return ErrBusy
+	}
+	if b.m.a != c.lane().a {
+		b.busy.Store(false)
+		return errMemory
+	}
+	if !b.m.pin() {
+		b.busy.Store(false)
+		return errMemory
+	}
+	b.begin(op, c, cq)
+	return nil
+}
+
+// begin resets what a post changes. The memory is pinned.
+func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
+	b.conn.Store(c)
+	b.op, b.cq = op, cq
+	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
+	b.fetched, b.status, b.n, b.later = 0, abi.StatusOK, 0, nil
+	b.done, b.told, b.ended, b.err = 0, 0, false, nil
+	b.buf.filled, b.buf.consumed, b.buf.parts, b.buf.final = 0, 0, 0, false
+}
+
+// unclaim undoes a claim whose post failed.
+func (b *Buffer) unclaim() {
+	b.m.unpin()
+	b.cq = nil
+	b.busy.Store(false)
+}
+
+// endLocked ends the post: done bytes of it count. The buffer is not the
+// driver's any more when it returns.
+func (b *Buffer) endLocked(done uint32, err error) {
+	c := b.conn.Load()
+	b.posted.Store(false)
+	b.m.unpin()
+	if b.cq != nil {
+		b.cq.push(b, done, true, err)
+		return
+	}
+	b.done, b.err, b.over = done, err, true
+	if b.op == OpSend {
+		c.wcond.Broadcast()
+	} else {
+		c.rcond.Broadcast()
+	}
+}
+
+// cancelLocked asks for a posted buffer back, once.
+func (b *Buffer) cancelLocked() error {
+	if b.cancel != cancelNone {
+		return nil
+	}
+	c := b.conn.Load()
+	r := request{kind: kindCancel}
+	if b.op == OpSend {
+		r.buf = &b.buf // its response counts
+	}
+	_, err := c.lane().start(r, abi.Fields{Type: abi.TypeCancellation, Conn: c.id.Load(), Offset: b.buf.tag}, true)
+	if err == nil {
+		b.cancel = cancelAsked
+	}
+	return err
+}

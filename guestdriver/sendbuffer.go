@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestdriver
+
+import (
+	"os"
+
+	"toebox/vdev/abi"
+)
+
+// directRun is how many pieces of one call are posted at a time.
+const directRun = 64
+
+// SendBuffer posts a buffer, behind everything written before, and does not
+// wait for its end: q gets the completion (MM02). Nothing is copied. While it
+// waits for a place in the input table the write deadline holds. With an error
+// nothing was posted, and the buffer is free.
+func (c *Conn) SendBuffer(b *Buffer, q *CompletionQueue) error {
+	if err := b.claim(OpSend, c, q); err != nil {
+		return c.opError("write", err)
+	}
+	c.wrMu.Lock()
+	defer c.wrMu.Unlock()
+	if err := c.post(b); err != nil {
+		b.unclaim()
+		return c.opError("write", err)
+	}
+	return nil
+}
+
+// CancelBuffer asks for a buffer back that was posted on c (CE10); the final
+// completion says who won. Of a send that was cancelled N bytes are in the
+// stream; with Options.CarryOver the connection does not survive a stop then.
+func (c *Conn) CancelBuffer(b *Buffer) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !b.posted.Load() || b.conn.Load() != c {
+		return nil // it is over
+	}
+	return c.opError("cancel", b.cancelLocked())
+}
+
+// post posts a claimed buffer as a send.
+func (c *Conn) post(b *Buffer) error { return c.send(&b.buf, len(b.buf.data)) }
+
+// sendOverLocked ends a send of which n bytes count.
+func (c *Conn) sendOverLocked(buf *buffer, s abi.Status, n uint32) {
+	b := buf.user
+	if b == nil {
+		c.unsendLocked(buf)
+		return
+	}
+	b.status, b.n, b.terminal = s, n, true
+	b.endSendLocked()
+	c.wcond.Broadcast()
+}
+
+// sendLostLocked ends a send that has no completion.
+func (c *Conn) sendLostLocked(buf *buffer, err error) {
+	if buf.user == nil {
+		c.unsendLocked(buf)
+		return
+	}
+	b := buf.user
+	b.lost, b.terminal = err, true
+	b.endSendLocked()
+	c.wcond.Broadcast()
+}
+
+// endSendLocked ends a send whose terminal response came, unless that of its
+// cancellation, which follows, says how much of it is in the stream.
+func (b *Buffer) endSendLocked() {
+	if b.cancel == cancelAsked {
+		return
+	}
+	c, n := b.conn.Load(), b.n
+	err := b.lost
+	switch {
+	case err != nil, b.status == abi.StatusOK:
+	case b.status == abi.StatusCancelled:
+		n = b.fetched
+		err = statusErr("write", b.status)
+	case b.status == abi.StatusClosed:
+		err = errClosed
+	default:
+		err = statusErr("write", b.status)
+	}
+	c.lane().a.host.direct.Add(uint64(n))
+	b.endLocked(n, err)
+}
+
+// cancelled acts on the response to the cancellation of a send: fetched bytes
+// of it are in the stream if that won.
+func (b *Buffer) cancelled(s abi.Status, fetched uint32) {
+	c := b.conn.Load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b.cancel = cancelAnswered
+	if s == abi.StatusOK {
+		b.fetched = fetched
+	}
+	if b.terminal {
+		b.endSendLocked()
+	}
+}
+
+// writesDirect reports whether p goes without a copy.
+func (c *Conn) writesDirect(p []byte) bool {
+	o := &c.lane().a.opts
+	if o.ZeroCopy < 0 || len(p) < o.ZeroCopy || o.CarryOver {
+		return false
+	}
+	m, _ := c.lane().a.lookup(p)
+	return m != nil
+}
+
+// writeRun sends the first slices of v, as far as they go without a copy, and
+// waits for their ends. It returns how many bytes of them are in the stream.
+func (c *Conn) writeRun(v [][]byte) (total int, err error) {
+	n := 0
+	for n < len(v) && n < directRun && c.writesDirect(v[n]) {
+		p := v[n]
+		b := c.piece(n)
+		if !c.claimSlice(b, p[:min(len(p), maxPost)]) {
+			err = errMemory // deregistered meanwhile
+			break
+		}
+		if err = c.post(b); err != nil {
+			b.m.unpin()
+			break
+		}
+		c.lane().a.host.directWrites.Add(1)
+		if n++; len(p) > maxPost {
+			break
+		}
+	}
+	total, ended := c.awaitRun(n)
+	if ended != nil {
+		err = ended
+	}
+	return total, err
+}
+
+// piece returns a buffer for the i-th piece of a call.
+func (c *Conn) piece(i int) *Buffer {
+	if i == len(c.direct) {
+		c.direct = append(c.direct, &Buffer{})
+	}
+	return c.direct[i]
+}
+
+// claimSlice makes b the registered memory p; false if it is not that.
+func (c *Conn) claimSlice(b *Buffer, p []byte) bool {
+	m, off := c.lane().a.lookup(p)
+	if m == nil || !m.pin() {
+		return false
+	}
+	b.set(m, off, len(p))
+	b.begin(OpSend, c, nil)
+	return true
+}
+
+// takeBackLocked cancels a buffer of a call that waits for its end. An error
+// other than the lack of room means that a reset is about to end it.
+func (c *Conn) takeBackLocked(b *Buffer) {
+	for !b.over && b.cancelLocked() == errNoRoom && c.lane().awaitRoom(c) {
+	}
+}
+
+// awaitRun waits for the ends of the first n pieces, which were posted, and
+// returns how many bytes of them are in the stream. They are all the caller's
+// again: a deadline or Close cancels what is left, the last piece first, so that
+// nothing is sent behind a gap.
+func (c *Conn) awaitRun(n int) (total int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range n {
+		b := c.direct[i]
+		for !b.over {
+			if c.closed || c.wdl.expired {
+				for j := n - 1; j >= i; j-- {
+					c.takeBackLocked(c.direct[j])
+				}
+			}
+			c.wcond.Wait()
+		}
+		total += int(b.done)
+		if b.err != nil && err == nil {
+			err = b.err
+			switch {
+			case c.closed:
+				err = errClosed
+			case c.wdl.expired && b.status == abi.StatusCancelled:
+				err = os.ErrDeadlineExceeded
+			}
+		}
+	}
+	return total, err
+}
