@@ -57,16 +57,25 @@ func outstanding(t *testing.T, a *guestdriver.Adapter, f *guestdrivertest.Fake) 
 	}
 	start("read", func() error { _, err := c.Read(make([]byte, 1)); return err })
 	start("write", func() error { _, err := c.Write(make([]byte, 8<<20)); return err })
-	start("dial", func() error { _, err := a.Dial("tcp", "10.0.2.2:99"); return err })
-	asked := make(chan struct{})
+	dialed, asked := make(chan struct{}), make(chan struct{})
 	f.Intercept(func(_ int, r abi.Fields) bool {
-		if r.Type == abi.TypeAdapterAttr {
+		switch r.Type {
+		case abi.TypeConnect:
+			close(dialed)
+		case abi.TypeAdapterAttr:
 			close(asked)
 		}
 		return r.Type == abi.TypeAdapterAttr
 	})
+	start("dial", func() error { _, err := a.Dial("tcp", "10.0.2.2:99"); return err })
 	start("attribute", func() error { _, err := a.Counters(context.Background()); return err })
-	<-asked
+	for name, ch := range map[string]chan struct{}{"connect": dialed, "attribute request": asked} {
+		select {
+		case <-ch:
+		case <-time.After(limit):
+			t.Fatalf("the adapter gets no %s", name)
+		}
+	}
 	waitFor(t, "the writer to fill the adapter", func() bool { return a.Stats().Memory >= 512<<10 })
 	f.Intercept(nil)
 	return errs, func() { c.Close(); l.Close() }
