@@ -33,9 +33,11 @@ var (
 	all  = flag.Bool("all", false, "run the whole kit on the upper rungs and with the kernel, too, not only the subset")
 )
 
-// kit runs the functions that choose, if not nil, takes, each on a rig of its own.
-// It returns the counters that moved, if all of them ran.
+// kit runs the functions that choose, if not nil, takes, each on a rig of its own,
+// beside those of other kits: much of their time is waiting. It returns the
+// counters that moved, if all of them ran.
 func kit(t *testing.T, rung string, choose func(*conformance.Test) bool, scale float64, start func(rig.Config) (*rig.Rig, error)) map[string]bool {
+	t.Parallel()
 	moved := make(map[string]bool)
 	var ran, want int
 	for _, test := range conformance.Tests() {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"toebox/ci/conformance"
 	"toebox/ci/runner"
@@ -22,7 +21,7 @@ func Matrix(w io.Writer, rs []runner.Result, buses []string) {
 		ids[t.Name] = t.IDs
 	}
 	for i := range rs {
-		bus := rs[i].Package[strings.LastIndexByte(rs[i].Package, '/')+1:]
+		bus := rung(rs[i])
 		for _, id := range ids[rs[i].Name] {
 			if rows[id] == nil {
 				rows[id] = map[string]*cell{}

@@ -4,6 +4,7 @@ package suite
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"toebox/ci/conformance"
@@ -101,8 +103,28 @@ type suite struct {
 	shard, shards int
 	collector     runner.Collector
 	sink          runner.Sink
-	accel         string
-	socket        string // of the running test's adapter
+	socket        string // of the running test's adapter, when a driver is tested
+
+	mu    sync.Mutex // of what rungs that run at the same time share: the sinks' state, Out
+	accel string
+}
+
+// atOnce is how many rungs run at the same time: much of a rung's time is waiting,
+// for timers of the network's protocols or for a guest to boot.
+const atOnce = 2
+
+// take passes an event on.
+func (s *suite) take(e runner.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sink(e)
+}
+
+// Write is Out for rungs.
+func (s *suite) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Out.Write(p)
 }
 
 // Run runs the kit and returns the exit code: 0 passed, 1 a test failed, 2
@@ -139,12 +161,7 @@ func Run(ctx context.Context, o Options) int {
 		return runner.ExitNoRig
 	}
 	began := time.Now()
-	code := runner.ExitOK
-	for _, bus := range s.Buses {
-		if c := s.bus(ctx, bus); code == runner.ExitOK {
-			code = c
-		}
-	}
+	code := s.rungs(ctx)
 	if err := s.finish(events); err != nil {
 		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
 		code = max(code, runner.ExitFailed)
@@ -166,6 +183,34 @@ func Run(ctx context.Context, o Options) int {
 	return sum.ExitCode()
 }
 
+// rungs runs the rungs, some at the same time, and returns the exit code of the
+// first in their order that has one. The results are in that order, too.
+func (s *suite) rungs(ctx context.Context) int {
+	codes := make([]int, len(s.Buses))
+	turn := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for i, bus := range s.Buses {
+		turn <- struct{}{}
+		wg.Go(func() {
+			codes[i] = s.bus(ctx, bus)
+			<-turn
+		})
+	}
+	wg.Wait()
+	slices.SortStableFunc(s.collector.Results, func(a, b runner.Result) int {
+		return cmp.Compare(slices.Index(s.Buses, rung(a)), slices.Index(s.Buses, rung(b)))
+	})
+	for _, code := range codes {
+		if code != runner.ExitOK {
+			return code
+		}
+	}
+	return runner.ExitOK
+}
+
+// rung is where a function ran.
+func rung(r runner.Result) string { return r.Package[strings.LastIndexByte(r.Package, '/')+1:] }
+
 // maxAgain is how many failures are worth a line more: beyond it, it is the rig.
 const maxAgain = 10
 
@@ -177,7 +222,7 @@ func (s *suite) again() {
 			continue
 		}
 		n++
-		bus := r.Package[strings.LastIndexByte(r.Package, '/')+1:]
+		bus := rung(r)
 		driver := ""
 		if s.Peer == conformance.PeerKernel {
 			driver = " --peer " + s.Peer
@@ -190,9 +235,12 @@ func (s *suite) again() {
 }
 
 func (s *suite) check() error {
-	for _, b := range s.Buses {
+	for i, b := range s.Buses {
 		if !slices.Contains(Buses(), b) {
 			return fmt.Errorf("bus %q: want one of %s", b, strings.Join(Buses(), ", "))
+		}
+		if slices.Contains(s.Buses[:i], b) {
+			return fmt.Errorf("bus %s is named twice: to repeat functions, give a count", b)
 		}
 	}
 	if s.Driver != "" && !slices.Equal(s.Buses, []string{conformance.RungSocket}) {
@@ -252,7 +300,7 @@ func (s *suite) options(bus string) runner.Options {
 	return runner.Options{
 		Tests: tests,
 		Run:   s.re, Rung: bus, Peer: s.Peer, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
-		Count: s.Count, Seed: s.Seed, Sink: s.sink,
+		Count: s.Count, Seed: s.Seed, Sink: s.take,
 	}
 }
 
@@ -308,13 +356,13 @@ func (s *suite) bus(ctx context.Context, bus string) int {
 	case err == nil:
 		return runner.ExitOK
 	case errors.Is(err, errCrashed):
-		fmt.Fprintf(s.Out, "%s: %v\n", bus, err)
+		fmt.Fprintf(s, "%s: %v\n", bus, err)
 		return runner.ExitCrashed
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
-		fmt.Fprintf(s.Out, "%s: timed out: %v\n", bus, err)
+		fmt.Fprintf(s, "%s: timed out: %v\n", bus, err)
 		return runner.ExitTimeout
 	}
-	fmt.Fprintf(s.Out, "%s: cannot run: %v\n", bus, err)
+	fmt.Fprintf(s, "%s: cannot run: %v\n", bus, err)
 	return runner.ExitNoRig
 }
 
@@ -357,7 +405,9 @@ func (s *suite) host(ctx context.Context, bus string) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		s.socket = r.SocketPath()
+		if s.Driver != "" {
+			s.socket = r.SocketPath()
+		}
 		return r.Env(), r.Close, nil
 	}
 	runner.Run(ctx, o)
@@ -366,7 +416,7 @@ func (s *suite) host(ctx context.Context, bus string) error {
 
 // startDriver starts somebody's driver on the running test's adapter.
 func (s *suite) startDriver(ctx context.Context) (*foreign.Driver, error) {
-	return foreign.Start(ctx, foreign.Config{Command: s.Driver, Socket: s.socket, Stderr: s.Out})
+	return foreign.Start(ctx, foreign.Config{Command: s.Driver, Socket: s.socket, Stderr: s})
 }
 
 // guest boots a machine and runs the kit in it.
@@ -381,11 +431,13 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
 	s.accel = v.Accel.Name
+	s.mu.Unlock()
 	o := s.options(bus)
 	g := runner.Guest{
 		Exec: v.Exec, Driver: driver, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
-		Scale: s.scale(bus), Stderr: s.Out,
+		Scale: s.scale(bus), Stderr: s,
 	}
 	limit := s.limit(o)
 	ctx, cancel := context.WithTimeout(ctx, limit)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 func TestUsage(t *testing.T) {
 	for name, o := range map[string]Options{
 		"bus":                        {Buses: []string{"isa"}},
+		"a bus twice":                {Buses: []string{"inproc", "vm", "inproc"}},
 		"pattern":                    {Pattern: "("},
 		"nothing":                    {Buses: []string{"inproc"}, Pattern: "NoSuchTest"},
 		"shard 0":                    {Shard: "0/2"},
@@ -42,6 +44,55 @@ func TestList(t *testing.T) {
 	}
 	if want := "inproc TestIF02_Gap IF02\nvm TestIF02_Gap IF02\n"; out.String() != want {
 		t.Errorf("listed %q, want %q", out.String(), want)
+	}
+}
+
+// TestRungs: rungs that run at the same time end up in their order, in all that is
+// written, and none of their lines is cut.
+func TestRungs(t *testing.T) {
+	var out, ktap bytes.Buffer
+	o := Options{Buses: []string{"socket", "inproc"}, Pattern: "TestRIG02_(Config|Registers|Scratch)$", Seed: 5, Count: 5, Verbose: true, Out: &out}
+	if code := Run(t.Context(), o); code != runner.ExitOK {
+		t.Errorf("exit code %d\n%s", code, out.String())
+	}
+	for _, bus := range o.Buses {
+		ended := regexp.MustCompile(`(?m)^ok   ` + bus + ` TestRIG02_(Config|Registers|Scratch) \(\d+\.\d\ds\)\n    seed [5-9]$`)
+		if n := len(ended.FindAllString(out.String(), -1)); n != 15 {
+			t.Errorf("%d functions ended on %s, want 15:\n%s", n, bus, out.String())
+		}
+	}
+	if want := "\n          socket  inproc\nRIG02      15/15   15/15\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("output has no %q:\n%s", want, out.String())
+	}
+	o.KTAP, o.Count, o.Out = true, 1, &ktap
+	o.JUnit = filepath.Join(t.TempDir(), "junit")
+	if code := Run(t.Context(), o); code != runner.ExitOK {
+		t.Errorf("exit code %d\n%s", code, ktap.String())
+	}
+	if want := "KTAP version 1\n1..6\n" +
+		"ok 1 TestRIG02_Config\nok 2 TestRIG02_Registers\nok 3 TestRIG02_Scratch\n" +
+		"ok 4 TestRIG02_Config\nok 5 TestRIG02_Registers\nok 6 TestRIG02_Scratch\n"; ktap.String() != want {
+		t.Errorf("KTAP is\n%s\nwant\n%s", ktap.String(), want)
+	}
+	b, err := os.ReadFile(o.JUnit)
+	socket, inproc := strings.Index(string(b), `/socket" tests="3"`), strings.Index(string(b), `/inproc" tests="3"`)
+	if err != nil || socket < 0 || inproc < socket {
+		t.Errorf("JUnit: %v\n%s", err, b)
+	}
+}
+
+// TestNoRung: a rung that cannot run has the exit code, and stops no other.
+func TestNoRung(t *testing.T) {
+	var out bytes.Buffer
+	o := Options{Buses: []string{"inproc", "qtest", "socket"}, Pattern: "RIG02_Config", Out: &out}
+	o.Images.QEMU, o.Images.Cache = filepath.Join(t.TempDir(), "qemu"), t.TempDir()
+	if code := Run(t.Context(), o); code != runner.ExitNoRig {
+		t.Errorf("exit code %d", code)
+	}
+	for _, want := range []string{"qtest: cannot run: ", "\n2 passed, 0 failed, 0 skipped\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("output has no %q:\n%s", want, out.String())
+		}
 	}
 }
 

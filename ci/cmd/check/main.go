@@ -14,8 +14,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -48,31 +50,57 @@ func main() {
 		fmt.Fprintf(os.Stderr, "check: %v\n", err)
 		os.Exit(runner.ExitNoRig)
 	}
+	// The network is waited for while the sources are looked at.
+	got := make(chan bool, 1)
+	go func() {
+		got <- c.step(ctx, "QEMU and kernel", func(ctx context.Context) error {
+			o := images.Options{Paths: paths, Report: progress{c}}
+			_, err := toolchain.Get(ctx, o.Tools())
+			return err
+		})
+	}()
 	c.step(ctx, "gofmt", gofmt)
 	c.step(ctx, "vet", func(ctx context.Context) error { return command(ctx, "go", "vet", "./...") })
 	c.step(ctx, "staticcheck", func(ctx context.Context) error {
 		return command(ctx, "go", "tool", "-modfile="+filepath.Join("ci", "tools", "go.mod"), "staticcheck", "./...")
 	})
-	rig := c.step(ctx, "QEMU and kernel", func(ctx context.Context) error {
-		o := images.Options{Paths: paths, Report: progress{c.out}}
-		_, err := toolchain.Get(ctx, o.Tools())
-		return err
-	})
+	rig := <-got
 	c.tests(ctx, *race, rig)
+	// Guests boot while fuzz targets are built.
+	var guests sync.WaitGroup
+	if *vm && rig {
+		guests.Go(func() { c.guest(ctx, paths) })
+	}
 	if *inputs > 0 {
 		c.fuzz(ctx, *inputs)
 	}
-	if *vm && rig {
-		c.guest(ctx, paths)
-	}
-	fmt.Fprintln(c.out, c.sum)
+	guests.Wait()
+	fmt.Fprintln(c, c.sum)
 	os.Exit(c.sum.ExitCode())
 }
 
+// check is what runs; steps may run at the same time.
 type check struct {
+	mu  sync.Mutex
 	out io.Writer
 	sum runner.Summary
 }
+
+// Write is out for steps.
+func (c *check) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.Write(p)
+}
+
+// add counts.
+func (c *check) add(sum runner.Summary) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sum.Add(sum)
+}
+
+func (c *check) failed() { c.add(runner.Summary{Failed: 1}) }
 
 type progress struct{ w io.Writer }
 
@@ -83,12 +111,12 @@ func (p progress) Amount(string, int64, int64) {}
 func (c *check) step(ctx context.Context, name string, f func(context.Context) error) bool {
 	began := time.Now()
 	if err := f(ctx); err != nil {
-		c.sum.Failed++
-		fmt.Fprintf(c.out, "FAIL %s (%.1fs)\n%v\n", name, time.Since(began).Seconds(), err)
+		c.failed()
+		fmt.Fprintf(c, "FAIL %s (%.1fs)\n%v\n", name, time.Since(began).Seconds(), err)
 		return false
 	}
-	c.sum.Passed++
-	fmt.Fprintf(c.out, "ok   %s (%.1fs)\n", name, time.Since(began).Seconds())
+	c.add(runner.Summary{Passed: 1})
+	fmt.Fprintf(c, "ok   %s (%.1fs)\n", name, time.Since(began).Seconds())
 	return true
 }
 
@@ -116,8 +144,10 @@ func gofmt(ctx context.Context) error {
 func (c *check) tests(ctx context.Context, race, rig bool) {
 	began := time.Now()
 	// Vet was a step of its own, and nobody debugs these programs: to leave both out
-	// saves a good part of a build from nothing.
-	args := []string{"test", "-json", "-timeout=15m", "-vet=off", "-ldflags=-w"}
+	// saves a good part of a build from nothing. Tests wait as much as they compute:
+	// more of them than cores run at a time.
+	atOnce := runtime.GOMAXPROCS(0) * 3 / 2
+	args := []string{"test", "-json", "-timeout=15m", "-vet=off", "-ldflags=-w", fmt.Sprintf("-p=%d", max(atOnce, 2))}
 	if race {
 		args = append(args, "-race")
 	}
@@ -135,8 +165,8 @@ func (c *check) tests(ctx context.Context, race, rig bool) {
 		err = cmd.Start()
 	}
 	if err != nil {
-		c.sum.Failed++
-		fmt.Fprintf(c.out, "FAIL go test: %v\n", err)
+		c.failed()
+		fmt.Fprintf(c, "FAIL go test: %v\n", err)
 		return
 	}
 	var col runner.Collector
@@ -144,19 +174,19 @@ func (c *check) tests(ctx context.Context, race, rig bool) {
 	s.read(out)
 	err = cmd.Wait()
 	sum, red := s.count(col.Results)
-	c.sum.Add(sum)
+	c.add(sum)
 	for _, text := range red {
-		fmt.Fprint(c.out, text)
+		fmt.Fprint(c, text)
 	}
 	switch {
 	case ctx.Err() != nil:
-		c.sum.Failed++
-		fmt.Fprintf(c.out, "go test: %v\n", context.Cause(ctx))
+		c.failed()
+		fmt.Fprintf(c, "go test: %v\n", context.Cause(ctx))
 	case err != nil && sum.Failed == 0:
-		c.sum.Failed++
-		fmt.Fprintf(c.out, "go test: %v\n%s", err, stderr.String())
+		c.failed()
+		fmt.Fprintf(c, "go test: %v\n%s", err, stderr.String())
 	}
-	fmt.Fprintf(c.out, "%s go test: %v (%.1fs; slowest: %s)\n", word(err), sum, time.Since(began).Seconds(), s.slowest(8))
+	fmt.Fprintf(c, "%s go test: %v (%.1fs; slowest: %s)\n", word(err), sum, time.Since(began).Seconds(), s.slowest(8))
 }
 
 // require adds to a list of what tests must not skip for the want of.
@@ -180,10 +210,10 @@ func (c *check) guest(ctx context.Context, paths images.Paths) {
 	var counted counter
 	code := suite.Run(ctx, suite.Options{
 		Buses: []string{conformance.RungVM, conformance.RungUIO}, Pattern: inGuest, Seed: 1, Images: images.Options{Paths: paths},
-		Out: io.MultiWriter(c.out, &counted),
+		Out: io.MultiWriter(c, &counted),
 	})
-	c.sum.Add(counted.sum)
+	c.add(counted.sum)
 	if code != runner.ExitOK && counted.sum.Failed == 0 {
-		c.sum.Failed++ // the machine itself
+		c.failed() // the machine itself
 	}
 }
