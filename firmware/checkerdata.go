@@ -21,6 +21,59 @@ func (r *request) rest() (base, n uint64) {
 	return base, n
 }
 
+// Bounds of the search for buffers in each other's memory (SPEC.md §15).
+const (
+	reportsLooked = 64   // report buffers
+	ledgerLooked  = 1024 // requests
+)
+
+// posted is told of a buffer that the host handed over.
+func (k *checker) posted(r *request) {
+	k.remember(r)
+	if r.flags&abi.FlagReport == 0 {
+		n := 0
+		for o := k.q.reports.buffers.front; o != nil && n < reportsLooked; o = o.next {
+			k.apart(r, o)
+			n++
+		}
+		return
+	}
+	n := 0
+	for _, o := range k.q.tags {
+		if n++; n > ledgerLooked {
+			return
+		}
+		if o != r && (o.kind == abi.TypeBufferSend || o.kind == abi.TypeBufferAvailable && o.flags&abi.FlagRedirect == 0) {
+			k.apart(r, o)
+		}
+	}
+}
+
+// apart looks whether r has no memory of o, a buffer that was posted before. One
+// of them is a report buffer.
+func (k *checker) apart(r, o *request) {
+	base, n := r.rest()
+	other, m := o.rest()
+	if n == 0 || m == 0 || base-other >= m && other-base >= n {
+		return
+	}
+	e := abi.CheckerEntry{
+		Rule: abi.CheckReportOverlap, Place: abi.PlaceBuffer, Address: max(base, other), Tag: r.tag, Detail: o.tag,
+	}
+	r.describe(e.Descriptor[:])
+	o.describe(e.Found[:])
+	k.report(e)
+}
+
+// describe stores the buffer request that r was.
+func (r *request) describe(d abi.Descriptor) {
+	f := abi.Fields{Type: r.kind, Flags: r.flags, ASAP: r.asap, Tag: r.tag, Base: r.base, Length: r.length, Offset: r.offset}
+	if r.conn != nil {
+		f.Conn = r.conn.id
+	}
+	d.Encode(&f, true)
+}
+
 // remember takes the checksum of a buffer.
 func (k *checker) remember(r *request) {
 	r.summed = nil
@@ -69,11 +122,7 @@ func (k *checker) unchanged(r *request) {
 	if r.kind == abi.TypeBufferAvailable {
 		e.Rule = abi.CheckBufferChanged
 	}
-	f := abi.Fields{Type: r.kind, Flags: r.flags, ASAP: r.asap, Tag: r.tag, Base: r.base, Length: r.length, Offset: r.offset}
-	if r.conn != nil {
-		f.Conn = r.conn.id
-	}
-	abi.Descriptor(e.Descriptor[:]).Encode(&f, true)
+	r.describe(e.Descriptor[:])
 	k.report(e)
 }
 

@@ -20,7 +20,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 	if f.Conn == 0 {
 		if r := q.hold(f, nil); r != nil {
 			if q.check != nil {
-				q.check.remember(r)
+				q.check.posted(r)
 			}
 			q.pool.push(r)
 		}
@@ -44,7 +44,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 	}
 	if r := q.hold(f, c); r != nil {
 		if q.check != nil {
-			q.check.remember(r)
+			q.check.posted(r)
 		}
 		c.buffers.push(r)
 		q.receiveSoon(c)

@@ -31,6 +31,9 @@ func (q *queue) requestReportBuffer(f *abi.Fields) {
 		return
 	}
 	if r := q.hold(f, nil); r != nil {
+		if q.check != nil {
+			q.check.posted(r)
+		}
 		q.reports.buffers.push(r)
 	}
 }
@@ -51,6 +54,9 @@ func (q *queue) reportRoom() int {
 func (q *queue) putReport(kind abi.Type, b []byte, count int) bool {
 	p := &q.reports
 	r := p.buffers.front
+	if q.check != nil {
+		q.check.unchanged(r)
+	}
 	q.count(abi.CounterControlWrites, 1)
 	if err := q.fw.chip.Write(r.base+uint64(r.offset)+uint64(r.done), b); err != nil {
 		q.endReport(abi.StatusBadMemory)
@@ -60,7 +66,11 @@ func (q *queue) putReport(kind abi.Type, b []byte, count int) bool {
 		p.kind = kind
 	}
 	p.count += uint64(count)
-	if r.done += uint32(len(b)); q.reportRoom() == 0 {
+	r.done += uint32(len(b))
+	if q.check != nil && r.summed == q.check {
+		q.check.remember(r)
+	}
+	if q.reportRoom() == 0 {
 		q.endReport(abi.StatusOK)
 	}
 	return true
@@ -88,6 +98,9 @@ func (q *queue) endReport(s abi.Status) {
 	}
 	p.count = 0
 	q.removeBuffer(r)
+	if q.check != nil {
+		q.check.unchanged(r)
+	}
 	q.terminal(&f)
 	q.settle(r)
 }

@@ -179,3 +179,46 @@ func TestListenReports(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckerReports: report buffers that the host writes after it has posted
+// them, and that are in the memory of others (SPEC.md §15, rules 9 and 11).
+func TestCheckerReports(t *testing.T) {
+	k := newChecked(t, 6)
+	l := k.control(abi.TypeListen, 2, appendTarget(abi.AppendSetScalar(nil, abi.AttrNotifyReport, 1), listenTarget()))
+	k.post(l)
+	k.next()
+	listener, from := k.fake.Last(), netip.MustParseAddrPort("10.0.2.2:4369")
+
+	good, bad := k.reportBuffer(512, 8), k.reportBuffer(512, 8)
+	k.post(good, bad)
+	k.settle()
+	k.bytes(bad)[7]++ // before offset: the host's
+	listener.Arrive(from)
+	k.expect(reported(abi.TypeArrival, good, 1))
+	k.clean("a report buffer that is left alone")
+	k.bytes(bad)[511]++
+	listener.Arrive(from)
+	k.expect(reported(abi.TypeArrival, bad, 1))
+	v := k.found(abi.CheckerEntry{Rule: 9, Place: 3, Address: bad.Base + 8, Tag: bad.Tag})
+	if d := abi.Descriptor(v.Descriptor[:]).Decode(); d.Flags != abi.FlagReport || d.Base != bad.Base || d.Length != 512 {
+		t.Errorf("descriptor %+v", d)
+	}
+
+	report := k.reportBuffer(512, 64)
+	inside := abi.Fields{Type: abi.TypeBufferAvailable, Tag: k.Tag(), Base: report.Base + 511, Length: 10}
+	behind := abi.Fields{Type: abi.TypeBufferAvailable, Tag: k.Tag(), Base: report.Base + 512, Length: 10}
+	before := abi.Fields{Type: abi.TypeBufferAvailable, Tag: k.Tag(), Base: report.Base, Length: 64}
+	k.post(report, behind, before)
+	k.clean("buffers beside a report buffer")
+	k.post(inside)
+	k.settle()
+	v = k.found(abi.CheckerEntry{Rule: 11, Place: 3, Address: report.Base + 511, Tag: inside.Tag, Detail: report.Tag})
+	if d := abi.Descriptor(v.Found[:]).Decode(); d.Flags != abi.FlagReport || d.Base != report.Base || d.Offset != 64 {
+		t.Errorf("the other buffer %+v", d)
+	}
+	second := report
+	second.Tag, second.Base, second.Length, second.Offset = k.Tag(), report.Base-193, 256, 0
+	k.post(second)
+	k.settle()
+	k.found(abi.CheckerEntry{Rule: 11, Place: 3, Address: report.Base, Tag: second.Tag, Detail: before.Tag})
+}

@@ -55,7 +55,7 @@ func (q *queue) requestSend(f *abi.Fields) {
 		return
 	}
 	if q.check != nil {
-		q.check.remember(r)
+		q.check.posted(r)
 	}
 	c.sends.push(r)
 	if c.fetch == nil {

@@ -91,6 +91,7 @@ type card struct {
 	waits   map[int]*vectorWait
 	watched bool  // by innocent
 	side    *ring // reads reports of the protocol checker
+	memory  []guestdriver.DMA
 }
 
 // open opens the adapter, switches memory space and bus mastering on and
@@ -168,7 +169,18 @@ func (c *card) alloc(n int) guestdriver.DMA {
 	c.Helper()
 	m, err := c.bus.AllocDMA(n)
 	check(c.T, "allocate DMA memory", err)
+	c.memory = append(c.memory, m)
 	return m
+}
+
+// at is DMA memory by its address, nil where there is none.
+func (c *card) at(iova uint64, n int) []byte {
+	for _, m := range c.memory {
+		if off := iova - m.IOVA; off <= uint64(len(m.Bytes)) && uint64(len(m.Bytes))-off >= uint64(n) {
+			return m.Bytes[off : off+uint64(n)]
+		}
+	}
+	return nil
 }
 
 // enableVectors turns MSI-X on with all 33 vectors, once.

@@ -13,13 +13,16 @@ import "fmt"
 //   - a send says how much of it is done, all of it when it is OK;
 //   - a receive buffer is filled in order from its offset on, never beyond its
 //     end, and is FINAL when it is full;
-//   - each target of a control request has one result;
-//   - a cancellation and its target agree on who won, the target first.
-//
-// Results that go through report buffers are not followed.
+//   - each target of a control request has one result, by a response or in a
+//     report buffer;
+//   - a cancellation and its target agree on who won, the target first;
+//   - a report buffer comes back once, with records or without;
+//   - each connection is told once, by a response or in a report buffer, and
+//     nothing of it before.
 type history struct {
 	open map[uint32]*thread
 	done map[uint32]ending
+	told map[uint64]bool // connections, listeners, datagram endpoints
 }
 
 // thread is a request without its terminal response.
@@ -40,7 +43,7 @@ type ending struct {
 }
 
 func newHistory() *history {
-	return &history{open: map[uint32]*thread{}, done: map[uint32]ending{}}
+	return &history{open: map[uint32]*thread{}, done: map[uint32]ending{}, told: map[uint64]bool{}}
 }
 
 // post is told of a request before it is published.
@@ -55,13 +58,45 @@ func (h *history) post(d desc) {
 	h.open[d.Tag] = &thread{d: d, next: d.Offset}
 }
 
-// response is told of a response and returns the rules that it breaks.
-func (h *history) response(d desc) (broken []string) {
-	if d.Tag == 0 {
-		return nil
-	}
+// response is told of a response, and of what it says is in a report buffer,
+// and returns the rules that it breaks.
+func (h *history) response(d desc, b []byte) (broken []string) {
 	say := func(format string, args ...any) {
 		broken = append(broken, fmt.Sprintf(format, args...)+": "+d.String())
+	}
+	if d.Flags&flagReport == 0 {
+		h.one(d, say)
+		return broken
+	}
+	th := h.open[d.Tag]
+	if th == nil || th.again > 0 || th.d.Type != reqAvailable || th.d.Flags&flagReport == 0 {
+		say("a report that no buffer was posted for")
+		return broken
+	}
+	th.reported(d, say)
+	list, rest := records(b)
+	if rest != 0 || len(list) == 0 || list[0].typ != d.Type {
+		say("%d records, %d bytes left", len(list), rest)
+	}
+	for _, r := range list {
+		in := desc{Type: r.typ, Flags: r.flags, Aux: r.status, Tag: r.tag, Base: r.cookie, Conn: r.conn, Offset: r.ordinal}
+		wrong := func(format string, args ...any) { say("record %v: "+format, append([]any{in}, args...)...) }
+		switch unasked := r.typ == rspArrival || r.typ == rspConnAttr; {
+		case r.typ != rspCompletion && r.typ != rspListen && !unasked, unasked != (r.tag == 0), in.Flags&^flagFinal != 0:
+			wrong("no record of a report")
+		default:
+			h.one(in, wrong)
+		}
+	}
+	h.end(th, d)
+	return broken
+}
+
+// one is told of a result, in a response of its own or in a record.
+func (h *history) one(d desc, say func(string, ...any)) {
+	h.tell(d, say)
+	if d.Tag == 0 {
+		return
 	}
 	th := h.open[d.Tag]
 	if th == nil {
@@ -70,25 +105,57 @@ func (h *history) response(d desc) (broken []string) {
 		} else {
 			say("a response without a request")
 		}
-		return broken
+		return
 	}
 	if d.Aux == stTagInUse && d.final() && th.again > 0 {
 		th.again--
-		return nil
+		return
 	}
 	th.answers++
-	if th.again == 0 && th.d.Flags&flagReport == 0 && d.Flags&flagReport == 0 {
+	if th.again == 0 {
 		th.judge(d, say)
 		if th.d.Type == reqCancel && th.d.Aux == 0 && th.d.Offset != 0 {
 			h.cancelled(th.d.Offset, d, say)
 		}
 	}
 	if d.final() {
-		old, used := h.done[d.Tag]
-		h.done[d.Tag] = ending{th.d.Type, d.Aux, th.answers, th.again > 0 || used || old.vague}
-		delete(h.open, d.Tag)
+		h.end(th, d)
 	}
-	return broken
+}
+
+// end notes a terminal response.
+func (h *history) end(th *thread, d desc) {
+	old, used := h.done[d.Tag]
+	h.done[d.Tag] = ending{th.d.Type, d.Aux, th.answers, th.again > 0 || used || old.vague}
+	delete(h.open, d.Tag)
+}
+
+// tell follows what the host knows of connections.
+func (h *history) tell(d desc, say func(string, ...any)) {
+	switch {
+	case d.Type == rspArrival, (d.Type == rspCompletion || d.Type == rspListen) && d.Aux == stOK:
+		if h.told[d.Conn] {
+			say("a connection that was told before")
+		}
+		h.told[d.Conn] = true
+	case d.Type == rspReceive || d.Tag == 0 && (d.Type == rspTerminated || d.Type == rspConnAttr):
+		if !h.told[d.Conn] {
+			say("a connection that was not told")
+		}
+	}
+}
+
+// reported holds the return of a report buffer against its request.
+func (th *thread) reported(d desc, say func(string, ...any)) {
+	q := th.d
+	switch {
+	case d.Flags != flagReport|flagFinal || d.Conn != 0 || d.Aux != stOK && d.Aux != stBadMemory:
+		say("a report with an id, or other flags or status")
+	case d.Base != q.Base || d.Offset != q.Offset:
+		say("a report in another buffer than %v", q)
+	case d.Length == 0 || d.Length%64 != 0 || uint64(d.Offset)+uint64(d.Length) > uint64(q.Length):
+		say("a report of a length that %v does not take", q)
+	}
 }
 
 // judge holds a response against its request alone.
@@ -124,6 +191,12 @@ func (th *thread) judge(d desc, say func(string, ...any)) {
 			th.ordinals = map[uint32]bool{}
 		}
 		th.ordinals[d.Offset] = true
+		for i := range uint32(len(th.ordinals)) {
+			if d.final() && !whole && !th.ordinals[i] {
+				say("FINAL, and target %d has no result", i)
+				break
+			}
+		}
 	default:
 		if !d.final() {
 			say("a request with more than one response")
@@ -139,6 +212,8 @@ func (th *thread) filled(d desc, say func(string, ...any)) {
 		if !d.final() || d.Length != 0 {
 			say("a buffer that ends without bytes")
 		}
+	case q.Flags&flagReport != 0:
+		say("bytes of a connection in a report buffer")
 	case d.Flags&flagCombined != 0 || d.Aux != stOK:
 		// The run's first buffer, or a length that is not what was written.
 	case d.Base != q.Base || q.Conn != 0 && d.Conn != q.Conn || d.Offset != th.next:

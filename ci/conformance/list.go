@@ -125,6 +125,7 @@ func Tests() []*Test {
 		{Name: "TestCE03_Limits", IDs: ids("CE03"), Needs: peer, Func: TestCE03_Limits},
 		{Name: "TestCE03_Arrivals", IDs: ids("CE03", "CE02"), Needs: peer, Func: TestCE03_Arrivals},
 		{Name: "TestCE04_Several", IDs: ids("CE04"), Needs: peer, Func: TestCE04_Several},
+		{Name: "TestCE04_Reports", IDs: ids("CE04", "CE05"), Needs: peer, Func: TestCE04_Reports},
 		{Name: "TestCE04_Storm", IDs: ids("CE04", "CE03", "IF10"), Needs: bulk, Limit: 2 * time.Minute, Func: TestCE04_Storm},
 		{Name: "TestCE05_Count", IDs: ids("CE05"), Needs: peer, Func: TestCE05_Count},
 		{Name: "TestCE05_Amount", IDs: ids("CE05"), Needs: peer, Func: TestCE05_Amount},

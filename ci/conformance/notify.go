@@ -2,15 +2,7 @@
 
 package conformance
 
-import (
-	"bytes"
-	"encoding/binary"
-	"net/netip"
-	"slices"
-
-	"toebox/guestdriver"
-	"toebox/vdev/abi"
-)
+import "net/netip"
 
 // Attributes of SPEC.md §14.1.
 const (
@@ -283,119 +275,6 @@ func TestCE05_Ends(t *T) {
 	want(t, "open requests", len(n.open), 0)
 }
 
-// report is what a record of a report buffer says (SPEC.md §6.4).
-type report struct {
-	tag                   uint32
-	status                uint16
-	typ, flags            uint8
-	conn, cookie          uint64
-	ordinal               uint32
-	family, protocol      uint8
-	localPort, remotePort uint16
-	remote                netip.Addr
-	zero                  bool // the reserved bytes are 0
-	uptime                uint64
-}
-
-func reportOf(b []byte) report {
-	le := binary.LittleEndian
-	return report{
-		tag: le.Uint32(b), status: le.Uint16(b[4:]), typ: b[6], flags: b[7], conn: le.Uint64(b[8:]), cookie: le.Uint64(b[16:]),
-		ordinal: le.Uint32(b[24:]), family: b[28], protocol: b[29], localPort: le.Uint16(b[30:]), remotePort: le.Uint16(b[32:]),
-		remote: netip.AddrFrom4([4]byte(b[40:44])), zero: bytes.Equal(b[34:40], make([]byte, 6)), uptime: le.Uint64(b[56:]),
-	}
-}
-
-// TestCE05_Report: one response reports many connections through a buffer of
-// the host, whose other bytes stay as they were.
-func TestCE05_Report(t *T) {
-	n := t.notifier(Script{{Op: OpWait}})
-	no, err := t.Peer().Refused(t.ctx)
-	check(t, "peer: refused", err)
-	m := n.buffer(1024)
-	copy(m.Bytes, bytes.Repeat([]byte{0xee}, 1024))
-	buf := n.post(desc{Type: reqAvailable, Flags: flagReport, Base: m.IOVA, Length: 1024, Offset: 8})
-	const targets = 6
-	k := new(ctl).set(notifyCount, targets)
-	for i := range targets {
-		g := to(n.addr)
-		if i == 2 {
-			g = to(no)
-		}
-		g.cookie = uint64(100 + i)
-		k.target(g)
-	}
-	c := n.alloc(len(k.b))
-	copy(c.Bytes, k.b)
-	tag := n.post(desc{Type: reqConnect, Flags: flagReport, Aux: uint16(k.tuples), Base: c.IOVA, Length: uint32(len(k.b))})
-	d := n.answer(buf)
-	if d.Type != rspCompletion || d.Flags != flagReport|flagFinal || d.Aux != stOK || d.Base != m.IOVA || d.Offset != 8 ||
-		d.Length != 64*targets || d.Conn != 0 {
-		t.Fatalf("response %v", d)
-	}
-	delete(n.open, tag) // FINAL stands in a record
-	seen := map[uint32]bool{}
-	for i := range targets {
-		r := reportOf(m.Bytes[8+64*i:])
-		if r.tag != tag || r.typ != rspCompletion || (r.flags == flagFinal) != (i == targets-1) || r.ordinal >= targets || seen[r.ordinal] {
-			t.Fatalf("record %d: %+v", i, r)
-		}
-		seen[r.ordinal] = true
-		addr, status := n.addr, uint16(stOK)
-		if r.ordinal == 2 {
-			addr, status = no, stRefused
-		}
-		if r.status != status || r.cookie != uint64(100+r.ordinal) || r.family != 4 || r.protocol != 6 || !r.zero || r.uptime == 0 ||
-			r.remote != addr.Addr() || r.remotePort != addr.Port() || (r.conn != 0) != (status == stOK) || status == stOK && r.localPort == 0 {
-			t.Errorf("record %d: %+v", i, r)
-		}
-		if status == stOK {
-			terminal(t, "abort of a reported connection", n.terminate(r.conn, 1), rspTerminated, stOK)
-		}
-	}
-	rest := append(slices.Clone(m.Bytes[:8]), m.Bytes[8+64*targets:]...)
-	if len(bytes.Trim(rest, "\xee")) != 0 {
-		t.Errorf("bytes beside the records were written")
-	}
-	want(t, "reports", n.since(ctrReports), 1)
-	want(t, "report_records", n.since(ctrReportRecords), targets)
-}
-
-// TestCE05_ReportWaits: without a report buffer records wait for one, and go as
-// responses of their own at the ceiling.
-func TestCE05_ReportWaits(t *T) {
-	n := t.notifier(Script{{Op: OpWait}})
-	a := []func(*ctl){attr(notifyReport, 1), attr(notifyCeiling, 20*ms)}
-	n.gather(1, a...)
-	want(t, "told without a buffer", n.told(), 0)
-	want(t, "reports_waiting", n.since(ctrReportsWaiting), 1)
-	m := n.buffer(256)
-	post := desc{Type: reqAvailable, Flags: flagReport, Base: m.IOVA, Length: 256}
-	d := n.do(post)
-	terminal(t, "report buffer", d, rspCompletion, stOK)
-	want(t, "length of the report", d.Length, 64)
-	clear(n.open)
-	n.gather(1, a...)
-	n.after("NOTIFY_CEILING without a report buffer", 20*ms, 1)
-
-	for _, bad := range []struct {
-		what   string
-		change func(*desc)
-		status uint16
-	}{
-		{"report buffer of a connection", func(d *desc) { d.Conn = 1 }, stReserved},
-		{"report buffer with ONCE", func(d *desc) { d.Flags |= flagOnce }, stReserved},
-		{"report buffer of 255 bytes", func(d *desc) { d.Length = 255 }, stBadLength},
-	} {
-		d := post
-		bad.change(&d)
-		terminal(t, bad.what, n.do(d), rspDone, bad.status)
-	}
-	tag := n.post(post)
-	terminal(t, "cancellation of a report buffer", n.do(desc{Type: reqCancel, Offset: tag}), rspCancelled, stOK)
-	terminal(t, "the report buffer", n.answer(tag), rspDone, stCancelled)
-}
-
 // TestCE06_Bursts: bursts of 10 in 10 ms, then 10 s of quiet: one notification
 // per burst; one that is not finished is told after 1 s.
 func TestCE06_Bursts(t *T) {
@@ -467,48 +346,4 @@ func TestCE06_Inputs(t *T) {
 		n.gather(1, period)
 		n.after("the end of the period", 90*ms, 1)
 	})
-}
-
-// TestCE05_Driver: a bulk connect of the driver, by responses and by report
-// buffers that are too small for all.
-func TestCE05_Driver(t *T) {
-	c := t.start()
-	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpWait}})
-	check(t, "peer: serve", err)
-	t.Cleanup(func() { p.Close() })
-	no, err := t.Peer().Refused(t.ctx)
-	check(t, "peer: refused", err)
-	const targets = 30
-	q, err := guestdriver.NewQueue(c.bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll})
-	check(t, "create a queue", err)
-	tag := uint32(0)
-	b := guestdriver.BulkConnect{Control: c.alloc(72*targets + 32), Tag: func() uint32 { tag++; return tag }}
-	b.Tuples, b.Attributes = new(ctl).set(notifyCount, 8).set(notifyCeiling, 100*ms).b, 2
-	for i := range targets {
-		to := p.Addr()
-		if i%3 == 0 {
-			to = no
-		}
-		b.Targets = append(b.Targets, abi.Target{Protocol: 6, Count: 1, Remote: to, Cookie: uint64(500 + i)})
-	}
-	for _, reports := range []int{0, 3} {
-		for range reports {
-			b.Reports = append(b.Reports, c.alloc(256))
-		}
-		seen := map[uint32]bool{}
-		err := q.BulkConnect(t.ctx, &b, func(r guestdriver.Record) {
-			status := abi.Status(stOK)
-			if r.Ordinal%3 == 0 {
-				status = stRefused
-			}
-			if r.Type != rspCompletion || r.Ordinal >= targets || seen[r.Ordinal] || r.Status != status ||
-				r.Cookie != uint64(500+r.Ordinal) || (r.Conn != 0) != (status == stOK) {
-				t.Errorf("with %d report buffers: result %+v", reports, r)
-			}
-			seen[r.Ordinal] = true
-		})
-		check(t, "bulk connect", err)
-		want(t, "results", len(seen), targets)
-	}
-	check(t, "destroy the queue", q.Destroy(t.ctx))
 }

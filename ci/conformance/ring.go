@@ -376,7 +376,8 @@ func (r *ring) consume() bool {
 // book checks a response against the ledger: IF10 holds in every test.
 func (r *ring) book(d desc) {
 	r.got = append(r.got, d)
-	for _, broken := range r.model.response(d) {
+	b := r.reportBytes(d)
+	for _, broken := range r.model.response(d, b) {
 		if r.strict {
 			r.Errorf("%s", broken)
 		}
@@ -384,6 +385,20 @@ func (r *ring) book(d desc) {
 	if d.final() && d.Aux != stTagInUse {
 		delete(r.open, d.Tag)
 	}
+	list, _ := records(b)
+	for _, rec := range list {
+		if rec.flags&flagFinal != 0 {
+			delete(r.open, rec.tag)
+		}
+	}
+}
+
+// reportBytes is what a response says is in a report buffer, nil if it is none.
+func (r *ring) reportBytes(d desc) []byte {
+	if d.Flags&flagReport == 0 {
+		return nil
+	}
+	return r.at(d.Base+uint64(d.Offset), int(d.Length))
 }
 
 // take returns the first response that fits, consuming as long as it takes.

@@ -18,10 +18,14 @@ type world struct {
 	echo   netip.AddrPort
 	closed netip.AddrPort
 	hang   netip.AddrPort
+	nobody netip.AddrPort // none of its ports answers
 
 	conns     []uint64
 	listeners []uint64
 	posted    []uint32 // tags of buffers and connects that may be cancelled
+	spare     []uint64 // areas for reports that are the host's
+	lent      map[uint32]uint64
+	port      uint16 // of the adapter, where callers are announced; 0: none
 	buf       guestdriver.DMA
 	ctl       guestdriver.DMA
 	next      int // the next free place in ctl
@@ -44,6 +48,56 @@ func pick[E any](w *world, s []E) (e E, ok bool) {
 	return s[w.rng.IntN(len(s))], true
 }
 
+// notices are random attributes of delay, all of which end soon.
+func (w *world) notices(k *ctl) {
+	if w.rng.IntN(2) == 0 {
+		return
+	}
+	k.set(notifyCount, uint64(w.rng.IntN(5))).set(notifyCeiling, uint64(1+w.rng.IntN(20))*ms)
+	if w.rng.IntN(2) == 0 {
+		k.set(notifyReport, 1)
+	}
+	switch w.rng.IntN(6) {
+	case 0:
+		k.set(notifyData, 1)
+	case 1:
+		k.set(notifyData, 1).set(notifyFailures, 1)
+	case 2:
+		k.set(notifyAdaptive, uint64(1+w.rng.IntN(15)))
+	}
+}
+
+// reportArea is the room of a report buffer of a world.
+const reportArea = 1024
+
+// reportBuffer makes d the posting of a report buffer, now and then a bad one, in
+// memory that is in no other; when all is lent it leaves d.
+func (w *world) reportBuffer(d *desc) {
+	n := len(w.spare)
+	if n == 0 {
+		return
+	}
+	d.Tag = w.tag()
+	base := w.spare[n-1]
+	w.spare, w.lent[d.Tag] = w.spare[:n-1], base
+	d.Type, d.Flags, d.Conn, d.Base = reqAvailable, flagReport, 0, base
+	d.Offset = uint32(w.rng.IntN(64))
+	d.Length = d.Offset + uint32(256+w.rng.IntN(reportArea-256-63))
+	switch w.rng.IntN(12) {
+	case 0:
+		d.Flags |= flagOnce
+	case 1:
+		d.Length = d.Offset + 255
+	}
+}
+
+// call has the peer call the listener.
+func (w *world) call() {
+	p, err := w.Peer().Dial(w.ctx, w.port, Script{{Op: OpEcho}})
+	check(w.T, "peer: dial", err)
+	w.Cleanup(func() { p.Close() })
+}
+
 // step posts one random request, some of them wrong.
 func (w *world) step() {
 	conn, _ := pick(w, w.conns)
@@ -51,7 +105,7 @@ func (w *world) step() {
 		conn = w.rng.Uint64()
 	}
 	d := desc{Conn: conn}
-	switch w.rng.IntN(16) {
+	switch w.rng.IntN(19) {
 	case 0, 1, 2:
 		n := 1 + w.rng.IntN(20_000)
 		d.Type, d.Modify, d.Base, d.Length = reqSend, true, w.buf.IOVA, uint32(n)
@@ -71,11 +125,24 @@ func (w *world) step() {
 			a = w.closed
 		case 1:
 			a = w.hang
+		case 2:
+			a = w.nobody
 		}
-		d.Type, d.Conn, d.Aux = reqConnect, 0, 1
-		g := to(a)
-		g.limit = 300_000_000
-		d.Base, d.Length = w.place(new(ctl).target(g))
+		k := new(ctl)
+		w.notices(k)
+		for range 1 + w.rng.IntN(3)/2 {
+			g := to(a)
+			g.limit = 300_000_000
+			if a == w.nobody {
+				g.count += uint16(w.rng.IntN(3))
+			}
+			k.target(g)
+		}
+		d.Type, d.Conn, d.Aux = reqConnect, 0, uint16(k.tuples)
+		if w.rng.IntN(4) == 0 {
+			d.Flags = flagReport
+		}
+		d.Base, d.Length = w.place(k)
 	case 8:
 		d.Type, d.Length = reqTerminate, uint32(w.rng.IntN(5))
 	case 9:
@@ -99,6 +166,16 @@ func (w *world) step() {
 		} else {
 			d.Type = uint8(9 + w.rng.IntN(7))
 		}
+	case 15, 16:
+		if w.reportBuffer(&d); d.Type == 0 {
+			w.drainGot()
+			return
+		}
+	case 17:
+		if w.port != 0 && w.rng.IntN(4) == 0 {
+			w.call()
+		}
+		return
 	default:
 		d.Type, d.Flags, d.Aux = uint8(w.rng.IntN(32)), uint8(w.rng.Uint32()), uint16(w.rng.Uint32())
 		d.Base, d.Length, d.Offset = w.buf.IOVA, uint32(w.rng.IntN(64)), uint32(w.rng.IntN(64))
@@ -114,17 +191,33 @@ func (w *world) step() {
 func (w *world) drainGot() {
 	w.consume()
 	for _, d := range w.got {
+		if base, ok := w.lent[d.Tag]; ok && d.final() {
+			list, _ := records(w.reportBytes(d))
+			for _, r := range list {
+				if r.typ == rspCompletion && r.status == stOK || r.typ == rspArrival {
+					w.learn(r.conn)
+				}
+			}
+			delete(w.lent, d.Tag)
+			w.spare = append(w.spare, base)
+			continue
+		}
 		switch {
 		case d.Type == rspCompletion && d.Aux == stOK, d.Type == rspArrival:
-			w.conns = append(w.conns, d.Conn)
-			if len(w.conns) > 24 {
-				w.conns = w.conns[1:]
-			}
+			w.learn(d.Conn)
 		case d.Type == rspListen && d.Aux == stOK:
 			w.listeners = append(w.listeners, d.Conn)
 		}
 	}
 	w.got = w.got[:0]
+}
+
+// learn is told of a connection.
+func (w *world) learn(conn uint64) {
+	w.conns = append(w.conns, conn)
+	if len(w.conns) > 24 {
+		w.conns = w.conns[1:]
+	}
 }
 
 // newWorld opens queue 0 for a random schedule.
@@ -139,8 +232,23 @@ func (t *T) worldOn(c *card, q uint32) *world {
 	check(t, "peer: refused", err)
 	w.hang, err = t.Peer().Hang(t.ctx)
 	check(t, "peer: hang", err)
+	w.nobody = t.Peer().Unreachable()
 	w.buf, w.ctl = w.buffer(32<<10), w.alloc(256<<10)
+	w.lent = map[uint32]uint64{}
+	areas := w.alloc(16 * reportArea)
+	for i := range uint64(16) {
+		w.spare = append(w.spare, areas.IOVA+i*reportArea)
+	}
 	return w
+}
+
+// announce opens a listener whose arrivals wait for each other and go through
+// report buffers.
+func (w *world) announce() {
+	port := w.reachable()
+	terminal(w.T, "listen", w.listen(goal{count: 1, lport: port}, attr(notifyReport, 1), attr(notifyCount, 3),
+		attr(notifyCeiling, 20*ms)), rspListen, stOK)
+	w.port = port
 }
 
 // run posts n random requests, now and then without consuming for a while.
@@ -171,6 +279,7 @@ func (w *world) untaken() int {
 func TestIF10_Schedule(t *T) {
 	c := t.start()
 	w := t.newWorld(c)
+	w.announce()
 	w.run(1500)
 	c.write(regControl, 2)
 	t.until("STATUS.STOPPED", func() bool { w.drainGot(); return c.read(regStatus)&4 != 0 })

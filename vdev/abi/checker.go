@@ -22,12 +22,13 @@ const (
 	CheckSendChanged    CheckerRule = 8  // SEND_CHANGED
 	CheckBufferChanged  CheckerRule = 9  // BUFFER_CHANGED
 	CheckControlChanged CheckerRule = 10 // CONTROL_CHANGED
+	CheckReportOverlap  CheckerRule = 11 // REPORT_OVERLAP
 )
 
 // String returns the rule's name in SPEC.md §15.
 func (r CheckerRule) String() string {
 	names := [...]string{"", "IN_REWRITTEN", "IN_WITHDRAWN", "OUT_OWNER", "OUT_WRITTEN", "OUT_EARLY",
-		"BELL_NOTHING", "BELL_INDEX", "SEND_CHANGED", "BUFFER_CHANGED", "CONTROL_CHANGED"}
+		"BELL_NOTHING", "BELL_INDEX", "SEND_CHANGED", "BUFFER_CHANGED", "CONTROL_CHANGED", "REPORT_OVERLAP"}
 	if int(r) < len(names) && r != 0 {
 		return names[r]
 	}

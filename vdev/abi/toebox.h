@@ -540,6 +540,7 @@
 #define TOEBOX_CHECK_SEND_CHANGED               8
 #define TOEBOX_CHECK_BUFFER_CHANGED             9
 #define TOEBOX_CHECK_CONTROL_CHANGED            10
+#define TOEBOX_CHECK_REPORT_OVERLAP             11
 
 /* Places of a violation (SPEC.md §15). */
 #define TOEBOX_PLACE_INPUT                      1
