@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -258,6 +259,11 @@ func (f *Function) resetLocked(function bool) {
 	if f.closed {
 		return
 	}
+	f.resetFirmwareLocked(function, f.loaded != f.nvm.committed)
+}
+
+// resetFirmwareLocked resets the firmware, or puts new one in its place.
+func (f *Function) resetFirmwareLocked(function, anew bool) {
 	f.messages.end()
 	c := f.core()
 	c.firmware.Reset()
@@ -265,7 +271,7 @@ func (f *Function) resetLocked(function bool) {
 	f.messages.begin()
 	c.counters.Add(abi.CounterResetsFunction, 1)
 
-	if f.loaded != f.nvm.committed {
+	if anew {
 		f.restartLocked()
 	}
 	f.nvm.reset()
@@ -290,6 +296,22 @@ func (f *Function) restartLocked() {
 		// The next reset tries again.
 		f.log.Error("firmware did not start after a reset", "err", err)
 	}
+}
+
+// Restart puts new firmware in the place of the running one, as when that has
+// died: whatever it was doing is abandoned, and the host learns of it by
+// GENERATION and EVENTS bit 0 (SPEC.md §11.4).
+func (f *Function) Restart() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("vdev: restart: %w", net.ErrClosed)
+	}
+	f.resetFirmwareLocked(false, true)
+	if f.failed {
+		return errors.New("vdev: restart: the new firmware did not start")
+	}
+	return nil
 }
 
 // stopLook is how often Stop looks whether the firmware has stopped.

@@ -37,6 +37,9 @@ type Env struct {
 	Open func(ctx context.Context) (guestdriver.Bus, error)
 	// OpenPolling is Open without interrupts, for buses that can do without.
 	OpenPolling func(ctx context.Context) (guestdriver.Bus, error)
+	// Restart puts new firmware in the place of the running one, as when that has
+	// died; nil where the kit has no hold of the adapter.
+	Restart func() error
 	// Peer is the other end of the adapter's network; nil when there is none.
 	Peer Peer
 	// Seed makes schedules and payload repeat.

@@ -14,6 +14,8 @@ func Tests() []*Test {
 	ids := func(s ...string) []string { return s }
 	guests, uio := []string{RungVM, RungUIO}, []string{RungUIO}
 	// VFIO keeps Interrupt Disable and Interrupt Status to itself.
+	// The others' adapter is in a process of its own.
+	mortal := []string{RungInproc, RungSocket, RungQTest}
 	registers := []string{RungInproc, RungSocket, RungQTest, RungUIO}
 	return []*Test{
 		{Name: "TestRIG02_BadAccess", IDs: ids("RIG02"), Rungs: []string{RungInproc, RungSocket}, Func: TestRIG02_BadAccess},
@@ -75,6 +77,8 @@ func Tests() []*Test {
 		{Name: "TestIF10_Schedule", IDs: ids("IF10"), Needs: peer, Limit: time.Minute, Func: TestIF10_Schedule},
 		{Name: "TestIF10_Destroy", IDs: ids("IF10"), Needs: peer, Func: TestIF10_Destroy},
 		{Name: "TestIF10_Endings", IDs: ids("IF10"), Needs: peer, Limit: time.Minute, Func: TestIF10_Endings},
+		{Name: "TestIF10_Death", IDs: ids("IF10"), Needs: peer, Rungs: mortal, Limit: time.Minute, Func: TestIF10_Death},
+		{Name: "TestIF10_DriverDeath", IDs: ids("IF10"), Needs: peer, Rungs: mortal, Limit: time.Minute, Func: TestIF10_DriverDeath},
 		{Name: "TestIF10_Neighbours", IDs: ids("IF10", "IF01"), Needs: peer, Limit: time.Minute, Func: TestIF10_Neighbours},
 		{Name: "TestIF10_Reset", IDs: ids("IF10"), Needs: peer, Func: TestIF10_Reset},
 		{Name: "TestIF11_Polling", IDs: ids("IF11"), Func: TestIF11_Polling},

@@ -289,7 +289,10 @@ func (r *Rig) serve(l *net.UnixListener) {
 
 // Env is the environment for the kit.
 func (r *Rig) Env() *conformance.Env {
-	return &conformance.Env{Rung: r.rung, Open: r.open, Peer: r.host, Seed: r.cfg.Seed, Scale: r.cfg.Scale}
+	return &conformance.Env{
+		Rung: r.rung, Open: r.open, Restart: r.dev.Function().Restart,
+		Peer: r.host, Seed: r.cfg.Seed, Scale: r.cfg.Scale,
+	}
 }
 
 // SocketPath is where the device is served, empty on the lowest rung.
