@@ -27,7 +27,7 @@ func TestIF10_Death(t *T) {
 	c := t.start()
 	violations := c.counter(ctrViolations)
 	for range 5 {
-		all := []*world{t.worldOn(c, 0), t.worldOn(c, 1), t.worldOn(c, 31)}
+		all := []*world{t.newWorld(c, 0, narrow), t.newWorld(c, 1, narrow), t.newWorld(c, 31, narrow)}
 		all[0].announce()
 		for range t.rng.IntN(80) {
 			for _, w := range all {

@@ -220,14 +220,19 @@ func (w *world) learn(conn uint64) {
 	}
 }
 
-// newWorld opens queue 0 for a random schedule.
-func (t *T) newWorld(c *card) *world { return t.worldOn(c, 0) }
+// Sizes of output tables: one that is full now and then, and one that takes all
+// that a destroy has to say. That waits 1 s for the host, and no longer.
+const (
+	narrow = 6
+	roomy  = 12
+)
 
-func (t *T) worldOn(c *card, q uint32) *world {
+// newWorld opens queue q for a random schedule.
+func (t *T) newWorld(c *card, q uint32, outLog uint) *world {
 	p, err := t.Peer().Serve(t.ctx, Script{{Op: OpEcho}})
 	check(t, "peer: serve", err)
 	t.Cleanup(func() { p.Close() })
-	w := &world{ring: c.ring(q, ringConfig{inLog: 7, outLog: 6}), echo: p.Addr()}
+	w := &world{ring: c.ring(q, ringConfig{inLog: 7, outLog: outLog}), echo: p.Addr()}
 	w.closed, err = t.Peer().Refused(t.ctx)
 	check(t, "peer: refused", err)
 	w.hang, err = t.Peer().Hang(t.ctx)
@@ -278,7 +283,7 @@ func (w *world) untaken() int {
 // what is left (SPEC.md §5.1, §11.2).
 func TestIF10_Schedule(t *T) {
 	c := t.start()
-	w := t.newWorld(c)
+	w := t.newWorld(c, 0, narrow)
 	w.announce()
 	w.run(1500)
 	c.write(regControl, 2)
@@ -297,7 +302,7 @@ func TestIF10_Schedule(t *T) {
 // TestIF10_Destroy: so does the destroy of a queue in the middle.
 func TestIF10_Destroy(t *T) {
 	c := t.start()
-	w := t.newWorld(c)
+	w := t.newWorld(c, 0, roomy)
 	w.run(300)
 	w.command(5)
 	t.until("Q_STATE disabled", func() bool { w.drainGot(); return w.state() == 0 })
@@ -311,7 +316,7 @@ func TestIF10_Destroy(t *T) {
 func TestIF10_Reset(t *T) {
 	c := t.start()
 	for range 3 {
-		w := t.newWorld(c)
+		w := t.newWorld(c, 0, narrow)
 		w.run(200)
 		w.reset()
 		before := append([]byte(nil), w.out.Bytes...)
@@ -343,24 +348,25 @@ func (w *world) settled(what string) {
 type finale struct {
 	name    string
 	orderly bool // everything is answered
+	outLog  uint
 	end     func(c *card, all []*world)
 }
 
 func finales() []finale {
 	return []finale{
-		{"drain", true, func(c *card, all []*world) {
+		{"drain", true, narrow, func(c *card, all []*world) {
 			for _, w := range all {
 				w.command(4)
 			}
 			each(all, "Q_STATE drained", func(w *world) bool { return w.state() == 4 })
 		}},
-		{"destroy", true, func(c *card, all []*world) {
+		{"destroy", true, roomy, func(c *card, all []*world) {
 			for _, w := range all {
 				w.command(5)
 			}
 			each(all, "Q_STATE disabled", func(w *world) bool { return w.state() == 0 })
 		}},
-		{"orderly stop", true, func(c *card, all []*world) {
+		{"orderly stop", true, narrow, func(c *card, all []*world) {
 			c.write(regControl, 2)
 			each(all[:1], "STATUS.STOPPED", func(*world) bool {
 				for _, w := range all {
@@ -369,12 +375,12 @@ func finales() []finale {
 				return c.read(regStatus)&4 != 0
 			})
 		}},
-		{"function-level reset", false, func(c *card, _ []*world) {
+		{"function-level reset", false, narrow, func(c *card, _ []*world) {
 			c.side = nil
 			check(c.T, "function-level reset", c.bus.Reset())
 			c.until("STATUS.READY", func() bool { return c.read(regStatus)&1 != 0 })
 		}},
-		{"device reset", false, func(c *card, _ []*world) { c.reset() }},
+		{"device reset", false, narrow, func(c *card, _ []*world) { c.reset() }},
 	}
 }
 
@@ -393,7 +399,7 @@ func TestIF10_Endings(t *T) {
 	t.Logf("seed %d", t.Env.Seed)
 	c := t.start()
 	for _, e := range finales() {
-		all := []*world{t.worldOn(c, 0), t.worldOn(c, 1), t.worldOn(c, 31)}
+		all := []*world{t.newWorld(c, 0, e.outLog), t.newWorld(c, 1, e.outLog), t.newWorld(c, 31, e.outLog)}
 		for range 120 {
 			for _, w := range all {
 				w.run(1 + w.rng.IntN(4))
@@ -421,9 +427,9 @@ func TestIF10_Endings(t *T) {
 func TestIF10_Neighbours(t *T) {
 	t.Logf("seed %d", t.Env.Seed)
 	c := t.start()
-	a, b := t.worldOn(c, 2), t.worldOn(c, 5)
+	a, b := t.newWorld(c, 2, roomy), t.newWorld(c, 5, roomy)
 	for range 6 {
-		w := t.worldOn(c, 9)
+		w := t.newWorld(c, 9, roomy)
 		for range 40 {
 			a.run(2)
 			w.run(2)
