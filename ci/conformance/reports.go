@@ -166,6 +166,7 @@ func TestCE04_Reports(t *T) {
 	told := func(n int, k *ctl, buffers ...guestdriver.DMA) (list []report) {
 		t.Helper()
 		r.setScalar(reqConnAttr, 0, notifyCount, uint64(n))
+		r.settle() // counters trail what they count
 		reports, lines, responses := c.counter(ctrReports), c.counter(ctrReportRecords), c.counter(ctrResponses)
 		var tags []uint32
 		for _, m := range buffers {
