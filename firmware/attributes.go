@@ -17,6 +17,7 @@ import (
 type adapter struct {
 	outThreshold   atomic.Uint64 // 0: 1/8 of the table
 	maxConnections atomic.Uint64
+	table          atomic.Pointer[table]
 
 	mu        sync.Mutex // guards the rest
 	address   [2]abi.Address
@@ -54,6 +55,10 @@ func (f *Firmware) resetAttributes() {
 	a := &f.adapter
 	a.outThreshold.Store(scalars[abi.AttrOutThreshold])
 	a.maxConnections.Store(scalars[abi.AttrMaxConnections])
+	if t := a.table.Load(); t != nil {
+		f.memory.release(len(t.copy))
+	}
+	a.table.Store(&table{keep: scalars[abi.AttrBufferTableMode] == 1})
 	f.memory.limit.Store(int64(min(scalars[abi.AttrMemorySize], maxMemory)))
 
 	a.mu.Lock()
@@ -249,7 +254,7 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 	case abi.AttrCheckerReport:
 		return f.violations.value(), abi.StatusOK
 	case abi.AttrBufferTable:
-		return make([]byte, 16), abi.StatusOK
+		return abi.AppendBufferTable(nil, a.table.Load().at), abi.StatusOK
 	case abi.AttrMTU:
 		n = a.mtu
 	case abi.AttrMemorySize:
@@ -260,6 +265,10 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 		n = a.outThreshold.Load()
 	case abi.AttrMaxConnections:
 		n = a.maxConnections.Load()
+	case abi.AttrBufferTableMode:
+		if a.table.Load().keep {
+			n = 1
+		}
 	case abi.AttrEndpointCount:
 		n = uint64(f.dir.count())
 	case abi.AttrQueueCount:
@@ -327,6 +336,8 @@ func (f *Firmware) setAdapter(t abi.Tuple) ([]byte, abi.Status) {
 			}
 			a.resolvers = list
 		}
+	case abi.AttrBufferTable:
+		s = f.setBufferTableLocked(t.Value)
 	case abi.AttrRoutes:
 		var list []Route
 		if list, s = parseRoutes(t.Value); s == abi.StatusOK {
@@ -345,6 +356,8 @@ func (f *Firmware) setAdapterScalar(id abi.Attribute, v uint64) abi.Status {
 	switch id {
 	case abi.AttrMTU:
 		return f.setMTU(v)
+	case abi.AttrBufferTableMode:
+		return f.setTableMode(v)
 	case abi.AttrMemorySize:
 		if v == 0 || v > maxMemory {
 			return abi.StatusBadValue

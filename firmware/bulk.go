@@ -223,6 +223,9 @@ func (q *queue) reorder(c *conn) {
 	if c.inWait != 0 {
 		q.wait.change(c.inWait, c.receiveRank(), c.patience())
 	}
+	if x := c.choice; x != nil && x.place != 0 {
+		x.group.waiting.change(x.place, c.receiveRank(), c.patience())
+	}
 }
 
 // unlist takes c out of all lists.

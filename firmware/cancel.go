@@ -62,11 +62,7 @@ func (q *queue) cancel(id uint64, tag uint32, t target) (s abi.Status, later boo
 		}
 		return abi.StatusBadTag, false
 	}
-	of := uint64(0)
-	if r.conn != nil {
-		of = r.conn.id
-	}
-	if of != id {
+	if r.named() != id {
 		return abi.StatusBadTag, false
 	}
 	switch r.kind {

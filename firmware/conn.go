@@ -87,6 +87,7 @@ type conn struct {
 	inRx      int32   // place in queue.rx, 0: none
 	inWait    int32   // place in queue.wait, 0: none
 	choice    *choice // nil: bytes never waited for a buffer of its own
+	groupID   uint64  // of its buffer group; 0: not known, or none
 
 	// Ending.
 	terms   []target

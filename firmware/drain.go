@@ -54,6 +54,7 @@ func (q *queue) returnAll() {
 	for r := q.reports.buffers.front; r != nil; r = q.reports.buffers.front {
 		q.returnBuffer(r, abi.StatusCancelled)
 	}
+	q.returnGroups()
 	for r := q.pool.front; r != nil; r = q.pool.front {
 		q.returnBuffer(r, abi.StatusCancelled)
 	}
@@ -93,6 +94,8 @@ func (q *queue) end() {
 		}
 	}
 	clear(q.tags)
+	q.fw.memory.release(len(q.groups) * groupCharge)
+	q.endTable()
 	q.endChecker()
 	q.shownHeld.Store(0)
 	q.setState(abi.QueueDisabled)

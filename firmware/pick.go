@@ -33,6 +33,10 @@ type choice struct {
 	conn  *conn
 	state choiceState
 	past  *history // nil until BUFFER_POLICY asks for one
+
+	// While it waits for a buffer of its group.
+	group *group
+	place int32 // in the group's list; 0: out of it, to have a turn
 }
 
 type choiceState uint8
@@ -44,13 +48,16 @@ const (
 )
 
 // pick chooses the buffer that the next bytes of c go to: its own in the order
-// posted, else a bulk buffer of the queue; nil: there is none, or BUFFER_POLICY
-// has to say whether there are bytes that wait for one of their own.
+// posted, else one of its group, else a bulk buffer of the queue; nil: there is
+// none, or it depends on the bytes whether there is one for them.
 func (q *queue) pick(c *conn) *request {
 	if r := c.buffers.front; r != nil {
 		return r
 	}
-	if c.attrs.of(abi.AttrBufferPolicy) != policyPool {
+	if r := q.groupBuffer(c); r != nil {
+		return r
+	}
+	if c.attrs.of(abi.AttrBufferPolicy) != policyPool || c.attrs.of(abi.AttrPoolWeights) != 0 {
 		return nil // starve decides
 	}
 	return q.pool.front
@@ -61,7 +68,10 @@ func (q *queue) pickAny(c *conn) *request {
 	if r := c.buffers.front; r != nil {
 		return r
 	}
-	return q.pool.front
+	if r := q.groupBuffer(c); r != nil {
+		return r
+	}
+	return q.poolBuffer(c)
 }
 
 // awaits reports whether the bytes of c, which found no buffer of its own, wait
@@ -138,10 +148,14 @@ func (q *queue) endWait(x *choice, s choiceState) {
 
 // delivered notes that bytes of c went into r.
 func (q *queue) delivered(c *conn, r *request) {
-	own := r.conn != nil
-	if own {
+	own := true
+	switch {
+	case r.conn != nil:
 		q.count(abi.CounterOwnDeliveries, 1)
-	} else {
+	case r.group != nil:
+		q.count(abi.CounterGroupDeliveries, 1)
+	default:
+		own = false
 		q.count(abi.CounterPoolDeliveries, 1)
 	}
 	if x := c.choice; x != nil && own {
@@ -180,6 +194,7 @@ func (q *queue) dropChoice(c *conn) {
 		return
 	}
 	q.choices.clear(x)
+	q.leaveGroup(x)
 	q.fw.memory.release(choiceCharge)
 	if x.past != nil {
 		q.fw.memory.release(historyCharge)

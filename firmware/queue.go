@@ -91,9 +91,12 @@ type queue struct {
 	leaving leaving
 	states  timers[*stateTimer]
 	choices timers[*choice] // that wait
-	tx, rx  bulk            // who has something to send, or to deliver or accept
-	wait    bulk            // data without a buffer
-	timed   bool            // time was read in this pass
+	groups  map[uint64]*group
+	stirred []*group
+	table   tableReader
+	tx, rx  bulk // who has something to send, or to deliver or accept
+	wait    bulk // data without a buffer
+	timed   bool // time was read in this pass
 	time    uint64
 	move    mover
 	ctl     []byte                // scratch for control buffers

@@ -17,6 +17,10 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		q.requestReportBuffer(f)
 		return
 	}
+	if f.Flags&abi.FlagGroup != 0 {
+		q.postGroup(f)
+		return
+	}
 	if f.Conn == 0 {
 		if r := q.hold(f, nil); r != nil {
 			if q.check != nil {
@@ -66,6 +70,7 @@ func (q *queue) receiveSince(c *conn, since uint64) {
 // turnReceive gives connections turns.
 func (q *queue) turnReceive() {
 	q.expireWaits()
+	q.turnGroups()
 	for n := q.pool.n; n > 0 && q.wait.len() > 0; n-- {
 		c, since := q.turn(&q.wait)
 		c.inWait = 0
@@ -87,6 +92,9 @@ func (q *queue) turnReceive() {
 // receive delivers what has arrived, for a turn: into the connection's own
 // buffers in order, else into bulk buffers. It waits since a time.
 func (q *queue) receive(c *conn, since uint64) {
+	if c.choice != nil {
+		q.leaveGroup(c.choice)
+	}
 	if c.notice != nil {
 		q.gate(c)
 		return
@@ -139,9 +147,11 @@ func (q *queue) starve(c *conn, since uint64) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
 	switch {
 	case err == nil && q.awaits(c):
+		q.joinGroup(c, since)
 	case err == nil && q.pool.front != nil:
-		return q.pool.front
+		return q.poolBuffer(c)
 	case err == nil:
+		q.joinGroup(c, since)
 		if c.inWait == 0 {
 			q.count(abi.CounterPoolEmpty, 1)
 			c.inWait = q.wait.add(c, c.receiveRank(), since, c.patience())
@@ -187,9 +197,7 @@ func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 		f.Aux = uint16(abi.StatusBadMemory)
 		if n == 0 {
 			f.Type = abi.TypeBufferDone
-			if bulk {
-				f.Conn = 0
-			}
+			f.Conn = r.named()
 		}
 		err = nil
 	}
@@ -244,6 +252,9 @@ func (q *queue) removeBuffer(r *request) {
 	switch {
 	case r.conn != nil:
 		r.conn.buffers.remove(r)
+	case r.group != nil:
+		r.group.buffers.remove(r)
+		q.idleGroup(r.group)
 	case r.flags&abi.FlagReport != 0:
 		q.reports.buffers.remove(r)
 	default:
@@ -260,9 +271,7 @@ func (q *queue) returnBuffer(r *request, s abi.Status) {
 	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag, Base: r.base, Offset: r.offset + r.done,
 	}
-	if r.conn != nil {
-		f.Conn = r.conn.id
-	}
+	f.Conn = r.named()
 	q.terminal(&f)
 	q.settle(r)
 }

@@ -18,7 +18,8 @@ type request struct {
 	bad    bool // send: its memory could not be read
 	past   bool // send: nothing of it is to be fetched any more
 	conn   *conn
-	job    *job // of connect and listen
+	group  *group // whose buffer it is
+	job    *job   // of connect and listen
 	base   uint64
 	length uint32
 	offset uint32
@@ -35,6 +36,17 @@ type request struct {
 
 // todo is how many bytes are still to move.
 func (r *request) todo() int { return int(r.length - r.offset - r.done) }
+
+// named is the id that the request names: of a connection, or of a group.
+func (r *request) named() uint64 {
+	switch {
+	case r.conn != nil:
+		return r.conn.id
+	case r.group != nil:
+		return r.group.id
+	}
+	return 0
+}
 
 // end is the stream position behind what was moved.
 func (r *request) end() uint64 { return r.start + uint64(r.done) }
@@ -75,7 +87,7 @@ func allowedFlags(t abi.Type) abi.Flags {
 }
 
 // unbuiltFlags are allowed flags of features that this firmware does not have.
-const unbuiltFlags = abi.FlagPeek | abi.FlagGroup | abi.FlagSkip | abi.FlagRedirect
+const unbuiltFlags = abi.FlagPeek | abi.FlagSkip | abi.FlagRedirect
 
 // request acts on one request.
 func (q *queue) request(d abi.Descriptor) {
@@ -126,7 +138,7 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 	reserved := false
 	switch f.Type {
 	case abi.TypeBufferSend, abi.TypeBufferAvailable:
-		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 {
+		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 || f.Flags&abi.FlagGroup != 0 && f.Type == abi.TypeBufferSend {
 			return abi.StatusNotSupported
 		}
 		return q.checkBuffer(f)

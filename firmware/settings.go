@@ -46,9 +46,10 @@ type setting struct {
 	min, max uint64
 	engine   bool // an option of the engine, too
 	option   engine.Option
-	inverse  bool // the option's 1 is the attribute's 0
-	always   bool // the engine's default is not the attribute's
-	zero     bool // 0 is good, too: off
+	inverse  bool   // the option's 1 is the attribute's 0
+	always   bool   // the engine's default is not the attribute's
+	zero     bool   // 0 is good, too: off
+	bits     uint64 // that may be set; 0: any
 }
 
 // Bounds of this firmware, not of SPEC.md.
@@ -91,6 +92,10 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},
+		abi.AttrQoSClass:          {max: 255},
+		abi.AttrGroup:             {max: math.MaxUint32},
+		abi.AttrGroupBy:           {max: byAll},
+		abi.AttrPoolWeights:       {max: weightBits, bits: weightBits},
 		abi.AttrBufferPolicy:      {max: policyHistory},
 		abi.AttrBufferWait:        {max: maxTime},
 		abi.AttrHistoryCount:      {min: 1, max: historyMost},
@@ -120,7 +125,7 @@ func (s *setting) check(v uint64) abi.Status {
 	case s.engine && s.option == engine.OptCongestion && v != 0:
 		return abi.StatusNotSupported
 	case v == 0 && s.zero:
-	case v < s.min || v > s.max:
+	case v < s.min || v > s.max || s.bits != 0 && v&^s.bits != 0:
 		return abi.StatusBadValue
 	}
 	return abi.StatusOK
@@ -196,6 +201,7 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	case !c.means(t.Attr):
 		return nil, abi.StatusNotSupported
 	case t.Attr == abi.AttrJoin, t.Attr == abi.AttrLeave:
+		defer q.regroup(c)
 		return c.setGroup(t)
 	}
 	n, s := q.fw.checkSet(t)
@@ -228,9 +234,12 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	case abi.AttrPriority, abi.AttrStarvation:
 		q.reorder(c)
 	}
-	if t.Attr == abi.AttrBufferPolicy && c.phase == open {
+	switch t.Attr {
+	case abi.AttrBufferPolicy:
 		q.emptied(c)
-		q.receiveSoon(c)
+		q.regroup(c)
+	case abi.AttrGroup, abi.AttrGroupBy, abi.AttrPriority, abi.AttrQoSClass:
+		q.regroup(c)
 	}
 	return scalar(old), abi.StatusOK
 }

@@ -216,7 +216,7 @@ func (th *thread) filled(d desc, say func(string, ...any)) {
 		say("bytes of a connection in a report buffer")
 	case d.Flags&flagCombined != 0 || d.Aux != stOK:
 		// The run's first buffer, or a length that is not what was written.
-	case d.Base != q.Base || q.Conn != 0 && d.Conn != q.Conn || d.Offset != th.next:
+	case d.Base != q.Base || q.Conn != 0 && q.Flags&flagGroup == 0 && d.Conn != q.Conn || d.Offset != th.next:
 		say("bytes at another place than offset %d of %v", th.next, q)
 	case uint64(d.Offset)+uint64(d.Length) > uint64(q.Length):
 		say("bytes beyond the end of %v", q)

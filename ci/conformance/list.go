@@ -176,6 +176,9 @@ func Tests() []*Test {
 		{Name: "TestMM01_BadMemory", IDs: ids("MM01"), Needs: peer, Func: TestMM01_BadMemory},
 		{Name: "TestMM02_Send", IDs: ids("MM02", "IF06"), Needs: bulk, Func: TestMM02_Send},
 		{Name: "TestMM02_WriteDeadline", IDs: ids("MM02", "CE10"), Needs: bulk, Func: TestMM02_WriteDeadline},
+		{Name: "TestMM04_ReceiveGroup", IDs: ids("MM04"), Needs: peer, Func: TestMM04_ReceiveGroup},
+		{Name: "TestMM04_GroupBy", IDs: ids("MM04"), Needs: peer, Func: TestMM04_GroupBy},
+		{Name: "TestMM04_Proportion", IDs: ids("MM04"), Needs: bulk, Limit: 2 * time.Minute, NAT: true, Func: TestMM04_Proportion},
 		{Name: "TestMM05_PartialReceive", IDs: ids("MM05", "IF06"), Needs: peer, Wire: true, Func: TestMM05_PartialReceive},
 		{Name: "TestMM05_PartialSend", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_PartialSend},
 		{Name: "TestMM05_Once", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_Once},
@@ -183,11 +186,13 @@ func Tests() []*Test {
 		{Name: "TestMM12_Receives", IDs: ids("MM12"), Needs: peer, Func: TestMM12_Receives},
 		{Name: "TestMM14_CompletionPoint", IDs: ids("MM14"), Needs: peer, Func: TestMM14_CompletionPoint},
 		{Name: "TestMM14_Unacknowledged", IDs: ids("MM14"), Needs: bulk, Func: TestMM14_Unacknowledged},
+		{Name: "TestMM16_Table", IDs: ids("MM16", "RX10"), Needs: peer, Func: TestMM16_Table},
 		{Name: "TestRX07_Pool", IDs: ids("RX07"), Needs: peer, Wire: true, Func: TestRX07_Pool},
 		{Name: "TestRX07_Empty", IDs: ids("RX07"), Needs: bulk, Func: TestRX07_Empty},
 		{Name: "TestRX08_Wait", IDs: ids("RX08"), Needs: peer, Func: TestRX08_Wait},
 		{Name: "TestRX08_End", IDs: ids("RX08"), Needs: peer, Func: TestRX08_End},
 		{Name: "TestRX09_History", IDs: ids("RX09"), Needs: peer, Func: TestRX09_History},
 		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
+		{Name: "TestRX10_Match", IDs: ids("RX10"), Needs: peer, Func: TestRX10_Match},
 	}
 }

@@ -100,8 +100,12 @@ const (
 	CounterTurnsStarved     // turns given because a connection was starved, before one that would have come first
 	CounterTurnsExpedited   // turns given before others because of ASAP or EXPEDITED
 	CounterTurnsPriority    // turns given before others because of PRIORITY
+	CounterGroupDeliveries  // deliveries into buffers of a group (14.4)
+	CounterPoolMatches      // choices of a bulk buffer by best match (14.5)
+	CounterPoolWhole        // of them, those that take the bytes as a whole
+	CounterBufferTableReads // DMA reads of BUFFER_TABLE
 
-	NumCounters = 93
+	NumCounters = 97
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -207,5 +211,9 @@ func counterNames() [NumCounters]string {
 		"turns_starved",
 		"turns_expedited",
 		"turns_priority",
+		"group_deliveries",
+		"pool_matches",
+		"pool_whole",
+		"buffer_table_reads",
 	}
 }

@@ -527,7 +527,11 @@
 #define TOEBOX_COUNTER_TURNS_STARVED            90 /* turns given because a connection was starved, before one that would have come first */
 #define TOEBOX_COUNTER_TURNS_EXPEDITED          91 /* turns given before others because of ASAP or EXPEDITED */
 #define TOEBOX_COUNTER_TURNS_PRIORITY           92 /* turns given before others because of PRIORITY */
-#define TOEBOX_NUM_COUNTERS                     93
+#define TOEBOX_COUNTER_GROUP_DELIVERIES         93 /* deliveries into buffers of a group (14.4) */
+#define TOEBOX_COUNTER_POOL_MATCHES             94 /* choices of a bulk buffer by best match (14.5) */
+#define TOEBOX_COUNTER_POOL_WHOLE               95 /* of them, those that take the bytes as a whole */
+#define TOEBOX_COUNTER_BUFFER_TABLE_READS       96 /* DMA reads of BUFFER_TABLE */
+#define TOEBOX_NUM_COUNTERS                     97
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
