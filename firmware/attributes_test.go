@@ -143,7 +143,7 @@ func TestAdapterAttributes(t *testing.T) {
 	set(abi.AttrOutThreshold, scalar(65537), 52)
 	set(abi.AttrMaxConnections, scalar(1<<24+1), 52)
 	set(abi.AttrSpillThreshold, scalar(1), 16)
-	set(abi.AttrBufferTable, make([]byte, 16), 16)
+	set(abi.AttrBufferTable, make([]byte, 16), 0)
 	set(abi.AttrRTT, scalar(1), 48)
 
 	// All that can be got, can, and has the length of its kind.

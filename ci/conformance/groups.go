@@ -300,9 +300,9 @@ func TestMM16_Table(t *T) {
 	c.moved("buffer_table_reads", ctrTableReads, 2)
 
 	// Read at each choice, a change holds at once; kept, from the next set on.
-	_, f, _ = all()
 	declare(0, slow, 1, 1)
 	declare(1, fast, 3, 7)
+	_, f, _ = all()
 	c.gotAll("a table that changed", 4, f, fast)
 	set(1)
 	f = c.available(0, fast, 0)
