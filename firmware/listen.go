@@ -99,8 +99,8 @@ func (q *queue) acceptOne(l *conn) bool {
 		return false
 	}
 	if c == nil {
+		q.count(abi.CounterArrivalsRefused, 1) // before the peer can know
 		ep.Abort()
-		q.count(abi.CounterArrivalsRefused, 1)
 		return true
 	}
 	c.ep, c.parent = ep, l.id
