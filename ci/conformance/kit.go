@@ -74,10 +74,11 @@ type Test struct {
 	// Wire: it carries data and holds over a bad wire as well, where the
 	// functions of RIG08 run it.
 	Wire bool
+	// Lowest says, if not empty, why of the rungs with the kernel as the peer the
+	// lowest is enough.
+	Lowest string
 	// Rungs where it makes sense; empty: all.
 	Rungs []string
-	// NAT: it needs what the gateway of nat does between adapter and peer.
-	NAT bool
 	// Limit on one run before scaling; 0 is 30 s.
 	Limit time.Duration
 	// Offends says that the function breaks the protocol on purpose: what the
@@ -95,10 +96,10 @@ const (
 	PeerKernel = "kernel" // the Linux kernel behind a tap device
 )
 
-// With reports whether the test makes sense with a peer; without one it runs with
-// nat only.
-func (t *Test) With(peer string) bool {
-	return peer != PeerKernel || t.Needs&NeedPeer != 0 && !t.NAT
+// With reports whether the test makes sense with a peer on a rung; without one it
+// runs with nat only.
+func (t *Test) With(peer, rung string) bool {
+	return peer != PeerKernel || t.Needs&NeedPeer != 0 && (t.Lowest == "" || rung == RungInproc)
 }
 
 // DefaultLimit bounds a test that names no limit of its own.

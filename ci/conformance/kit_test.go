@@ -3,7 +3,6 @@
 package conformance_test
 
 import (
-	"errors"
 	"flag"
 	"go/ast"
 	"go/parser"
@@ -16,7 +15,7 @@ import (
 	"testing"
 
 	"toebox/ci/conformance"
-	"toebox/ci/netns"
+	"toebox/ci/netns/netnstest"
 	"toebox/ci/rig"
 	"toebox/images/toolchain/toolchaintest"
 )
@@ -133,18 +132,11 @@ func TestQTest(t *testing.T) {
 // TestKernel runs what needs a peer with the Linux kernel's TCP as the peer, but
 // what takes tens of megabytes.
 func TestKernel(t *testing.T) {
-	n, err := netns.New()
-	if errors.Is(err, netns.ErrPrivilege) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Close(); err != nil {
-		t.Error(err)
+	if !netnstest.Here(t) {
+		return
 	}
 	choose := func(t *conformance.Test) bool {
-		return t.With(conformance.PeerKernel) && (*all || t.Needs&conformance.NeedBulk == 0)
+		return t.With(conformance.PeerKernel, conformance.RungInproc) && (*all || t.Needs&conformance.NeedBulk == 0)
 	}
 	kit(t, conformance.RungInproc, choose, 2, func(c rig.Config) (*rig.Rig, error) {
 		c.Peer = conformance.PeerKernel
@@ -156,6 +148,7 @@ func TestKernel(t *testing.T) {
 // which requirements it proves.
 func TestList(t *testing.T) {
 	listed := map[string]bool{}
+	kernel := 0
 	name := regexp.MustCompile(`^Test(IF|CE|MM|RX|RIG)\d\d_[A-Z][A-Za-z0-9]*$`)
 	id := regexp.MustCompile(`^(IF|CE|MM|RX|RIG)\d\d$`)
 	for _, test := range conformance.Tests() {
@@ -163,6 +156,9 @@ func TestList(t *testing.T) {
 			t.Errorf("%s is listed twice", test.Name)
 		}
 		listed[test.Name] = true
+		if test.With(conformance.PeerKernel, conformance.RungInproc) {
+			kernel++
+		}
 		if !name.MatchString(test.Name) || test.Func == nil || len(test.IDs) == 0 {
 			t.Errorf("%s: name, function or ids are wrong", test.Name)
 		}
@@ -174,6 +170,9 @@ func TestList(t *testing.T) {
 				t.Errorf("%s: id %q", test.Name, i)
 			}
 		}
+	}
+	if all := len(listed); 2*kernel < all {
+		t.Errorf("%d of %d functions run with the Linux kernel as the peer, not half of them", kernel, all)
 	}
 	files, err := filepath.Glob("*.go")
 	if err != nil {

@@ -17,6 +17,10 @@ func Tests() []*Test {
 	// The others' adapter is in a process of its own.
 	mortal := []string{RungInproc, RungSocket, RungQTest}
 	registers := []string{RungInproc, RungSocket, RungQTest, RungUIO}
+	const (
+		wire = "frames are lost and delayed in front of the tap device, on each rung by the same code, and then time passes"
+		long = "256 MiB take a guest's emulated CPUs long, and go the same way to the kernel as the megabytes of others"
+	)
 	return []*Test{
 		{Name: "TestRIG02_BadAccess", IDs: ids("RIG02"), Rungs: []string{RungInproc, RungSocket}, Func: TestRIG02_BadAccess},
 		{Name: "TestRIG02_Config", IDs: ids("RIG02"), Func: TestRIG02_Config},
@@ -36,9 +40,9 @@ func Tests() []*Test {
 		{Name: "TestRIG03_Reset", IDs: ids("RIG03"), Rungs: guests, Func: TestRIG03_Reset},
 		{Name: "TestRIG03_Polling", IDs: ids("RIG03"), Needs: peer, Rungs: uio, Func: TestRIG03_Polling},
 
-		{Name: "TestRIG08_Loss", IDs: ids("RIG08"), Needs: bulk, Limit: 3 * time.Minute, Func: TestRIG08_Loss},
-		{Name: "TestRIG08_Reorder", IDs: ids("RIG08"), Needs: bulk, Limit: 2 * time.Minute, Func: TestRIG08_Reorder},
-		{Name: "TestRIG08_Wire", IDs: ids("RIG08"), Needs: bulk, Limit: 2 * time.Minute, Func: TestRIG08_Wire},
+		{Name: "TestRIG08_Loss", IDs: ids("RIG08"), Needs: bulk, Limit: 3 * time.Minute, Lowest: wire, Func: TestRIG08_Loss},
+		{Name: "TestRIG08_Reorder", IDs: ids("RIG08"), Needs: bulk, Limit: 2 * time.Minute, Lowest: wire, Func: TestRIG08_Reorder},
+		{Name: "TestRIG08_Wire", IDs: ids("RIG08"), Needs: bulk, Limit: 2 * time.Minute, Lowest: wire, Func: TestRIG08_Wire},
 		{Name: "TestRIG08_Rules", IDs: ids("RIG08"), Needs: peer, Func: TestRIG08_Rules},
 
 		{Name: "TestIF01_Create", IDs: ids("IF01"), Func: TestIF01_Create},
@@ -101,8 +105,8 @@ func Tests() []*Test {
 		{Name: "TestIF15_Listener", IDs: ids("IF15", "CE02"), Needs: peer, Wire: true, Func: TestIF15_Listener},
 		{Name: "TestIF15_SlowReader", IDs: ids("IF15", "MM01"), Needs: bulk, Limit: time.Minute, Func: TestIF15_SlowReader},
 		{Name: "TestIF15_Attributes", IDs: ids("IF15", "IF13"), Func: TestIF15_Attributes},
-		{Name: "TestIF15_HTTP", IDs: ids("IF15"), Needs: bulk, Limit: 2 * time.Minute, NAT: true, Func: TestIF15_HTTP},
-		{Name: "TestIF15_Requests", IDs: ids("IF15"), Needs: peer, Limit: time.Minute, NAT: true, Func: TestIF15_Requests},
+		{Name: "TestIF15_HTTP", IDs: ids("IF15"), Needs: bulk, Limit: 2 * time.Minute, Lowest: long, Func: TestIF15_HTTP},
+		{Name: "TestIF15_Requests", IDs: ids("IF15"), Needs: peer, Limit: time.Minute, Func: TestIF15_Requests},
 		{Name: "TestIF15_PacketConn", IDs: ids("IF15", "IF16"), Needs: peer, Func: TestIF15_PacketConn},
 		{Name: "TestIF16_Protocol", IDs: ids("IF16"), Func: TestIF16_Protocol},
 		{Name: "TestIF16_Boundaries", IDs: ids("IF16"), Needs: peer, Func: TestIF16_Boundaries},

@@ -29,7 +29,7 @@ type Network struct {
 
 // ErrPrivilege is what New says when it may not make a namespace or a
 // tap device; the text names the cure.
-var ErrPrivilege = errors.New("no network namespace with a tap device for this user: run it as root, or under unshare --user --map-root-user where /dev/net/tun is for all")
+var ErrPrivilege = errors.New("no network namespace with a tap device for this user: run it as root, or let all users have /dev/net/tun (chmod 666) and user namespaces (sysctl user.max_user_namespaces)")
 
 // New makes a network; Close ends it.
 func New() (*Network, error) {
@@ -51,10 +51,22 @@ func New() (*Network, error) {
 		return n, nil
 	}
 	_ = n.Close()
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("netns: %w (%w)", ErrPrivilege, err)
+	// No right to a namespace or none left, no right to a device or no driver of it.
+	for _, refusal := range []error{unix.EPERM, unix.ENOSPC, unix.EACCES, unix.ENOENT, unix.ENODEV, unix.ENXIO} {
+		if errors.Is(err, refusal) {
+			return nil, fmt.Errorf("netns: %w (%w)", ErrPrivilege, err)
+		}
 	}
 	return nil, fmt.Errorf("netns: %w", err)
+}
+
+// Try says whether New would do, by an error that is one of New's.
+func Try() error {
+	n, err := New()
+	if err != nil {
+		return err
+	}
+	return n.Close()
 }
 
 // setUp gives the interfaces of the calling thread's namespace their addresses.

@@ -35,6 +35,9 @@ type HostConfig struct {
 	Nobody netip.Addr
 	// Forwards returns n ways in that nobody else uses.
 	Forwards func(n int) ([]Forward, error)
+	// Relay says that the adapter does not reach the host's end of a Forward, so
+	// that Hairpin relays connections.
+	Relay bool
 	// Impair sets the rules of the wire; nil: it has none.
 	Impair func(rules string) (conformance.Harm, error)
 }
@@ -103,6 +106,15 @@ func (h *Host) newSession() (*session, error) {
 	return s, nil
 }
 
+// listen listens on a new port of the host's address.
+func (h *Host) listen() (l *net.TCPListener, err error) {
+	err = h.cfg.Do(func() error {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(h.cfg.Bind, 0)))
+		return err
+	})
+	return l, err
+}
+
 // start runs the script on c in the background.
 func (s *session) start(c *net.TCPConn, script conformance.Script) {
 	s.h.wg.Go(func() {
@@ -120,11 +132,8 @@ func (h *Host) Serve(_ context.Context, script conformance.Script) (conformance.
 	if err != nil {
 		return nil, err
 	}
-	var l *net.TCPListener
-	if err := h.cfg.Do(func() (err error) {
-		l, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: h.cfg.Bind.AsSlice()})
-		return err
-	}); err != nil {
+	l, err := h.listen()
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("peer: serve: %w", err)
 	}
@@ -189,10 +198,13 @@ func (h *Host) Reachable(_ context.Context, n int) ([]uint16, error) {
 // Hairpin implements conformance.Peer.
 func (h *Host) Hairpin(_ context.Context, port uint16) (netip.AddrPort, error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	way, ok := h.ways[port]
+	h.mu.Unlock()
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("peer: hairpin: port %d is none that Reachable gave", port)
+	}
+	if h.cfg.Relay {
+		return h.hairpin(way)
 	}
 	return netip.AddrPortFrom(h.cfg.Gateway, way.Port()), nil
 }

@@ -20,7 +20,9 @@ import (
 )
 
 // loop is a host whose adapter is the loopback itself.
-func loop(t *testing.T) *Host {
+func loop(t *testing.T) *Host { return loopback(t, false) }
+
+func loopback(t *testing.T, relay bool) *Host {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -41,7 +43,7 @@ func loop(t *testing.T) *Host {
 		}
 	}()
 	h := NewHost(HostConfig{
-		Gateway: netip.MustParseAddr("127.0.0.1"), Nobody: netip.MustParseAddr("192.0.2.1"),
+		Relay: relay, Gateway: netip.MustParseAddr("127.0.0.1"), Nobody: netip.MustParseAddr("192.0.2.1"),
 		Forwards: func(n int) ([]Forward, error) {
 			if n != 1 {
 				return nil, errors.New("one only")
@@ -188,6 +190,71 @@ func exercise(t *testing.T, p conformance.Peer) {
 }
 
 func TestHost(t *testing.T) { exercise(t, loop(t)) }
+
+// TestRelay: a hairpin that is relayed passes both directions on, the end of each,
+// and a reset.
+func TestRelay(t *testing.T) {
+	h := loopback(t, true)
+	ctx := t.Context()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	way := netip.MustParseAddrPort(l.Addr().String())
+	h.cfg.Forwards = func(int) ([]Forward, error) { return []Forward{{Port: 7, Host: way}}, nil }
+	if _, err := h.Reachable(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := h.Hairpin(ctx, 7)
+	if err != nil || addr == way {
+		t.Fatalf("hairpin %v, %v", addr, err)
+	}
+	pair := func() (c, d *net.TCPConn) {
+		t.Helper()
+		c = dial(t, addr)
+		x, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { x.Close() })
+		return c, x.(*net.TCPConn)
+	}
+	c, d := pair()
+	if _, err := c.Write([]byte("there")); err != nil {
+		t.Fatal(err)
+	}
+	c.CloseWrite()
+	if b, err := io.ReadAll(d); err != nil || string(b) != "there" {
+		t.Errorf("there: %q, %v", b, err)
+	}
+	if _, err := d.Write([]byte("back")); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "back" {
+		t.Errorf("back: %q, %v", b, err)
+	}
+
+	c, d = pair()
+	d.SetLinger(0)
+	d.Close()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("after a reset there: %v", err)
+	}
+	l.Close()
+	x, err := net.DialTimeout("tcp4", addr.String(), 5*time.Second)
+	if err == nil { // the reset came after the handshake
+		_, err = x.Read(make([]byte, 1))
+		x.Close()
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("with nobody there: %v", err)
+	}
+	if _, err := h.Hairpin(ctx, 8); err == nil {
+		t.Error("a hairpin to a port that is none of Reachable's")
+	}
+}
 
 func TestRemote(t *testing.T) {
 	here, there := net.Pipe()

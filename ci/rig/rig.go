@@ -129,7 +129,7 @@ func newKernelRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 		return nil, errors.Join(fmt.Errorf("rig: %s: %w", rung, err), n.Close())
 	}
 	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
-	r.host = newPeer(dev, peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Forwards: func(count int) ([]peer.Forward, error) {
+	r.host = newPeer(dev, peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Relay: true, Forwards: func(count int) ([]peer.Forward, error) {
 		var out []peer.Forward
 		for range count {
 			p := r.nextPort()

@@ -44,6 +44,9 @@ func (g *Guest) Run(ctx context.Context) (Summary, error) {
 		"-shard", strconv.Itoa(max(g.Shard, 1)), "-shards", strconv.Itoa(max(g.Shards, 1)),
 		"-scale", strconv.FormatFloat(g.Scale, 'g', -1, 64),
 	}
+	if g.Options.Peer != "" {
+		args = append(args, "-network", g.Options.Peer)
+	}
 	if g.Options.Run != nil {
 		args = append(args, "-run", g.Options.Run.String())
 	}

@@ -51,7 +51,7 @@ func Select(o *Options) []*conformance.Test {
 	}
 	var out []*conformance.Test
 	for _, t := range all {
-		if (o.Run == nil || o.Run.MatchString(t.Name)) && (o.Rung == "" || t.On(o.Rung)) && t.With(o.Peer) {
+		if (o.Run == nil || o.Run.MatchString(t.Name)) && (o.Rung == "" || t.On(o.Rung)) && t.With(o.Peer, o.Rung) {
 			out = append(out, t)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"toebox/ci/runner"
 )
 
-// Matrix prints requirements by rungs: how many functions passed of those that
+// Matrix prints requirements by columns: how many functions passed of those that
 // ran.
 func Matrix(w io.Writer, rs []runner.Result, buses []string) {
 	type cell struct{ passed, ran int }
@@ -20,8 +20,10 @@ func Matrix(w io.Writer, rs []runner.Result, buses []string) {
 	for _, t := range conformance.Tests() {
 		ids[t.Name] = t.IDs
 	}
+	skipped := map[string]bool{}
 	for i := range rs {
-		bus := rung(rs[i])
+		bus := columnName(&rs[i])
+		skipped[bus] = skipped[bus] || rs[i].Name == networkTest
 		for _, id := range ids[rs[i].Name] {
 			if rows[id] == nil {
 				rows[id] = map[string]*cell{}
@@ -40,24 +42,26 @@ func Matrix(w io.Writer, rs []runner.Result, buses []string) {
 		names = append(names, id)
 	}
 	slices.Sort(names)
+	width := func(bus string) int { return max(8, len(bus)+2) }
 	fmt.Fprintf(w, "\n%-8s", "")
 	for _, b := range buses {
-		fmt.Fprintf(w, "%8s", b)
+		fmt.Fprintf(w, "%*s", width(b), b)
 	}
 	fmt.Fprintln(w)
 	for _, id := range names {
 		fmt.Fprintf(w, "%-8s", id)
 		for _, b := range buses {
 			c := rows[id][b]
-			if c == nil {
-				fmt.Fprintf(w, "%8s", "-")
-				continue
+			text := "-"
+			switch {
+			case skipped[b]:
+				text = "skip"
+			case c != nil && c.passed < c.ran:
+				text = fmt.Sprintf("! %d/%d", c.passed, c.ran)
+			case c != nil:
+				text = fmt.Sprintf("%d/%d", c.passed, c.ran)
 			}
-			text := fmt.Sprintf("%d/%d", c.passed, c.ran)
-			if c.passed < c.ran {
-				text = "! " + text
-			}
-			fmt.Fprintf(w, "%8s", text)
+			fmt.Fprintf(w, "%*s", width(b), text)
 		}
 		fmt.Fprintln(w)
 	}

@@ -21,7 +21,6 @@ import (
 
 	"toebox/ci/conformance"
 	"toebox/ci/foreign"
-	"toebox/ci/netns"
 	"toebox/ci/rig"
 	"toebox/ci/runner"
 	"toebox/images/guest"
@@ -31,7 +30,9 @@ import (
 
 // Options of a run.
 type Options struct {
-	// Buses are rungs by name; none: all there are.
+	// Buses are columns of the matrix: a rung by name, "+kernel" behind it if the
+	// adapter's peer is the Linux kernel (conformance.PeerKernel). None: those of
+	// Columns.
 	Buses []string
 	// Pattern chooses functions by name.
 	Pattern string
@@ -45,11 +46,14 @@ type Options struct {
 	// Driver is a shell command, the driver to be tested instead of ours; it
 	// runs on the socket rung (package foreign).
 	Driver string
-	// Peer is what the adapter talks to: conformance.PeerNAT, also if empty, or
-	// conformance.PeerKernel, on rungs whose device is in this namespace's reach:
-	// inproc, socket and qtest.
+	// Peer is conformance.PeerNAT to leave out the columns of the kernel, or
+	// conformance.PeerKernel to run them only, which makes them of rungs.
 	Peer string
-	// Strict counts a skip as red.
+	// Network says whether networks of the kernel can be made, by an error that
+	// wraps netns.ErrPrivilege if not; nil: netns.Try.
+	Network func() error
+	// Strict counts a skip as red, but for that of the kernel's columns for want of
+	// privileges.
 	Strict bool
 	// Verbose prints the output of functions that passed, too.
 	Verbose bool
@@ -65,14 +69,6 @@ type Options struct {
 	Out    io.Writer
 	Logger *slog.Logger
 }
-
-// Buses returns the rungs in their order.
-func Buses() []string {
-	return []string{conformance.RungInproc, conformance.RungSocket, conformance.RungQTest, conformance.RungVM, conformance.RungUIO}
-}
-
-// hostBuses are those whose tests run in this process.
-func hostBuses() []string { return Buses()[:3] }
 
 // patience is the factor for the bounds of waits of a rung: a shared machine
 // under the race detector, one more process, emulation.
@@ -135,15 +131,6 @@ func Run(ctx context.Context, o Options) int {
 	if s.Out == nil {
 		s.Out = io.Discard
 	}
-	if o.Driver != "" && len(s.Buses) == 0 {
-		s.Buses = []string{conformance.RungSocket}
-	}
-	if len(s.Buses) == 0 {
-		s.Buses = Buses()
-		if s.Peer == conformance.PeerKernel {
-			s.Buses = hostBuses()
-		}
-	}
 	if err := s.check(); err != nil {
 		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
 		return runner.ExitUsage
@@ -161,7 +148,7 @@ func Run(ctx context.Context, o Options) int {
 		return runner.ExitNoRig
 	}
 	began := time.Now()
-	code := s.rungs(ctx)
+	code := s.columns(ctx)
 	if err := s.finish(events); err != nil {
 		fmt.Fprintf(s.Out, "toebox test: %v\n", err)
 		code = max(code, runner.ExitFailed)
@@ -177,15 +164,15 @@ func Run(ctx context.Context, o Options) int {
 	if code != runner.ExitOK {
 		return code
 	}
-	if s.Strict && sum.Skipped > 0 {
+	if s.Strict && sum.Skipped > s.excused() {
 		return runner.ExitFailed
 	}
 	return sum.ExitCode()
 }
 
-// rungs runs the rungs, some at the same time, and returns the exit code of the
+// columns runs the columns, some at the same time, and returns the exit code of the
 // first in their order that has one. The results are in that order, too.
-func (s *suite) rungs(ctx context.Context) int {
+func (s *suite) columns(ctx context.Context) int {
 	codes := make([]int, len(s.Buses))
 	turn := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
@@ -198,7 +185,7 @@ func (s *suite) rungs(ctx context.Context) int {
 	}
 	wg.Wait()
 	slices.SortStableFunc(s.collector.Results, func(a, b runner.Result) int {
-		return cmp.Compare(slices.Index(s.Buses, rung(a)), slices.Index(s.Buses, rung(b)))
+		return cmp.Compare(slices.Index(s.Buses, columnName(&a)), slices.Index(s.Buses, columnName(&b)))
 	})
 	for _, code := range codes {
 		if code != runner.ExitOK {
@@ -208,59 +195,37 @@ func (s *suite) rungs(ctx context.Context) int {
 	return runner.ExitOK
 }
 
-// rung is where a function ran.
-func rung(r runner.Result) string { return r.Package[strings.LastIndexByte(r.Package, '/')+1:] }
-
 // maxAgain is how many failures are worth a line more: beyond it, it is the rig.
 const maxAgain = 10
 
 // again prints the command that repeats each failure.
 func (s *suite) again() {
 	n := 0
-	for _, r := range s.collector.Results {
+	for i := range s.collector.Results {
+		r := &s.collector.Results[i]
 		if r.Action != runner.ActionFail || n == maxAgain {
 			continue
 		}
 		n++
-		bus := rung(r)
 		driver := ""
-		if s.Peer == conformance.PeerKernel {
-			driver = " --peer " + s.Peer
-		}
 		if s.Driver != "" {
 			driver = " --driver '" + strings.ReplaceAll(s.Driver, "'", `'\''`) + "'"
 		}
-		fmt.Fprintf(s.Out, "again: toebox test --bus %s%s --seed %d --run '^%s$'\n", bus, driver, s.Seed, r.Name)
+		fmt.Fprintf(s.Out, "again: toebox test --bus %s%s --seed %d --run '^%s$'\n", columnName(r), driver, s.Seed, r.Name)
 	}
 }
 
 func (s *suite) check() error {
-	for i, b := range s.Buses {
-		if !slices.Contains(Buses(), b) {
-			return fmt.Errorf("bus %q: want one of %s", b, strings.Join(Buses(), ", "))
-		}
-		if slices.Contains(s.Buses[:i], b) {
-			return fmt.Errorf("bus %s is named twice: to repeat functions, give a count", b)
-		}
+	if s.Driver != "" && len(s.Buses) == 0 && s.Peer == "" {
+		s.Buses = []string{conformance.RungSocket}
+	}
+	var err error
+	if s.Buses, err = choose(s.Buses, s.Peer); err != nil {
+		return err
 	}
 	if s.Driver != "" && !slices.Equal(s.Buses, []string{conformance.RungSocket}) {
 		return fmt.Errorf("a driver of your own runs on --bus %s", conformance.RungSocket)
 	}
-	switch s.Peer {
-	case "", conformance.PeerNAT:
-	case conformance.PeerKernel:
-		for _, b := range s.Buses {
-			if !slices.Contains(hostBuses(), b) {
-				return fmt.Errorf("the peer %s is for --bus %s", s.Peer, strings.Join(hostBuses(), ","))
-			}
-		}
-		if s.Driver != "" {
-			return fmt.Errorf("a driver of your own runs with --peer %s", conformance.PeerNAT)
-		}
-	default:
-		return fmt.Errorf("peer %q: want %s or %s", s.Peer, conformance.PeerNAT, conformance.PeerKernel)
-	}
-	var err error
 	if s.re, err = regexp.Compile(s.Pattern); err != nil {
 		return fmt.Errorf("run: %w", err)
 	}
@@ -270,7 +235,9 @@ func (s *suite) check() error {
 	if s.TimeoutScale < 0 || s.Count < 0 {
 		return errors.New("count and timeout scale must not be negative")
 	}
-	if o := s.options(s.Buses[0]); len(runner.Select(&o)) == 0 && !s.List {
+	// A column without a function is none.
+	s.Buses = slices.DeleteFunc(s.Buses, func(b string) bool { o := s.options(b); return len(runner.Select(&o)) == 0 })
+	if len(s.Buses) == 0 && !s.List {
 		return fmt.Errorf("no function of shard %d/%d matches %q", s.shard, s.shards, s.Pattern)
 	}
 	return nil
@@ -286,6 +253,7 @@ func (s *suite) list() {
 }
 
 func (s *suite) scale(bus string) float64 {
+	bus, _ = split(bus)
 	if s.TimeoutScale > 0 {
 		return patience(bus) * s.TimeoutScale
 	}
@@ -293,13 +261,14 @@ func (s *suite) scale(bus string) float64 {
 }
 
 func (s *suite) options(bus string) runner.Options {
+	rung, peer := split(bus)
 	var tests []*conformance.Test // nil: the kit
 	if s.Driver != "" {
 		tests = foreign.Tests(s.startDriver)
 	}
 	return runner.Options{
 		Tests: tests,
-		Run:   s.re, Rung: bus, Peer: s.Peer, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
+		Run:   s.re, Rung: rung, Peer: peer, Package: "toebox/ci/conformance/" + bus, Shard: s.shard, Shards: s.shards,
 		Count: s.Count, Seed: s.Seed, Sink: s.take,
 	}
 }
@@ -343,14 +312,16 @@ func (s *suite) finish(events *os.File) error {
 // bus runs one rung and returns its exit code, 0 also for failed tests, which
 // the summary has.
 func (s *suite) bus(ctx context.Context, bus string) int {
-	var err error
-	switch bus {
-	case conformance.RungVM:
-		err = s.guest(ctx, bus, guest.DriverVFIO)
-	case conformance.RungUIO:
-		err = s.guest(ctx, bus, guest.DriverUIO)
-	default:
-		err = s.host(ctx, bus)
+	ok, err := s.network(bus)
+	if ok {
+		switch rung, _ := split(bus); rung {
+		case conformance.RungVM:
+			err = s.guest(ctx, bus, guest.DriverVFIO)
+		case conformance.RungUIO:
+			err = s.guest(ctx, bus, guest.DriverUIO)
+		default:
+			err = s.host(ctx, bus)
+		}
 	}
 	switch {
 	case err == nil:
@@ -370,31 +341,21 @@ var errCrashed = errors.New("the guest crashed")
 
 // host runs a rung whose tests run in this process, each with a rig of its own.
 func (s *suite) host(ctx context.Context, bus string) error {
-	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger, Peer: s.Peer}
-	if s.Peer == conformance.PeerKernel {
-		// What no test can do is said once.
-		n, err := netns.New()
-		if err != nil {
-			return err
-		}
-		if err := n.Close(); err != nil {
-			return err
-		}
-	}
-	if bus == conformance.RungQTest {
+	o := s.options(bus)
+	cfg := rig.Config{Scale: s.scale(bus), Logger: s.Logger, Peer: o.Peer}
+	if o.Rung == conformance.RungQTest {
 		q, err := toolchain.GetQEMU(ctx, s.Images.Tools())
 		if err != nil {
 			return err
 		}
 		cfg.QEMU = q.Command
 	}
-	o := s.options(bus)
 	o.Env = func(ctx context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
 		c := cfg
 		c.Seed = seed
 		var r *rig.Rig
 		var err error
-		switch bus {
+		switch o.Rung {
 		case conformance.RungQTest:
 			r, err = rig.QTest(ctx, c)
 		case conformance.RungSocket:
@@ -425,16 +386,16 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	o := s.options(bus)
 	images := s.Images
 	images.Driver = driver
-	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger}, images, dir)
+	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger, Peer: o.Peer}, images, dir)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.accel = v.Accel.Name
 	s.mu.Unlock()
-	o := s.options(bus)
 	g := runner.Guest{
 		Exec: v.Exec, Driver: driver, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
 		Scale: s.scale(bus), Stderr: s,

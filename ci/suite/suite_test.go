@@ -5,12 +5,14 @@ package suite
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"toebox/ci/netns"
 	"toebox/ci/runner"
 )
 
@@ -25,7 +27,9 @@ func TestUsage(t *testing.T) {
 		"shard x":                    {Shard: "1/2x"},
 		"scale":                      {TimeoutScale: -1},
 		"peer":                       {Peer: "somebody"},
-		"a peer of another rung":     {Peer: "kernel", Buses: []string{"inproc", "vm"}},
+		"a peer that is none":        {Buses: []string{"inproc+nat"}},
+		"two peers":                  {Peer: "nat", Buses: []string{"inproc+kernel"}},
+		"twice":                      {Peer: "kernel", Buses: []string{"vm", "inproc", "vm+kernel"}},
 		"a peer of no driver's":      {Peer: "kernel", Driver: "true"},
 		"nothing to do for the peer": {Peer: "kernel", Buses: []string{"inproc"}, Pattern: "IF02_Gap"},
 	} {
@@ -38,12 +42,115 @@ func TestUsage(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
-	var out bytes.Buffer
-	if code := Run(t.Context(), Options{Buses: []string{"inproc", "vm"}, Pattern: "IF02_Gap", List: true, Out: &out}); code != runner.ExitOK {
-		t.Errorf("exit code %d", code)
+	for name, c := range map[string]struct {
+		o    Options
+		want string
+	}{
+		"two rungs": {
+			Options{Buses: []string{"inproc", "vm"}, Pattern: "IF02_Gap"},
+			"inproc TestIF02_Gap IF02\nvm TestIF02_Gap IF02\n",
+		},
+		"all": {
+			Options{Pattern: "TestCE01_Refused|TestIF02_Gap"},
+			"inproc TestCE01_Refused CE01\ninproc TestIF02_Gap IF02\nsocket TestCE01_Refused CE01\nsocket TestIF02_Gap IF02\n" +
+				"qtest TestCE01_Refused CE01\nqtest TestIF02_Gap IF02\nvm TestCE01_Refused CE01\nvm TestIF02_Gap IF02\n" +
+				"uio TestCE01_Refused CE01\nuio TestIF02_Gap IF02\n" +
+				"inproc+kernel TestCE01_Refused CE01\nsocket+kernel TestCE01_Refused CE01\nvm+kernel TestCE01_Refused CE01\n",
+		},
+		"the kernel": {
+			Options{Peer: "kernel", Pattern: "TestCE01_Refused|TestIF02_Gap"},
+			"inproc+kernel TestCE01_Refused CE01\nsocket+kernel TestCE01_Refused CE01\nvm+kernel TestCE01_Refused CE01\n",
+		},
+		"a rung with the kernel": {
+			Options{Peer: "kernel", Buses: []string{"qtest"}, Pattern: "TestCE01_Refused"},
+			"qtest+kernel TestCE01_Refused CE01\n",
+		},
+		"without the kernel": {
+			Options{Peer: "nat", Buses: []string{"uio"}, Pattern: "TestCE01_Refused"},
+			"uio TestCE01_Refused CE01\n",
+		},
+		"what the lowest rung is enough for": {
+			Options{Peer: "kernel", Pattern: "TestRIG08_Loss"},
+			"inproc+kernel TestRIG08_Loss RIG08\n",
+		},
+		"nothing": {Options{Buses: []string{"vm+kernel"}, Pattern: "TestRIG08_Loss"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			c.o.List, c.o.Out = true, &out
+			if code := Run(t.Context(), c.o); code != runner.ExitOK || out.String() != c.want {
+				t.Errorf("exit code %d, listed\n%s", code, out.String())
+			}
+		})
 	}
-	if want := "inproc TestIF02_Gap IF02\nvm TestIF02_Gap IF02\n"; out.String() != want {
-		t.Errorf("listed %q, want %q", out.String(), want)
+}
+
+// TestRefused: columns of the kernel where its networks are not to be had are skipped,
+// once each, with the cure, and that makes no run red.
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	o := Options{
+		Buses: []string{"inproc", "inproc+kernel", "vm+kernel"}, Pattern: "TestCE01_(Refused|Connect)", Seed: 1, Strict: true,
+		JUnit:   filepath.Join(dir, "junit"),
+		Network: func() error { return fmt.Errorf("a test: %w", netns.ErrPrivilege) },
+	}
+	for name, c := range map[string]struct {
+		change func(*Options)
+		code   int
+		want   []string
+	}{
+		"refused": {nil, runner.ExitOK, []string{
+			"ok   inproc TestCE01_Connect", "\nskip inproc+kernel Network", "\na test: no network namespace", "run it as root",
+			"\nCE01         2/2           skip       skip\n", "\n2 passed, 0 failed, 2 skipped\n",
+		}},
+		"refused all": {func(o *Options) { o.Peer, o.Buses = "kernel", nil }, runner.ExitSkipped, []string{"\n0 passed, 0 failed, 3 skipped\n"}},
+		"broken": {
+			func(o *Options) { o.Network = func() error { return os.ErrDeadlineExceeded } }, runner.ExitNoRig,
+			[]string{"inproc+kernel: cannot run: "},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			o := o
+			o.Out = &out
+			if c.change != nil {
+				c.change(&o)
+			}
+			if code := Run(t.Context(), o); code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("output has no %q:\n%s", want, out.String())
+				}
+			}
+			b, err := os.ReadFile(o.JUnit)
+			if err != nil || strings.Count(string(b), "<skipped ") != strings.Count("\n"+out.String(), "\nskip ") {
+				t.Errorf("JUnit: %v\n%s", err, b)
+			}
+		})
+	}
+}
+
+// TestKernelWanted: only what makes networks of the kernel's has the command ask for
+// the privileges.
+func TestKernelWanted(t *testing.T) {
+	for name, c := range map[string]struct {
+		o    Options
+		want bool
+	}{
+		"all":     {Options{}, true},
+		"kernel":  {Options{Buses: []string{"vm+kernel"}}, true},
+		"nat":     {Options{Peer: "nat"}, false},
+		"a rung":  {Options{Buses: []string{"inproc"}}, false},
+		"no peer": {Options{Pattern: "TestIF02_Gap"}, false},
+		"a list":  {Options{List: true}, false},
+		"usage":   {Options{Pattern: "("}, false},
+		"driver":  {Options{Driver: "true"}, false},
+	} {
+		if got := c.o.Kernel(); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 
@@ -150,16 +257,16 @@ func TestMatrix(t *testing.T) {
 
 func TestAgain(t *testing.T) {
 	var out bytes.Buffer
-	s := &suite{Options: Options{Seed: 7, Out: &out, Peer: "kernel"}}
+	s := &suite{Options: Options{Seed: 7, Out: &out}}
 	for i := range maxAgain + 2 {
 		action := runner.ActionFail
 		if i == 0 {
 			action = runner.ActionPass
 		}
-		s.collector.Results = append(s.collector.Results, runner.Result{Package: "x/qtest", Name: "TestIF02_Gap", Action: action})
+		s.collector.Results = append(s.collector.Results, runner.Result{Package: "x/qtest+kernel", Name: "TestIF02_Gap", Action: action})
 	}
 	s.again()
-	line := "again: toebox test --bus qtest --peer kernel --seed 7 --run '^TestIF02_Gap$'\n"
+	line := "again: toebox test --bus qtest+kernel --seed 7 --run '^TestIF02_Gap$'\n"
 	if want := strings.Repeat(line, maxAgain); out.String() != want {
 		t.Errorf("got %s", out.String())
 	}

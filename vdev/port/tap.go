@@ -29,9 +29,11 @@ const (
 	tapChecksumValid = 0x02 // VIRTIO_NET_HDR_F_DATA_VALID
 )
 
+// TapControl is what tap devices are made by.
+const TapControl = "/dev/net/tun"
+
 // How a tap device is opened and used.
 const (
-	tapControl  = "/dev/net/tun"
 	tapFlags    = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 	tapOffloads = 0 // TUN_F_*: the kernel sends what a wire would carry
 	tapShortest = tapHeader + header.EthernetMinimumSize
@@ -78,9 +80,9 @@ func OpenTap(name string) (*os.File, error) {
 	if err != nil || name == "" {
 		return nil, fmt.Errorf("port: tap: %q is no name of an interface", name)
 	}
-	fd, err := unix.Open(tapControl, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(TapControl, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("port: tap: open %s: %w", tapControl, err)
+		return nil, fmt.Errorf("port: tap: open %s: %w", TapControl, err)
 	}
 	ifr.SetUint16(tapFlags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {

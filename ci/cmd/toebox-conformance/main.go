@@ -50,6 +50,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	driver := fs.String("driver", guest.DriverVFIO, "vfio, or uio in a guest without an IOMMU")
 	bdf := fs.String("bdf", "", "the adapter; default: the only one")
 	with := fs.String("peer", "stdio", "stdio or none")
+	network := fs.String("network", conformance.PeerNAT, "what the peer is, which chooses functions: nat or kernel")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return runner.ExitOK
@@ -58,14 +59,14 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	re, err := regexp.Compile(*pattern)
 	if err != nil || fs.NArg() > 0 || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" ||
-		*driver != guest.DriverVFIO && *driver != guest.DriverUIO {
+		*driver != guest.DriverVFIO && *driver != guest.DriverUIO || *network != conformance.PeerNAT && *network != conformance.PeerKernel {
 		fmt.Fprintf(stderr, "toebox-conformance: bad arguments (%v): see -help\n", err)
 		return runner.ExitUsage
 	}
 	env := environment(*driver, bdf)
 	env.Scale = *scale
 	o := runner.Options{
-		Run: re, Rung: env.Rung, Package: env.Rung, Seed: *seed, Count: *count, Shard: *shard, Shards: *shards,
+		Run: re, Rung: env.Rung, Peer: *network, Package: env.Rung, Seed: *seed, Count: *count, Shard: *shard, Shards: *shards,
 	}
 	if *list {
 		for _, t := range runner.Select(&o) {

@@ -47,6 +47,7 @@ type Common struct {
 // An app is what the verbs work with.
 type app struct {
 	common  *Common
+	args    []string // of the command
 	paths   rig.Paths
 	report  *reporter
 	stdin   *os.File
@@ -120,7 +121,7 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	}
 	defer signal.Stop(signals)
 	a := &app{
-		common: &cli.Common, paths: paths, report: newReporter(stderr), stdin: stdin, stdout: stdout, stderr: stderr, signals: signals,
+		common: &cli.Common, args: args, paths: paths, report: newReporter(stderr), stdin: stdin, stdout: stdout, stderr: stderr, signals: signals,
 	}
 	err = k.Run(a)
 	a.report.clear()

@@ -13,9 +13,9 @@ import (
 type TestCmd struct {
 	Pattern string   `arg:"" optional:"" placeholder:"REGEXP" help:"Run the functions whose names match."`
 	Regexp  string   `name:"run" env:"TOEBOX_RUN" placeholder:"REGEXP" help:"The same, as a flag."`
-	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,socket,qtest,vm,uio" help:"Rungs to run on; all by default."`
+	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,socket,qtest,vm,uio" help:"Rungs to run on; +kernel behind one puts the Linux kernel behind the adapter, in a network namespace over tap (inproc+kernel). Default: all, and those with the kernel that differ."`
 	Driver  string   `env:"TOEBOX_TEST_DRIVER" placeholder:"CMD" help:"Test this driver, in any language, instead of ours (ci/foreign/DRIVER.md)."`
-	Peer    string   `env:"TOEBOX_TEST_PEER" default:"nat" enum:"nat,kernel" help:"What the adapter talks to: nat, or kernel, the Linux kernel in a network namespace over tap; it takes privileges (${default})."`
+	Peer    string   `env:"TOEBOX_TEST_PEER" placeholder:"nat|kernel" enum:",nat,kernel" default:"" help:"Run with this peer only: nat, or kernel, which takes privileges; both by default."`
 	List    bool     `help:"List the functions, their requirements and rungs."`
 	Seed    uint64   `env:"TOEBOX_SEED" help:"Seed of schedules and payload; 0: a new one, which is printed."`
 	Count   int      `default:"1" help:"Run each function so often."`
@@ -38,16 +38,22 @@ func (c *TestCmd) Run(a *app) error {
 		}
 		pattern = c.Pattern
 	}
-	ctx, stop := a.interruptible()
-	defer stop()
 	images := a.options()
 	images.IOMMU = c.IOMMU
-	code := suite.Run(ctx, suite.Options{
+	o := suite.Options{
 		Buses: c.Bus, Pattern: pattern, List: c.List, Seed: c.Seed, Count: c.Count, Shard: c.Shard,
 		Driver: c.Driver, Peer: c.Peer, Strict: c.Strict, Verbose: c.Verbose, KTAP: c.KTAP, JSON: c.JSON, JUnit: c.JUnit, TimeoutScale: c.Scale,
 		Images: images, Out: a.stdout,
 		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	}
+	if o.Kernel() {
+		if did, err := a.delegate(); did {
+			return err
+		}
+	}
+	ctx, stop := a.interruptible()
+	defer stop()
+	code := suite.Run(ctx, o)
 	if code != rig.ExitOK {
 		return &rig.StatusError{Status: code}
 	}
