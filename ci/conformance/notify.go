@@ -72,10 +72,12 @@ func (t *T) notifier(s Script) *notifier {
 	return n
 }
 
-// step advances the policy clock.
+// step advances the policy clock. The writes are posted: what comes over the network
+// could overtake them, but for the read, which comes back behind them.
 func (n *notifier) step(ns uint64) {
 	n.write(0x00c4, uint32(ns))
 	n.write(0x00c8, uint32(ns>>32))
+	n.read(0x00c8)
 }
 
 // begin posts a connect of count targets.

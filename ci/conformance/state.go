@@ -96,6 +96,7 @@ func TestCE09_Records(t *T) {
 func (c *card) stepClock(ns uint64) {
 	c.write(0x00c4, uint32(ns))
 	c.write(0x00c8, uint32(ns>>32))
+	c.read(0x00c8) // behind the writes, which are posted
 }
 
 // TestCE09_Period: a report each REPORT_PERIOD of the policy clock, alone or in
