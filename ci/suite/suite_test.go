@@ -100,7 +100,7 @@ func TestRefused(t *testing.T) {
 		want   []string
 	}{
 		"refused": {nil, runner.ExitOK, []string{
-			"ok   inproc TestCE01_Connect", "\nskip inproc+kernel Network", "\na test: no network namespace", "run it as root",
+			"ok   inproc TestCE01_Connect", "skip inproc+kernel Network", "\na test: no network namespace", "run it as root",
 			"\nCE01         2/2           skip       skip\n", "\n2 passed, 0 failed, 2 skipped\n",
 		}},
 		"refused all": {func(o *Options) { o.Peer, o.Buses = "kernel", nil }, runner.ExitSkipped, []string{"\n0 passed, 0 failed, 3 skipped\n"}},
