@@ -50,7 +50,7 @@ func TestRun(t *testing.T) {
 	var stream bytes.Buffer
 	ended := 0
 	sum := Run(t.Context(), Options{
-		Tests: sample(hang), Rung: "inproc", Package: "p/inproc", Grace: time.Millisecond, Sink: Tee(c.Sink(), JSON(&stream)),
+		Tests: sample(hang), Rung: "inproc", Package: "p/inproc", Grace: time.Second, Sink: Tee(c.Sink(), JSON(&stream)),
 		Env: func(ctx context.Context, test *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
 			e, _, err := none(ctx, test, seed)
 			return e, func() error { ended++; return nil }, err
