@@ -74,6 +74,11 @@ func (q *queue) cancel(id uint64, tag uint32, t target) (s abi.Status, later boo
 			q.sendSoon(c)
 		}
 	case abi.TypeBufferAvailable:
+		if r.conn != nil {
+			if q.endDelay(r.conn); q.tags[tag] != r {
+				return abi.StatusTooLate, false // what waited has filled it
+			}
+		}
 		q.returnBuffer(r, abi.StatusCancelled)
 	case abi.TypeConnect, abi.TypeListen:
 		if q.emitOf(&r.job.origin); q.tags[tag] == nil {

@@ -156,7 +156,7 @@ func (q *queue) deliverAll(c *conn) bool {
 		if q.stalled() {
 			return false
 		}
-		if n, err := c.proto.deliver(q, c, r); n == 0 && err != nil {
+		if n, err := c.proto.deliver(q, c, r, unlimited); n == 0 && err != nil {
 			return true // there is no more, or it is dead
 		}
 	}

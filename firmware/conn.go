@@ -81,6 +81,8 @@ type conn struct {
 
 	// Receiving.
 	buffers   requestList
+	room      uint64 // bytes that go into them
+	delay     *delay // nil: no byte has waited yet
 	delivered uint64
 	deaf      bool    // the host ended receiving
 	eos       bool    // the peer's FIN was reported
@@ -202,6 +204,7 @@ func (q *queue) forget(c *conn) {
 		q.fw.counters.connection(-1)
 	}
 	c.phase = gone
+	q.forgetDelay(c)
 	q.limits.clear(c)
 	q.states.clear(&c.state)
 	q.dropChoice(c)
@@ -253,6 +256,7 @@ func (q *queue) die(c *conn) {
 	q.failSends(c, c.status)
 	q.failBuffers(c, c.status)
 	c.phase = dead
+	q.forgetDelay(c)
 	q.limits.clear(c)
 	q.states.clear(&c.state)
 	q.dropChoice(c)

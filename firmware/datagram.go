@@ -129,7 +129,7 @@ func (q *queue) sendDatagram(c *conn, r *request) (int, error) {
 
 // deliver moves one datagram into one buffer. A refusal by the peer's host goes
 // to a buffer of the endpoint's own.
-func (datagrams) deliver(q *queue, c *conn, r *request) (int, error) {
+func (datagrams) deliver(q *queue, c *conn, r *request, _ int) (int, error) {
 	d, ok := c.ep.(engine.Datagrams)
 	if !ok {
 		return 0, engine.ErrNotSupported

@@ -27,6 +27,7 @@ func (q *queue) drain() {
 	}
 	for _, c := range q.conns {
 		if !c.leaving {
+			q.endDelay(c)
 			q.cancelAll(c)
 		}
 	}

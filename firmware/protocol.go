@@ -23,9 +23,9 @@ type protocol interface {
 	checkSend(c *conn, n uint32) abi.Status
 	// send moves a turn's worth of c into the engine.
 	send(q *queue, c *conn)
-	// deliver moves what has arrived into one buffer and reports it. It returns
-	// what that counts in a turn.
-	deliver(q *queue, c *conn, r *request) (int, error)
+	// deliver moves what has arrived, of a stream at most so many bytes, into
+	// one buffer and reports it. It returns what that counts in a turn.
+	deliver(q *queue, c *conn, r *request, most int) (int, error)
 	// linger arms the limit of a graceful termination.
 	linger(q *queue, c *conn)
 }
@@ -44,6 +44,7 @@ func (c *conn) means(a abi.Attribute) bool {
 	case abi.AttrConnectLimit, abi.AttrBacklog, abi.AttrNagle, abi.AttrSACK,
 		abi.AttrKeepalive, abi.AttrKeepaliveIdle, abi.AttrKeepaliveInterval, abi.AttrKeepaliveCount,
 		abi.AttrUserTimeout, abi.AttrCongestion, abi.AttrLinger, abi.AttrSteering,
+		abi.AttrNotifyTime, abi.AttrNotifyBytes, abi.AttrNotifyDynamic, abi.AttrNotifyMax,
 		abi.AttrNotifyData, abi.AttrNotifyFailures, abi.AttrNotifyPattern,
 		abi.AttrRTT, abi.AttrCongestionWindow, abi.AttrBytesAcked, abi.AttrRetransmits, abi.AttrMSS:
 		return c.proto.number() == engine.TCP
@@ -90,6 +91,8 @@ func (stream) checkSend(*conn, uint32) abi.Status { return abi.StatusOK }
 
 func (stream) send(q *queue, c *conn) { q.sendStream(c) }
 
-func (stream) deliver(q *queue, c *conn, r *request) (int, error) { return q.deliverStream(c, r) }
+func (stream) deliver(q *queue, c *conn, r *request, most int) (int, error) {
+	return q.deliverStream(c, r, most)
+}
 
 func (stream) linger(q *queue, c *conn) { q.limit(c, c.attrs.of(abi.AttrLinger)) }

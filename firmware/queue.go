@@ -94,6 +94,8 @@ type queue struct {
 	groups  map[uint64]*group
 	stirred []*group
 	table   tableReader
+	delays  timers[*delay]
+	ripe    int  // of them, ended in this pass
 	tx, rx  bulk // who has something to send, or to deliver or accept
 	wait    bulk // data without a buffer
 	timed   bool // time was read in this pass
@@ -199,6 +201,7 @@ func (q *queue) pass() bool {
 		}
 		q.expire()
 		q.expireNotices()
+		q.expireDelays()
 		q.adopt()
 		q.collect()
 		q.take()
@@ -436,6 +439,9 @@ func (q *queue) deadline() time.Duration {
 			when = at
 		}
 		if at := q.waitDeadline(); at > 0 && (when == 0 || at < when) {
+			when = at
+		}
+		if at := q.delayDeadline(); at > 0 && (when == 0 || at < when) {
 			when = at
 		}
 	}

@@ -51,6 +51,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 			q.check.posted(r)
 		}
 		c.buffers.push(r)
+		c.room += uint64(r.todo())
 		q.receiveSoon(c)
 	}
 }
@@ -76,7 +77,7 @@ func (q *queue) turnReceive() {
 		c.inWait = 0
 		q.receiveSince(c, since)
 	}
-	for n := 0; n < turns && q.rx.len() > 0 && !q.stalled() && !q.dying.Load(); n++ {
+	for n := 0; n < turns+q.ripe && q.rx.len() > 0 && !q.stalled() && !q.dying.Load(); n++ {
 		c, since := q.turn(&q.rx)
 		c.inRx = 0
 		q.progress = true
@@ -116,6 +117,10 @@ func (q *queue) receive(c *conn, since uint64) {
 			q.receiveSince(c, since)
 			return
 		}
+		most := q.receivable(c)
+		if most == 0 {
+			return // it waits
+		}
 		r := q.pick(c)
 		if r == nil {
 			r = q.starve(c, since)
@@ -126,7 +131,7 @@ func (q *queue) receive(c *conn, since uint64) {
 		if q.check != nil {
 			q.check.unchanged(r)
 		}
-		n, err := c.proto.deliver(q, c, r)
+		n, err := c.proto.deliver(q, c, r, most)
 		moved += n
 		switch {
 		case err == nil:
@@ -166,11 +171,11 @@ func (q *queue) starve(c *conn, since uint64) *request {
 
 func (q *queue) probe(p []byte) int { return min(len(p), 1) }
 
-// deliverStream moves bytes into one buffer and reports them. A buffer that cannot
-// be written is answered BAD_MEMORY; its bytes go to the next.
-func (q *queue) deliverStream(c *conn, r *request) (int, error) {
+// deliverStream moves at most so many bytes into one buffer and reports them. A
+// buffer that cannot be written is answered BAD_MEMORY; its bytes go to the next.
+func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 	m := &q.move
-	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), r.todo(), 0, nil
+	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most), 0, nil
 	// The engine's count is of what deliver took: the one to believe is ours.
 	_, err := c.ep.Read(m.left, q.looks.deliver)
 	m.piece = nil
@@ -191,6 +196,9 @@ func (q *queue) deliverStream(c *conn, r *request) (int, error) {
 	r.done += uint32(n)
 	bulk := r.conn == nil
 	if n > 0 {
+		if !bulk {
+			c.room -= uint64(n)
+		}
 		q.delivered(c, r)
 	}
 	if m.err != nil {
@@ -252,6 +260,7 @@ func (q *queue) removeBuffer(r *request) {
 	switch {
 	case r.conn != nil:
 		r.conn.buffers.remove(r)
+		r.conn.room -= uint64(r.todo())
 	case r.group != nil:
 		r.group.buffers.remove(r)
 		q.idleGroup(r.group)

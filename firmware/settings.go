@@ -103,6 +103,10 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrHistoryThreshold:  {max: 100},
 		abi.AttrHistoryMode:       {max: 1},
 		abi.AttrStarvation:        {max: maxTime},
+		abi.AttrNotifyTime:        {max: maxTime},
+		abi.AttrNotifyBytes:       {max: maxWindow},
+		abi.AttrNotifyMax:         {max: maxTime},
+		abi.AttrExpedited:         {max: 1},
 		abi.AttrNotifyCount:       {max: maxNotifyCount},
 		abi.AttrNotifyAmount:      {max: maxNotifyCount * abi.ReportSize},
 		abi.AttrNotifyFirst:       {max: maxTime},
@@ -228,10 +232,13 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 		c.full = false
 		q.sendSoon(c)
 	}
+	if c.delay != nil {
+		q.receiveSoon(c) // what waits may have to go
+	}
 	switch t.Attr {
 	case abi.AttrReportPeriod:
 		q.armReport(c)
-	case abi.AttrPriority, abi.AttrStarvation:
+	case abi.AttrPriority, abi.AttrStarvation, abi.AttrExpedited:
 		q.reorder(c)
 	}
 	switch t.Attr {

@@ -55,6 +55,9 @@ func (c *conn) checkMode(mode uint32) abi.Status {
 // terminate carries out one termination of a connection that has an id.
 func (q *queue) terminate(c *conn, t target) {
 	half := t.mode == abi.TerminateSend || t.mode == abi.TerminateReceive
+	if t.mode != abi.TerminateSend {
+		q.endDelay(c)
+	}
 	switch {
 	case c.phase == listening:
 		q.emitOf(&c.origin)

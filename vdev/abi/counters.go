@@ -104,8 +104,14 @@ const (
 	CounterPoolMatches      // choices of a bulk buffer by best match (14.5)
 	CounterPoolWhole        // of them, those that take the bytes as a whole
 	CounterBufferTableReads // DMA reads of BUFFER_TABLE
+	CounterReceiveWaits     // waits of received bytes that began (SPEC.md §14.6)
+	CounterReceiveByTime    // waits ended by NOTIFY_TIME
+	CounterReceiveByBytes
+	CounterReceiveByMax
+	CounterReceiveByRoom // waits ended because buffers or half of the window were full
+	CounterReceiveByEnd  // waits ended by the end of what they are about
 
-	NumCounters = 97
+	NumCounters = 103
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -215,5 +221,11 @@ func counterNames() [NumCounters]string {
 		"pool_matches",
 		"pool_whole",
 		"buffer_table_reads",
+		"receive_waits",
+		"receive_by_time",
+		"receive_by_bytes",
+		"receive_by_max",
+		"receive_by_room",
+		"receive_by_end",
 	}
 }

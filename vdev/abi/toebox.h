@@ -531,7 +531,13 @@
 #define TOEBOX_COUNTER_POOL_MATCHES             94 /* choices of a bulk buffer by best match (14.5) */
 #define TOEBOX_COUNTER_POOL_WHOLE               95 /* of them, those that take the bytes as a whole */
 #define TOEBOX_COUNTER_BUFFER_TABLE_READS       96 /* DMA reads of BUFFER_TABLE */
-#define TOEBOX_NUM_COUNTERS                     97
+#define TOEBOX_COUNTER_RECEIVE_WAITS            97 /* waits of received bytes that began (SPEC.md §14.6) */
+#define TOEBOX_COUNTER_RECEIVE_BY_TIME          98 /* waits ended by NOTIFY_TIME */
+#define TOEBOX_COUNTER_RECEIVE_BY_BYTES         99
+#define TOEBOX_COUNTER_RECEIVE_BY_MAX           100
+#define TOEBOX_COUNTER_RECEIVE_BY_ROOM          101 /* waits ended because buffers or half of the window were full */
+#define TOEBOX_COUNTER_RECEIVE_BY_END           102 /* waits ended by the end of what they are about */
+#define TOEBOX_NUM_COUNTERS                     103
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
