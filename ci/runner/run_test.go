@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"toebox/ci/conformance"
@@ -43,7 +44,11 @@ func none(context.Context, *conformance.Test, uint64) (*conformance.Env, func() 
 	return &conformance.Env{}, func() error { return nil }, nil
 }
 
-func TestRun(t *testing.T) {
+func TestRun(t *testing.T) { synctest.Test(t, runSample) }
+
+// runSample runs in a bubble, where time passes only when all stand still: when
+// nothing goes on but the function that hangs.
+func runSample(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
 	var c Collector
@@ -93,10 +98,12 @@ func TestRun(t *testing.T) {
 // actions, a start first, times in RFC 3339, a result with its time for each
 // test that ran, and one for the package at the end.
 func TestJSON(t *testing.T) {
-	hang := make(chan struct{})
-	defer close(hang)
 	var stream bytes.Buffer
-	Run(t.Context(), Options{Tests: sample(hang), Rung: "inproc", Package: "p/inproc", Grace: time.Millisecond, Env: none, Sink: JSON(&stream)})
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		Run(t.Context(), Options{Tests: sample(hang), Rung: "inproc", Package: "p/inproc", Grace: time.Millisecond, Env: none, Sink: JSON(&stream)})
+	})
 	running := map[string]bool{}
 	lines := strings.Split(strings.TrimSpace(stream.String()), "\n")
 	for i, line := range lines {
