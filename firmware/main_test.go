@@ -14,7 +14,7 @@ import (
 // TestMain fails when a goroutine outlives the tests.
 func TestMain(m *testing.M) {
 	code := m.Run()
-	end := time.Now().Add(5 * time.Second)
+	end := time.Now().Add(time.Minute)
 	left := leaked()
 	for left != "" && time.Now().Before(end) {
 		runtime.Gosched()

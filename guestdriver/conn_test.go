@@ -25,7 +25,7 @@ import (
 )
 
 // limit bounds every wait of these tests.
-const limit = 20 * time.Second
+const limit = 60 * time.Second
 
 func open(t testing.TB, opts guestdriver.Options) (*guestdriver.Adapter, *guestdrivertest.Fake) {
 	t.Helper()

@@ -15,7 +15,7 @@ import (
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()
-	end := time.After(5 * time.Second)
+	end := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	for code == 0 && runtime.NumGoroutine() > before {
 		select {

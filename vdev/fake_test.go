@@ -286,7 +286,7 @@ func (r *rig) wantIRQs(s string) {
 // poll reads a register until it is no longer v.
 func (r *rig) poll(offset uint64, v uint32) uint32 {
 	r.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if got := r.get(offset); got != v {
 			return got
 		}

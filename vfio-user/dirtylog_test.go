@@ -338,7 +338,7 @@ func TestDirtyLogReaders(t *testing.T) {
 		started <- err
 	}()
 	early := false
-	for deadline := time.Now().Add(10 * time.Second); !d.readers.waiting.Load() && !early && time.Now().Before(deadline); runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); !d.readers.waiting.Load() && !early && time.Now().Before(deadline); runtime.Gosched() {
 		early = len(started) > 0
 	}
 	if early = early || len(started) > 0; early {

@@ -31,7 +31,7 @@ const (
 // reached by message.
 func start(t testing.TB, m vfiouser.Memory) (*vfiouser.Server, *vfiouser.Client) {
 	cfg := vfiousertest.Config()
-	cfg.DMATimeout = 5 * time.Second
+	cfg.DMATimeout = time.Minute
 	return vfiousertest.Start(t, vfiousertest.NewDevice(cfg), cfg, vfiouser.ClientConfig{Memory: m})
 }
 

@@ -366,8 +366,8 @@ func TestReadersOverlap(t *testing.T) {
 	before := r.enter()
 	phase := r.phase.Load()
 	done := make(chan bool)
-	go func() { done <- r.wait(10 * time.Second) }()
-	for deadline := time.Now().Add(5 * time.Second); r.phase.Load() == phase && time.Now().Before(deadline); {
+	go func() { done <- r.wait(2 * time.Minute) }()
+	for deadline := time.Now().Add(time.Minute); r.phase.Load() == phase && time.Now().Before(deadline); {
 		runtime.Gosched()
 	}
 	after := r.enter()

@@ -116,7 +116,7 @@ func TestMessageReplies(t *testing.T) {
 		expect(t, p.Do(dmaMap(1, 0, 0x1000, 0x1000)), 0)
 		return srv, p
 	}
-	patientServer, patientPeer := serve(10 * time.Second)
+	patientServer, patientPeer := serve(time.Minute)
 	hastyServer, hastyPeer := serve(50 * time.Millisecond)
 	const head = "0010000000000000"
 	for _, tt := range []struct {

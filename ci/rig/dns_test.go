@@ -100,7 +100,7 @@ func TestDNSOverTCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(60 * time.Second))
 			for cut := range 4 {
 				for _, p := range [][]byte{query[:cut], query[cut:]} {
 					if _, err := c.Write(p); err != nil {

@@ -22,7 +22,7 @@ const (
 	bdf = "0000:00:05.0"
 	dev = "bus/pci/devices/" + bdf + "/"
 
-	patience = 20 * time.Second // for what must happen
+	patience = 60 * time.Second // for what must happen
 
 	// Command with memory space and bus master on, as SPEC.md §2 has them.
 	commandOn = 0x06

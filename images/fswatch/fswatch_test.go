@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-const wait = 20 * time.Second
+const wait = 60 * time.Second
 
 func watch(t *testing.T, dirs ...string) *Watcher {
 	t.Helper()

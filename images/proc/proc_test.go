@@ -38,7 +38,7 @@ func TestStopAsksFirst(t *testing.T) {
 	if pgid, err := syscall.Getpgid(p.PID()); err != nil || pgid != p.PID() {
 		t.Errorf("group %d of %d, %v", pgid, p.PID(), err)
 	}
-	p.Stop(10 * time.Second)
+	p.Stop(time.Minute)
 	var exit *exec.ExitError
 	if err := p.Err(); !errors.As(err, &exit) || exit.ExitCode() != 5 {
 		t.Errorf("err = %v", err)

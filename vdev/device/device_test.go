@@ -118,7 +118,7 @@ func (g *guest) set(offset uint64, v uint32) {
 // until polls a register.
 func (g *guest) until(offset uint64, v uint32) {
 	g.Helper()
-	for end := time.Now().Add(10 * time.Second); g.get(offset) != v; {
+	for end := time.Now().Add(time.Minute); g.get(offset) != v; {
 		if time.Now().After(end) {
 			g.Fatalf("register %#x is %#x, not %#x", offset, g.get(offset), v)
 		}

@@ -22,7 +22,7 @@ import (
 )
 
 // crowdLimit is the patience of a test with all of thousands of connections.
-const crowdLimit = 9 * limit
+const crowdLimit = 3 * limit
 
 // TestManyConnects opens 2,000 connections at once, with a dial limit far below,
 // and sends a byte both ways on each.

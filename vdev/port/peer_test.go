@@ -210,7 +210,7 @@ func setup(t testing.TB, cfg NATConfig) (*NAT, *peer) {
 }
 
 // limit is the patience of a test with anything that should happen.
-const limit = 20 * time.Second
+const limit = 60 * time.Second
 
 func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -248,7 +248,7 @@ func checkLeaks(t testing.TB) {
 		var last string
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
-		for end := time.After(5 * time.Second); ; {
+		for end := time.After(limit); ; {
 			last = ourGoroutines()
 			if last == "" && openFiles(t) <= fds {
 				return

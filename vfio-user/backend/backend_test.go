@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { vfiousertest.Main(m) }
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 func server(t *testing.T) *vfiouser.Server {
 	t.Helper()

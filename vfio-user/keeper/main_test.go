@@ -23,7 +23,7 @@ import (
 
 const (
 	asServer = "KEEPER_TEST_SERVER" // in the environment: be that server
-	patience = 20 * time.Second     // of tests
+	patience = 3 * time.Minute      // of tests
 )
 
 func TestMain(m *testing.M) {

@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // clock is a time that moves when it is told to.
 type clock struct {

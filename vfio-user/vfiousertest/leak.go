@@ -13,7 +13,7 @@ import (
 )
 
 // settling is how long goroutines of finished tests may take to end.
-const settling = 5 * time.Second
+const settling = time.Minute
 
 // Main runs the tests of a package and exits. It fails if they leave file
 // descriptors, mappings of guest memory, or goroutines in this module's code.

@@ -29,7 +29,7 @@ import (
 
 const (
 	asDevice = "SOCKET_TEST_DEVICE" // in the environment: be the device process
-	patience = 20 * time.Second
+	patience = 60 * time.Second
 )
 
 func TestMain(m *testing.M) {

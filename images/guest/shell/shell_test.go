@@ -93,7 +93,7 @@ func (s *session) send(text string) {
 // expect reads until text came, and forgets what came up to it.
 func (s *session) expect(text string) {
 	s.t.Helper()
-	s.tty.SetReadDeadline(time.Now().Add(20 * time.Second))
+	s.tty.SetReadDeadline(time.Now().Add(60 * time.Second))
 	b := make([]byte, 4096)
 	for !bytes.Contains(s.seen, []byte(text)) {
 		n, err := s.tty.Read(b)
@@ -112,7 +112,7 @@ func (s *session) wait() int {
 	go func() { s.cmd.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		s.t.Fatal("the shell goes on")
 	}
 	return s.cmd.ProcessState.ExitCode()

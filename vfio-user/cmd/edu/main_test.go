@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	vfiousertest.Main(m)
 }
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // tempDir returns a folder whose name is short enough for a socket.
 func tempDir(t *testing.T) string {

@@ -24,7 +24,7 @@ import (
 
 const (
 	asKeeper = "KEEPER_TEST_KEEPER" // in the environment: be the command
-	patience = 20 * time.Second
+	patience = 60 * time.Second
 )
 
 func TestMain(m *testing.M) {

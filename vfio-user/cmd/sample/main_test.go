@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { vfiousertest.Main(m) }
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // start runs the command until the returned functions are called: end ends it,
 // status waits for it.
