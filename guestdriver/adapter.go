@@ -50,6 +50,8 @@ type Options struct {
 	// CarryOver has TCP connections go on after an orderly stop of the adapter:
 	// see the package's documentation. It takes 2 MiB of memory more per queue.
 	CarryOver bool
+	// NoReadAhead has connections begin as after SetReadAhead(false).
+	NoReadAhead bool
 	// ZeroCopy is the length from which Read and Write use registered memory as
 	// it is; 0: 16 KiB, negative: never.
 	ZeroCopy int

@@ -45,6 +45,8 @@ type buffer struct {
 	user  *Buffer // whose memory this is; nil: an arena's
 	tag   uint32  // of the request that posted it
 
+	recalled bool // the driver has asked for it back
+
 	filled   uint32 // bytes the adapter reported, from the start
 	consumed uint32 // of these, bytes that the reader has taken
 	parts    uint32 // responses that reported them
@@ -126,7 +128,7 @@ func (a *arena) allocLocked(class int) *buffer {
 	if class == reserveClass {
 		a.usedRes += len(p.data)
 	}
-	p.filled, p.consumed, p.parts, p.final, p.err = 0, 0, 0, false, nil
+	p.filled, p.consumed, p.parts, p.final, p.err, p.recalled = 0, 0, 0, false, nil, false
 	return p
 }
 

@@ -44,7 +44,7 @@ type Buffer struct {
 	op   Op
 	cq   *CompletionQueue // nil: a call waits
 
-	posted atomic.Bool // the adapter has it; written under conn.mu
+	posted atomic.Bool // it is the connection's; written under conn.mu
 
 	// conn.mu protects these while the buffer is posted.
 	cancel   cancelState
@@ -52,9 +52,13 @@ type Buffer struct {
 	fetched  uint32
 	status   abi.Status
 	n        uint32
-	lost     error   // why there is no terminal response
-	over     bool    // cq nil: ended
-	later    *Buffer // behind it in the connection's list of receive buffers
+	lost     error // why there is no terminal response
+	over     bool  // cq nil: ended
+	once     bool  // the first bytes end it
+	given    bool  // of a receive: the adapter has it
+	copied   bool  // of a receive: bytes came from the driver's buffers
+
+	earlier, later *Buffer // in the connection's list of receive buffers
 
 	// cq.mu protects these, conn.mu if there is no cq.
 	queued bool
@@ -125,7 +129,8 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.conn.Store(c)
 	b.op, b.cq = op, cq
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
-	b.fetched, b.status, b.n, b.later = 0, abi.StatusOK, 0, nil
+	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
+	b.once, b.given, b.copied = false, false, false
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil
 	b.buf.filled, b.buf.consumed, b.buf.parts, b.buf.final = 0, 0, 0, false
 }

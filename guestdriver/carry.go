@@ -331,7 +331,8 @@ func (c *Conn) goOn() {
 			_ = c.halfCloseLocked(abi.TerminateReceive)
 		}
 	}
-	c.replenishLocked()
+	c.paused = false
+	c.advanceLocked()
 	c.rcond.Broadcast()
 	c.wcond.Broadcast()
 }

@@ -46,7 +46,18 @@ type Conn struct {
 	class   int // of the next receive buffer
 	eof     bool
 	rerr    error
+	own     [maxReceive]*buffer // those that the adapter has
+	owned   int
 	rdShut  bool // CloseRead
+
+	// Buffers of the application, in order; see postbuffer.go.
+	userFirst, userLast *Buffer
+	userNext            *Buffer // the first that the adapter does not have
+	reader              *Buffer // of a Read into registered memory; rdMu protects it
+	posting             bool    // PostBuffer is in use: no reading ahead
+	onDemand            bool    // no reading ahead at all
+	waiting             bool    // a reader waits for the driver's buffers
+	paused              bool    // a stop is under way
 
 	// Send.
 	held   int // bytes of DMA memory: posted, or being filled
@@ -81,6 +92,7 @@ func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *C
 	c := &Conn{network: network, local: local, remote: remote, class: firstClass, linger: -1}
 	c.id.Store(id)
 	c.on.Store(ln)
+	c.onDemand = ln.a.opts.NoReadAhead
 	c.rcond.L, c.wcond.L = &c.mu, &c.mu
 	return c
 }
@@ -233,6 +245,7 @@ func (c *Conn) closeLocked(mode uint32) {
 	if !c.reading {
 		c.dropSegmentsLocked()
 	}
+	c.feedLocked()
 }
 
 // terminateLocked ends a closed connection, behind everything that was posted.
@@ -278,6 +291,7 @@ func (c *Conn) CloseRead() error {
 	if !c.reading {
 		c.dropSegmentsLocked()
 	}
+	c.feedLocked()
 	if c.isGone || c.eof || c.rerr != nil {
 		return nil
 	}
@@ -301,6 +315,7 @@ func (c *Conn) ended(how uint32) {
 		c.mu.Lock()
 		c.eof = true
 		c.rcond.Broadcast()
+		c.feedLocked()
 		c.mu.Unlock()
 	case abi.EndedTimedOut:
 		c.fail(statusErr("read", abi.StatusTimedOut))
@@ -329,6 +344,7 @@ func (c *Conn) failLocked(err error) {
 	}
 	c.rcond.Broadcast()
 	c.wcond.Broadcast()
+	c.feedLocked()
 }
 
 // gone acts on the terminal response to a termination: the id is no more.
@@ -351,4 +367,5 @@ func (c *Conn) roomFreed() {
 	defer c.mu.Unlock()
 	c.rcond.Broadcast()
 	c.wcond.Broadcast()
+	c.advanceLocked()
 }

@@ -17,11 +17,12 @@
 // until its terminal response.
 //
 // An application that wants no copies registers memory ([Adapter.Alloc],
-// [Adapter.Register]) and posts parts of it ([Buffer], [Conn.SendBuffer]), or
-// gives slices of it to Write and WriteBuffers, which then wait until the peer
-// has the bytes. It has the memory back with the final completion, or with the
-// return of the call, and not before the adapter is done with it: when a call's
-// deadline passes meanwhile the adapter is asked for it first.
+// [Adapter.Register]) and posts parts of it ([Buffer], [Conn.SendBuffer],
+// [Conn.PostBuffer], [CompletionQueue]), or gives slices of it to Write,
+// WriteBuffers and Read. It has the memory back with the final completion, or
+// with the return of the call, and not before the adapter is done with it: when a
+// call's deadline passes meanwhile the adapter is asked for it first. Who gets
+// which bytes when both kinds meet stands in postbuffer.go.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.
 // DMA memory is bounded by Options.Memory: how sends and receive buffers share

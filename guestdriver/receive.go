@@ -5,6 +5,7 @@ package guestdriver
 import (
 	"io"
 	"os"
+	"slices"
 	"syscall"
 
 	"toebox/vdev/abi"
@@ -32,6 +33,9 @@ const (
 // replenishLocked posts buffers while the adapter has less room than one
 // buffer of the present class.
 func (c *Conn) replenishLocked() {
+	if (c.posting || c.onDemand) && !c.waiting {
+		return
+	}
 	rx := c.lane().a.rx
 	for c.carry == nil && !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
 		c.bufs < maxReceive && c.room < classSize(c.class) {
@@ -48,9 +52,11 @@ func (c *Conn) replenishLocked() {
 			}
 			return
 		}
-		_, err := c.lane().start(request{kind: kindReceive, conn: c, buf: buf}, abi.Fields{
-			Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id.Load(), Length: uint32(len(buf.data)),
-		}, true)
+		f := abi.Fields{Type: abi.TypeBufferAvailable, Base: buf.iova, Conn: c.id.Load(), Length: uint32(len(buf.data))}
+		if c.onDemand {
+			f.Flags = abi.FlagOnce // for the reader that waits
+		}
+		tag, err := c.lane().start(request{kind: kindReceive, conn: c, buf: buf}, f, true)
 		if err != nil {
 			rx.release(buf)
 			if err != errNoRoom {
@@ -60,6 +66,9 @@ func (c *Conn) replenishLocked() {
 			}
 			return
 		}
+		buf.tag = tag
+		c.own[c.owned] = buf
+		c.owned++
 		c.bufs++
 		c.requests++
 		c.room += len(buf.data)
@@ -70,7 +79,7 @@ func (c *Conn) replenishLocked() {
 func (c *Conn) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.replenishLocked()
+	c.advanceLocked()
 }
 
 // received acts on a buffer receive response. It returns false, and changes
@@ -85,6 +94,15 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 	}
 	buf.filled += f.Length
 	buf.parts++
+	if b := buf.user; b != nil {
+		s := abi.Status(f.Aux)
+		c.userReceivedLocked(b, f.Length, final, s)
+		if final {
+			c.statusLocked(s)
+			c.advanceLocked()
+		}
+		return true
+	}
 	c.room -= int(f.Length)
 	if f.Length > 0 && !c.closed && !c.rdShut {
 		if n := len(c.segs); n > 0 && c.segs[n-1].buf == buf && c.segs[n-1].off+c.segs[n-1].n == f.Offset {
@@ -104,7 +122,7 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 		}
 		c.statusLocked(abi.Status(f.Aux))
 	}
-	c.replenishLocked()
+	c.advanceLocked()
 	return true
 }
 
@@ -113,6 +131,11 @@ func (c *Conn) finalLocked(buf *buffer) {
 	c.requests--
 	c.room -= len(buf.data) - int(buf.filled)
 	buf.final = true
+	if i := slices.Index(c.own[:c.owned], buf); i >= 0 {
+		c.owned--
+		copy(c.own[i:], c.own[i+1:])
+		c.own[c.owned] = nil
+	}
 	c.recycleLocked(buf)
 }
 
@@ -130,8 +153,16 @@ func (c *Conn) recycleLocked(buf *buffer) {
 func (c *Conn) bufferBack(buf *buffer, s abi.Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.finalLocked(buf)
+	recalled := buf.recalled // judged before the buffer is another's
+	if buf.user != nil {
+		c.userBackLocked(buf.user, s)
+	} else {
+		c.finalLocked(buf)
+	}
 	c.statusLocked(s)
+	if c.userNext != nil || recalled {
+		c.advanceLocked()
+	}
 }
 
 // statusLocked acts on the status with which a receive buffer came back.
@@ -150,9 +181,13 @@ func (c *Conn) statusLocked(s abi.Status) {
 }
 
 // bufferLost acts on a receive buffer that will have no response.
-func (c *Conn) bufferLost(buf *buffer, _ error) {
+func (c *Conn) bufferLost(buf *buffer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if buf.user != nil {
+		c.userLostLocked(buf.user, err)
+		return
+	}
 	c.finalLocked(buf)
 }
 
@@ -168,6 +203,7 @@ func (c *Conn) dropSegmentsLocked() {
 // nextLocked waits for data and returns the first segment, or why there is
 // none.
 func (c *Conn) nextLocked() (segment, error) {
+	defer func() { c.waiting = false }()
 	for {
 		switch {
 		case c.closed:
@@ -183,6 +219,12 @@ func (c *Conn) nextLocked() (segment, error) {
 		case c.eof:
 			return segment{}, io.EOF
 		}
+		if !c.waiting {
+			// Whoever waits for the driver's buffers gets some; that may fail.
+			c.waiting = true
+			c.advanceLocked()
+			continue
+		}
 		c.rcond.Wait()
 	}
 }
@@ -190,6 +232,15 @@ func (c *Conn) nextLocked() (segment, error) {
 // takeLocked ends the work on n bytes of the first segment.
 func (c *Conn) takeLocked(n int) {
 	c.reading = false
+	c.consumeLocked(n)
+	if c.closed || c.rdShut {
+		c.dropSegmentsLocked()
+	}
+	c.advanceLocked()
+}
+
+// consumeLocked takes n bytes off the first segment.
+func (c *Conn) consumeLocked(n int) {
 	s := &c.segs[0]
 	buf := s.buf
 	s.off += uint32(n)
@@ -201,14 +252,19 @@ func (c *Conn) takeLocked(n int) {
 		c.segs = c.segs[:len(c.segs)-1]
 	}
 	c.recycleLocked(buf)
-	if c.closed || c.rdShut {
-		c.dropSegmentsLocked()
+}
+
+// readAheadLocked has the driver read ahead again, unless buffers of the
+// application are posted.
+func (c *Conn) readAheadLocked() {
+	if c.userFirst == nil {
+		c.posting = false
 	}
-	c.replenishLocked()
 }
 
 // Read copies what is there, up to len(p) bytes; it waits only when there is
-// nothing.
+// nothing. Then a p of at least Options.ZeroCopy bytes that lies in registered
+// memory is posted itself, and what comes stands in it without a copy (MM03).
 func (c *Conn) Read(p []byte) (int, error) {
 	c.rdMu.Lock()
 	defer c.rdMu.Unlock()
@@ -220,6 +276,12 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		return 0, nil
 	}
+	if c.readsDirectLocked(p) {
+		n, err := c.readDirectLocked(p)
+		return n, c.opError("read", err)
+	}
+	c.lane().a.host.bufferedReads.Add(1)
+	c.readAheadLocked()
 	total := 0
 	for total < len(p) && (total == 0 || len(c.segs) > 0 && !c.closed && !c.rdShut) {
 		s, err := c.nextLocked()
@@ -266,6 +328,7 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	defer c.rdMu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.readAheadLocked()
 	var total int64
 	for {
 		s, err := c.nextLocked()

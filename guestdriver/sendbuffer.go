@@ -29,13 +29,17 @@ func (c *Conn) SendBuffer(b *Buffer, q *CompletionQueue) error {
 }
 
 // CancelBuffer asks for a buffer back that was posted on c (CE10); the final
-// completion says who won. Of a send that was cancelled N bytes are in the
+// completion says who won, and Err of a loser unwraps to ECANCELED. Of a send that was cancelled N bytes are in the
 // stream; with Options.CarryOver the connection does not survive a stop then.
 func (c *Conn) CancelBuffer(b *Buffer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !b.posted.Load() || b.conn.Load() != c {
 		return nil // it is over
+	}
+	if b.op == OpReceive && !b.given {
+		c.endUserLocked(b, statusErr("read", abi.StatusCancelled))
+		return nil
 	}
 	return c.opError("cancel", b.cancelLocked())
 }
@@ -121,7 +125,7 @@ func (c *Conn) writeRun(v [][]byte) (total int, err error) {
 	for n < len(v) && n < directRun && c.writesDirect(v[n]) {
 		p := v[n]
 		b := c.piece(n)
-		if !c.claimSlice(b, p[:min(len(p), maxPost)]) {
+		if !c.claimSlice(b, OpSend, p[:min(len(p), maxPost)]) {
 			err = errMemory // deregistered meanwhile
 			break
 		}
@@ -150,19 +154,22 @@ func (c *Conn) piece(i int) *Buffer {
 }
 
 // claimSlice makes b the registered memory p; false if it is not that.
-func (c *Conn) claimSlice(b *Buffer, p []byte) bool {
+func (c *Conn) claimSlice(b *Buffer, op Op, p []byte) bool {
 	m, off := c.lane().a.lookup(p)
 	if m == nil || !m.pin() {
 		return false
 	}
 	b.set(m, off, len(p))
-	b.begin(OpSend, c, nil)
+	b.begin(op, c, nil)
 	return true
 }
 
 // takeBackLocked cancels a buffer of a call that waits for its end. An error
 // other than the lack of room means that a reset is about to end it.
 func (c *Conn) takeBackLocked(b *Buffer) {
+	if !b.over && b.op == OpReceive && !b.given {
+		c.endUserLocked(b, nil)
+	}
 	for !b.over && b.cancelLocked() == errNoRoom && c.lane().awaitRoom(c) {
 	}
 }

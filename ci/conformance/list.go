@@ -178,8 +178,11 @@ func Tests() []*Test {
 
 		{Name: "TestMM01_Buffered", IDs: ids("MM01"), Needs: peer, Wire: true, Func: TestMM01_Buffered},
 		{Name: "TestMM01_BadMemory", IDs: ids("MM01"), Needs: peer, Func: TestMM01_BadMemory},
-		{Name: "TestMM02_Send", IDs: ids("MM02", "IF06"), Needs: bulk, Func: TestMM02_Send},
+		{Name: "TestMM02_Send", IDs: ids("MM02", "IF06"), Needs: bulk, Limit: time.Minute, Func: TestMM02_Send},
 		{Name: "TestMM02_WriteDeadline", IDs: ids("MM02", "CE10"), Needs: bulk, Func: TestMM02_WriteDeadline},
+		{Name: "TestMM02_Receive", IDs: ids("MM02", "MM05"), Needs: bulk, Limit: time.Minute, Func: TestMM02_Receive},
+		{Name: "TestMM03_ReadDirect", IDs: ids("MM03"), Needs: peer, Func: TestMM03_ReadDirect},
+		{Name: "TestMM03_Switch", IDs: ids("MM03", "CE10"), Needs: peer, Wire: true, Func: TestMM03_Switch},
 		{Name: "TestMM04_ReceiveGroup", IDs: ids("MM04"), Needs: peer, Func: TestMM04_ReceiveGroup},
 		{Name: "TestMM04_GroupBy", IDs: ids("MM04"), Needs: peer, Func: TestMM04_GroupBy},
 		{Name: "TestMM04_Proportion", IDs: ids("MM04"), Needs: bulk, Limit: 2 * time.Minute, Func: TestMM04_Proportion},

@@ -3,11 +3,14 @@
 package conformance
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"toebox/guestdriver"
@@ -126,4 +129,124 @@ func TestMM02_WriteDeadline(t *T) {
 	h.Write(tail)
 	want(t, "SHA-256 at the peer", res.Sum, hex.EncodeToString(h.Sum(nil)))
 	want(t, "copies by the host", t.copies(a).since(before).host, uint64(len(tail)))
+}
+
+// TestMM02_Receive receives 64 MiB into posted buffers: no copy by the host, one
+// copy of each byte by the adapter, in the order of the posts, told of as it
+// comes.
+func TestMM02_Receive(t *T) {
+	const size, total = 256 << 10, int64(64 << 20)
+	a := t.driver()
+	bufs := t.buffers(a, 4, size)
+	p, conn := t.dialPeer(a, Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: 33}})
+	c := conn.(*guestdriver.Conn)
+	c.SetReadAhead(false)
+	q := guestdriver.NewCompletionQueue()
+	for _, b := range bufs {
+		check(t, "post a buffer", c.PostBuffer(b, q))
+	}
+	before := t.copies(a)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	expect := make([]byte, size)
+	var off int64
+	for next := 0; off < total; {
+		d, err := q.Next(t.ctx)
+		check(t, "completion", err)
+		if d.Buffer != bufs[next] || d.Conn != c || d.Op != guestdriver.OpReceive || d.Offset != int(off%size) || d.N == 0 || d.Err != nil ||
+			d.Final != (d.Offset+d.N == size) {
+			t.Fatalf("completion behind %d bytes, in buffer %d: %+v", off, next, d)
+		}
+		got := d.Buffer.Bytes()[d.Offset : d.Offset+d.N]
+		// Of most of it the ends of each delivery: the stream is costly to make.
+		if edge := 512; off > total/8 && d.N > 2*edge {
+			Payload(expect[:edge], 33, off)
+			Payload(expect[edge:2*edge], 33, off+int64(d.N-edge))
+			got = slices.Concat(got[:edge], got[d.N-edge:])
+		} else {
+			Payload(expect[:d.N], 33, off)
+		}
+		if !bytes.Equal(got, expect[:len(got)]) {
+			t.Fatalf("bytes [%d, %d) differ", off, off+int64(d.N))
+		}
+		off += int64(d.N)
+		if d.Final {
+			next = (next + 1) % len(bufs)
+			if off+int64(len(bufs)-1)*size < total {
+				check(t, "post a buffer", c.PostBuffer(d.Buffer, q))
+			}
+		}
+	}
+	moved := t.copies(a).since(before)
+	want(t, "copies by the host, in registered memory, by the adapter, in bytes",
+		copies{moved.host, moved.direct, moved.adapter, 0}, copies{0, uint64(total), uint64(total), 0})
+	if n, err := c.Read(expect); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read at the end: %d, %v", n, err)
+	}
+	want(t, "peer's error", t.outcome(p).Err, "")
+}
+
+// TestMM03_ReadDirect: a Read into registered memory that is there before the
+// data gets them without a copy; what comes beyond, or earlier, is copied.
+func TestMM03_ReadDirect(t *T) {
+	a := t.driver()
+	const size = 64 << 10
+	m, err := a.Alloc(size)
+	check(t, "register memory", err)
+	p, conn := t.dialPeer(a, Script{{Op: OpWait}, {Op: OpSend, N: 100, Seed: 34}, {Op: OpWait}, {Op: OpSend, N: 5000, Seed: 35}, {Op: OpDiscard}})
+	expect := make([]byte, size)
+	type result struct {
+		n   int
+		err error
+	}
+	over := make(chan result, 1)
+	go func() {
+		n, err := conn.Read(m.Bytes())
+		over <- result{n, err}
+	}()
+	held := func(want int) {
+		t.until("the adapter to have the memory of the read", func() bool {
+			v, err := a.Attribute(t.ctx, conn.(*guestdriver.Conn).ID(), 0x0289)
+			check(t, "HELD_BUFFERS", err)
+			for ; len(v) >= 16; v = v[16:] {
+				if binary.LittleEndian.Uint64(v[8:]) == m.IOVA() {
+					return int(binary.LittleEndian.Uint32(v[4:])) == want
+				}
+			}
+			return false
+		})
+	}
+	held(size)
+	before := t.copies(a)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	r := <-over
+	if r.err != nil || r.n == 0 || r.n > 100 {
+		t.Fatalf("read: %+v", r)
+	}
+	Payload(expect[:100], 34, 0)
+	want(t, "bytes at the application's own address", string(m.Bytes()[:r.n]), string(expect[:r.n]))
+	want(t, "copies by the host", t.copies(a).since(before).host, 0)
+	_, err = io.ReadFull(conn, expect[r.n:100]) // heap: the rest, if it came in two
+	check(t, "the rest", err)
+
+	// Data first: it is in the driver's buffers, and copied.
+	check(t, "peer: signal", p.Signal(t.ctx))
+	_, err = io.ReadFull(conn, expect[:1])
+	check(t, "read one byte", err)
+	n, err := conn.Read(m.Bytes())
+	check(t, "read", err)
+	for n < 4999 {
+		k, err := conn.Read(m.Bytes()[n:])
+		check(t, "read", err)
+		n += k
+	}
+	Payload(expect[:5000], 35, 0)
+	want(t, "bytes", string(m.Bytes()[:n]), string(expect[1:5000]))
+
+	// A deadline gets the memory back, and nothing is lost by that.
+	check(t, "set a deadline", conn.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
+	k, err := conn.Read(m.Bytes())
+	if k != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read past its deadline: %d, %v", k, err)
+	}
+	check(t, "deregister", m.Deregister())
 }

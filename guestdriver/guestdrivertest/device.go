@@ -222,6 +222,14 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 			f.answerLocked(qi, Answer(r, abi.TypeBufferDone, abi.StatusBadConnection))
 			return
 		}
+		if c.finTold || c.noReceive {
+			s := abi.StatusEndOfStream
+			if c.noReceive {
+				s = abi.StatusClosed
+			}
+			f.answerLocked(qi, Answer(r, abi.TypeBufferDone, s))
+			return
+		}
 		c.bufs = append(c.bufs, posted{r, r.Offset})
 	case abi.TypeConnect:
 		f.connectLocked(qi, q, r)
