@@ -40,6 +40,9 @@ type Config struct {
 	Command string
 	// Socket is the path of the adapter's vfio-user server.
 	Socket string
+	// Exec, if not nil, runs the program instead, until ctx ends at the latest,
+	// where it reaches the adapter by itself.
+	Exec func(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error
 	// Stderr gets what the program says beside the protocol; nil: nobody.
 	Stderr io.Writer
 }
@@ -55,12 +58,12 @@ func (e *StatusError) Error() string { return fmt.Sprintf("status %d: %s", e.Sta
 // Driver is a program under test.
 type Driver struct {
 	cfg    Config
-	cmd    *exec.Cmd
 	in     io.WriteCloser
-	out    *os.File
-	lines  chan string // closed at the end of the program's output
+	out    io.ReadCloser
+	end    func() error // ends the program; nil until it was started
+	lines  chan string  // closed at the end of the program's output
 	gone   chan struct{}
-	memory *os.File
+	memory *os.File         // nil if the program has no use for it
 	client *vfiouser.Client // nil until the program opens the adapter
 	ops    []string
 }
@@ -68,13 +71,22 @@ type Driver struct {
 // Start starts the program and waits for its first line.
 func Start(ctx context.Context, cfg Config) (*Driver, error) {
 	d := &Driver{cfg: cfg, lines: make(chan string), gone: make(chan struct{})}
-	if err := d.start(ctx); err != nil {
+	start := d.startHere
+	if cfg.Exec != nil {
+		start = d.startThere
+	}
+	err := start()
+	if err == nil {
+		err = d.begin(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("foreign: start: %w", err), d.Close())
 	}
 	return d, nil
 }
 
-func (d *Driver) start(ctx context.Context) error {
+// startHere starts a process, with memory for DMA.
+func (d *Driver) startHere() error {
 	fd, err := unix.MemfdCreate("toebox driver", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("memfd: %w", err)
@@ -89,7 +101,8 @@ func (d *Driver) start(ctx context.Context) error {
 	// A shell may have children: all end together.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = endTime // one that left the group may hold its outputs
-	if d.in, err = cmd.StdinPipe(); err != nil {
+	in, err := cmd.StdinPipe()
+	if err != nil {
 		return err
 	}
 	r, w, err := os.Pipe()
@@ -103,8 +116,48 @@ func (d *Driver) start(ctx context.Context) error {
 		r.Close()
 		return err
 	}
-	d.cmd, d.out = cmd, r
-	go d.read(r)
+	d.in, d.out = in, r
+	d.end = func() error {
+		// The group's leader is not yet waited for, so the number is still its.
+		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait() // killed
+		if errors.Is(err, syscall.ESRCH) {
+			err = nil
+		}
+		return err
+	}
+	return nil
+}
+
+// startThere starts the program by Exec.
+func (d *Driver) startThere() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	inR, inW := io.Pipe()
+	outR, outW := io.Pipe()
+	stderr := d.cfg.Stderr
+	if stderr == nil {
+		stderr = io.Discard
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := d.cfg.Exec(ctx, inR, outW, stderr)
+		inR.Close()
+		outW.CloseWithError(err) // nil: the end of the output
+	}()
+	d.in, d.out = inW, outR
+	d.end = func() error {
+		cancel()
+		outR.Close()
+		<-ended
+		return nil
+	}
+	return nil
+}
+
+// begin reads the first line.
+func (d *Driver) begin(ctx context.Context) error {
+	go d.read()
 	line, err := d.line(ctx)
 	if err != nil {
 		return err
@@ -118,10 +171,9 @@ func (d *Driver) start(ctx context.Context) error {
 }
 
 // read passes lines on until the output ends or Close is called.
-func (d *Driver) read(r *os.File) {
+func (d *Driver) read() {
 	defer close(d.lines)
-	defer r.Close()
-	in := bufio.NewScanner(r)
+	in := bufio.NewScanner(d.out)
 	in.Buffer(make([]byte, 4096), maxLine)
 	for in.Scan() {
 		select {
@@ -243,6 +295,9 @@ func (d *Driver) bus(ctx context.Context, what string, words []string) (string, 
 
 // open connects to the adapter and gives it the memory.
 func (d *Driver) open(ctx context.Context) (string, error) {
+	if d.memory == nil {
+		return "", errors.New("the kit lends no bus here: the adapter is at $TOEBOX_BDF")
+	}
 	if d.client == nil {
 		c, err := vfiouser.Dial(ctx, d.cfg.Socket, vfiouser.ClientConfig{})
 		if err != nil {
@@ -259,27 +314,24 @@ func (d *Driver) open(ctx context.Context) (string, error) {
 
 // Close ends the program and lets the adapter go. It is idempotent.
 func (d *Driver) Close() error {
-	if d.memory == nil {
-		return nil
-	}
 	var errs []error
-	if d.cmd != nil {
+	if d.end != nil {
 		close(d.gone)
 		d.in.Close()
-		// The group's leader is not yet waited for, so the number is still its.
-		if err := syscall.Kill(-d.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			errs = append(errs, err)
-		}
-		_ = d.cmd.Wait() // killed
-		d.out.Close()    // ends the reader, whoever holds the other end
+		errs = append(errs, d.end())
+		d.out.Close() // ends the reader, whoever holds the other end
 		for range d.lines {
 		}
+		d.end = nil
 	}
 	if d.client != nil {
 		errs = append(errs, d.client.Close())
+		d.client = nil
 	}
-	errs = append(errs, d.memory.Close())
-	d.memory = nil
+	if d.memory != nil {
+		errs = append(errs, d.memory.Close())
+		d.memory = nil
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("foreign: close: %w", err)
 	}

@@ -30,7 +30,7 @@ func TestExample(t *testing.T) {
 	code := suite.Run(t.Context(), suite.Options{
 		Driver: "exec python3 example/driver.py", Seed: 1, Strict: true, TimeoutScale: 3, Out: &out,
 	})
-	if code != runner.ExitOK || !strings.Contains(out.String(), "\n8 passed, 0 failed, 0 skipped\n") {
+	if code != runner.ExitOK || !strings.Contains(out.String(), "\n11 passed, 0 failed, 0 skipped\n") {
 		t.Errorf("exit code %d\n%s", code, &out)
 	}
 }

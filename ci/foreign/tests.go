@@ -13,6 +13,11 @@ import (
 	"toebox/ci/conformance"
 )
 
+// Rungs are those that somebody else's driver runs on.
+func Rungs() []string {
+	return []string{conformance.RungSocket, conformance.RungVM, conformance.RungUIO}
+}
+
 // Tests are the functions of the kit that a program is put through. start makes
 // a fresh program on a fresh adapter.
 func Tests(start func(context.Context) (*Driver, error)) []*conformance.Test {
@@ -31,9 +36,12 @@ func Tests(start func(context.Context) (*Driver, error)) []*conformance.Test {
 		{"TestIF13_DriverAdapter", "IF13", "reset get", adapter},
 		{"TestIF15_DriverEcho", "IF15", "reset connect send recv close", echo},
 		{"TestIF10_DriverReset", "IF10", "reset connect send recv close", reset},
+		{"TestCE10_DriverCancel", "CE10", "reset cancel connect close", cancel},
+		{"TestIF13_DriverStats", "IF13", "reset stats connect close", stats},
+		{"TestIF14_DriverSet", "IF14", "reset get set connect close", set},
 	} {
 		out = append(out, &conformance.Test{
-			Name: k.name, IDs: []string{k.id}, Needs: conformance.NeedPeer, Rungs: []string{conformance.RungSocket},
+			Name: k.name, IDs: []string{k.id}, Needs: conformance.NeedPeer, Rungs: Rungs(),
 			Func: func(t *conformance.T) {
 				d, err := start(t.Context())
 				if err != nil {
@@ -208,4 +216,71 @@ func reset(r *run) {
 	r.serve(conformance.Script{{Op: conformance.OpDiscard}})
 	r.do("reset")
 	echo(r)
+}
+
+// cancel: a connect that nobody answers ends by its cancellation, and nothing
+// else does.
+func cancel(r *run) {
+	a, err := r.Peer().Hang(r.Context())
+	if err != nil {
+		r.Fatalf("peer: %v", err)
+	}
+	if s := r.id("cancel", a); s != "2" { // CANCELLED
+		r.Errorf("the cancelled connect ended with status %s, want 2", s)
+	}
+	connect(r)
+}
+
+// stats: counters of the adapter move with what it does.
+func stats(r *run) {
+	count := func(index int) uint64 {
+		r.Helper()
+		n, err := strconv.ParseUint(r.id("stats", index), 10, 64)
+		if err != nil {
+			r.Fatalf("counter %d: %v", index, err)
+		}
+		return n
+	}
+	const connectsOK, frames = 19, 51
+	ok, sent := count(connectsOK), count(frames)
+	connect(r)
+	if now := count(connectsOK); now != ok+1 {
+		r.Errorf("connects_ok is %d after a connect, %d before", now, ok)
+	}
+	if now := count(frames); now <= sent {
+		r.Errorf("frames_sent is %d after a connect, %d before", now, sent)
+	}
+}
+
+// set: attributes of a connection and of the adapter take values, and say why
+// they do not.
+func set(r *run) {
+	p, id := r.serve(conformance.Script{{Op: conformance.OpDiscard}})
+	for _, c := range []struct {
+		id        any
+		attribute int
+		value     string
+		status    int
+	}{
+		{id, 0x0212, "3700000000000000", 0},  // TTL
+		{0, 0x010d, "4d00000000000000", 0},   // MAX_CONNECTIONS
+		{id, 0x0203, "0100000000000000", 49}, // STATE: READ_ONLY
+		{id, 0x0212, "ffff000000000000", 52}, // BAD_VALUE
+		{id, 0x0212, "37", 38},               // BAD_LENGTH
+		{0, 0x7abc, "0000000000000000", 48},  // UNKNOWN_ATTRIBUTE
+	} {
+		_, err := r.d.Do(r.Context(), "set", c.id, c.attribute, c.value)
+		s, failed := errors.AsType[*StatusError](err)
+		if err != nil && !failed || failed != (c.status != 0) || failed && s.Status != c.status {
+			r.Errorf("set of attribute %#x to %s: %v, want status %d", c.attribute, c.value, err, c.status)
+		}
+		if c.status != 0 {
+			continue
+		}
+		if got := r.id("get", c.id, c.attribute, 8); !strings.EqualFold(got, c.value) {
+			r.Errorf("attribute %#x is %s after a set of %s", c.attribute, got, c.value)
+		}
+	}
+	r.do("close", id, "graceful")
+	r.result(p)
 }
