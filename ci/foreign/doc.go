@@ -3,7 +3,8 @@
 // Package foreign holds somebody else's driver to the interface: a program in
 // any language that does what it is told by lines on its standard input
 // (DRIVER.md), behind "toebox test --driver CMD". The program reaches the
-// adapter of the socket rung through the kit, or speaks vfio-user itself.
+// adapter of the socket rung through the kit, or speaks vfio-user itself; in a
+// guest it meets the adapter as any driver there does.
 //
 // # Ownership and concurrency
 //

@@ -100,6 +100,19 @@ func (v *VM) boot(ctx context.Context, o images.Options, parts *images.Parts) er
 	return v.machine.Ready(ctx, nil)
 }
 
+// Died says how the guest ended, nil while it runs.
+func (v *VM) Died() error {
+	select {
+	case <-v.machine.Done():
+		if err := v.machine.Wait(); err != nil {
+			return fmt.Errorf("rig: vm: %w; the console ends:\n%s", err, v.machine.ConsoleTail(20))
+		}
+		return errors.New("rig: vm: the guest has ended")
+	default:
+		return nil
+	}
+}
+
 // Exec runs a program in the guest. When the guest dies, its last words are in
 // the error.
 func (v *VM) Exec(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {

@@ -43,8 +43,9 @@ type Options struct {
 	Count int
 	// Shard is "i/n": run the i-th of n parts.
 	Shard string
-	// Driver is a shell command, the driver to be tested instead of ours; it
-	// runs on the socket rung (package foreign).
+	// Driver is the driver to be tested instead of ours (package foreign): on the
+	// socket rung a shell command; in a guest a file or folder that is put there,
+	// and arguments.
 	Driver string
 	// Peer is conformance.PeerNAT to leave out the columns of the kernel, or
 	// conformance.PeerKernel to run them only, which makes them of rungs.
@@ -99,7 +100,6 @@ type suite struct {
 	shard, shards int
 	collector     runner.Collector
 	sink          runner.Sink
-	socket        string // of the running test's adapter, when a driver is tested
 
 	mu    sync.Mutex // of what rungs that run at the same time share: the sinks' state, Out
 	accel string
@@ -155,9 +155,8 @@ func Run(ctx context.Context, o Options) int {
 	}
 	sum := s.collector.Summary()
 	if !s.KTAP {
-		if s.Driver == "" {
-			Matrix(s.Out, s.collector.Results, s.Buses)
-		}
+		o := s.options("")
+		Matrix(s.Out, o.Tests, s.collector.Results, s.Buses)
 		s.again()
 		fmt.Fprintf(s.Out, "seed %d, %.1f s\n%v\n", s.Seed, time.Since(began).Seconds(), sum)
 	}
@@ -223,8 +222,15 @@ func (s *suite) check() error {
 	if s.Buses, err = choose(s.Buses, s.Peer); err != nil {
 		return err
 	}
-	if s.Driver != "" && !slices.Equal(s.Buses, []string{conformance.RungSocket}) {
-		return fmt.Errorf("a driver of your own runs on --bus %s", conformance.RungSocket)
+	if s.Driver != "" {
+		for _, b := range s.Buses {
+			if !slices.Contains(foreign.Rungs(), b) {
+				return fmt.Errorf("a driver of your own runs on --bus %s", strings.Join(foreign.Rungs(), ","))
+			}
+			if _, _, err := foreign.Pack(s.Driver); b != conformance.RungSocket && err != nil {
+				return fmt.Errorf("a driver in a guest begins with a file or folder: %w", err)
+			}
+		}
 	}
 	if s.re, err = regexp.Compile(s.Pattern); err != nil {
 		return fmt.Errorf("run: %w", err)
@@ -262,9 +268,9 @@ func (s *suite) scale(bus string) float64 {
 
 func (s *suite) options(bus string) runner.Options {
 	rung, peer := split(bus)
-	var tests []*conformance.Test // nil: the kit
+	tests := conformance.Tests()
 	if s.Driver != "" {
-		tests = foreign.Tests(s.startDriver)
+		tests = foreign.Tests(nil)
 	}
 	return runner.Options{
 		Tests: tests,
@@ -350,6 +356,12 @@ func (s *suite) host(ctx context.Context, bus string) error {
 		}
 		cfg.QEMU = q.Command
 	}
+	socket := "" // of the running test's adapter
+	if s.Driver != "" {
+		o.Tests = foreign.Tests(func(ctx context.Context) (*foreign.Driver, error) {
+			return foreign.Start(ctx, foreign.Config{Command: s.Driver, Socket: socket, Stderr: s})
+		})
+	}
 	o.Env = func(ctx context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
 		c := cfg
 		c.Seed = seed
@@ -366,18 +378,11 @@ func (s *suite) host(ctx context.Context, bus string) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		if s.Driver != "" {
-			s.socket = r.SocketPath()
-		}
+		socket = r.SocketPath()
 		return r.Env(), r.Close, nil
 	}
 	runner.Run(ctx, o)
 	return nil
-}
-
-// startDriver starts somebody's driver on the running test's adapter.
-func (s *suite) startDriver(ctx context.Context) (*foreign.Driver, error) {
-	return foreign.Start(ctx, foreign.Config{Command: s.Driver, Socket: s.socket, Stderr: s})
 }
 
 // guest boots a machine and runs the kit in it.
@@ -389,6 +394,14 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 	o := s.options(bus)
 	images := s.Images
 	images.Driver = driver
+	var program []string
+	if s.Driver != "" {
+		files, args, err := foreign.Pack(s.Driver)
+		if err != nil {
+			return err
+		}
+		images.Files, program = slices.Concat(images.Files, files), args
+	}
 	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger, Peer: o.Peer}, images, dir)
 	if err != nil {
 		return err
@@ -396,14 +409,18 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 	s.mu.Lock()
 	s.accel = v.Accel.Name
 	s.mu.Unlock()
-	g := runner.Guest{
-		Exec: v.Exec, Driver: driver, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
-		Scale: s.scale(bus), Stderr: s,
-	}
 	limit := s.limit(o)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	_, err = g.Run(ctx)
+	if s.Driver != "" {
+		err = s.foreign(ctx, v, o, append([]string{rig.GuestProgram, "-driver", driver, "-exec"}, program...))
+	} else {
+		g := runner.Guest{
+			Exec: v.Exec, Driver: driver, Program: rig.GuestProgram, Peer: v.Env().Peer, Options: o,
+			Scale: s.scale(bus), Stderr: s,
+		}
+		_, err = g.Run(ctx)
+	}
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: %w", errCrashed, err)
 	}
@@ -411,6 +428,33 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 		err = fmt.Errorf("%w (logs in %s)", err, dir)
 	}
 	return errors.Join(err, v.Close())
+}
+
+// foreign puts somebody's driver through its functions in a guest, where the kit
+// starts it, beside the adapter. The functions run here.
+func (s *suite) foreign(ctx context.Context, v *rig.VM, o runner.Options, args []string) error {
+	o.Tests = foreign.Tests(func(ctx context.Context) (*foreign.Driver, error) {
+		return foreign.Start(ctx, foreign.Config{
+			Stderr: s,
+			Exec: func(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error {
+				status, err := v.Exec(ctx, args, stdin, stdout, stderr)
+				if err == nil && status != 0 {
+					err = fmt.Errorf("the driver ended with status %d", status)
+				}
+				return err
+			},
+		})
+	})
+	o.Env = func(_ context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
+		if err := v.Died(); err != nil {
+			return nil, nil, fmt.Errorf("not run: %w", err)
+		}
+		env := v.Env()
+		env.Seed, env.Scale = seed, s.scale(o.Rung)
+		return env, func() error { return nil }, nil
+	}
+	runner.Run(ctx, o)
+	return v.Died()
 }
 
 // limit bounds a run in a guest: it ends by itself unless the guest is stuck.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"toebox/ci/conformance"
 	"toebox/ci/netns"
 	"toebox/ci/runner"
 )
@@ -31,6 +32,8 @@ func TestUsage(t *testing.T) {
 		"two peers":                  {Peer: "nat", Buses: []string{"inproc+kernel"}},
 		"twice":                      {Peer: "kernel", Buses: []string{"vm", "inproc", "vm+kernel"}},
 		"a peer of no driver's":      {Peer: "kernel", Driver: "true"},
+		"a driver of no rung's":      {Driver: "true", Buses: []string{"socket", "qtest"}},
+		"a driver that is no file":   {Driver: "echo toebox-driver 1", Buses: []string{"vm"}},
 		"nothing to do for the peer": {Peer: "kernel", Buses: []string{"inproc"}, Pattern: "IF02_Gap"},
 	} {
 		var out bytes.Buffer
@@ -244,7 +247,7 @@ func TestRun(t *testing.T) {
 
 func TestMatrix(t *testing.T) {
 	var out bytes.Buffer
-	Matrix(&out, []runner.Result{
+	Matrix(&out, conformance.Tests(), []runner.Result{
 		{Package: "x/inproc", Name: "TestIF04_Types", Action: runner.ActionPass},
 		{Package: "x/inproc", Name: "TestIF04_BadType", Action: runner.ActionFail},
 		{Package: "x/vm", Name: "TestIF04_Types", Action: runner.ActionSkip},

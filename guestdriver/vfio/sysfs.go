@@ -33,6 +33,10 @@ func Bind(bdf string) error {
 	return nil
 }
 
+// Group returns the number of the IOMMU group of a function that is bound to
+// vfio-pci: /dev/vfio/ has it as a device.
+func Group(bdf string) (string, error) { return group(sysfs.Mounted, bdf) }
+
 // group returns the number of a function's IOMMU group.
 func group(s sysfs.Dir, bdf string) (string, error) {
 	if err := sysfs.Check(bdf); err != nil {

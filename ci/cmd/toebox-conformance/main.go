@@ -51,6 +51,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	bdf := fs.String("bdf", "", "the adapter; default: the only one")
 	with := fs.String("peer", "stdio", "stdio or none")
 	network := fs.String("network", conformance.PeerNAT, "what the peer is, which chooses functions: nat or kernel")
+	other := fs.Bool("exec", false, "run the program that the arguments name, with the adapter's place in its environment")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return runner.ExitOK
@@ -58,10 +59,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runner.ExitUsage
 	}
 	re, err := regexp.Compile(*pattern)
-	if err != nil || fs.NArg() > 0 || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" ||
+	if err != nil || (fs.NArg() > 0) != *other || *shard < 1 || *shard > *shards || *with != "stdio" && *with != "none" ||
 		*driver != guest.DriverVFIO && *driver != guest.DriverUIO || *network != conformance.PeerNAT && *network != conformance.PeerKernel {
 		fmt.Fprintf(stderr, "toebox-conformance: bad arguments (%v): see -help\n", err)
 		return runner.ExitUsage
+	}
+	if *other {
+		err := execute(*driver, bdf, fs.Args())
+		fmt.Fprintf(stderr, "toebox-conformance: %v\n", err)
+		return runner.ExitNoRig
 	}
 	env := environment(*driver, bdf)
 	env.Scale = *scale
@@ -99,6 +105,23 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return &e, func() error { return nil }, nil
 	}
 	return runner.Run(ctx, o).ExitCode()
+}
+
+// execute becomes another program, somebody's driver (ci/foreign/DRIVER.md). It
+// returns only if it cannot.
+func execute(driver string, bdf *string, args []string) error {
+	if err := prepare(driver, bdf); err != nil {
+		return err
+	}
+	env := append(os.Environ(), "TOEBOX_KERNEL_DRIVER="+driver, "TOEBOX_BDF="+*bdf)
+	if driver == guest.DriverVFIO {
+		group, err := vfio.Group(*bdf)
+		if err != nil {
+			return err
+		}
+		env = append(env, "TOEBOX_GROUP="+group)
+	}
+	return fmt.Errorf("run %s: %w", args[0], syscall.Exec(args[0], args, env))
 }
 
 // environment is the rung that goes with a driver. The address is known later.

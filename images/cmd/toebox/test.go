@@ -14,7 +14,7 @@ type TestCmd struct {
 	Pattern string   `arg:"" optional:"" placeholder:"REGEXP" help:"Run the functions whose names match."`
 	Regexp  string   `name:"run" env:"TOEBOX_RUN" placeholder:"REGEXP" help:"The same, as a flag."`
 	Bus     []string `env:"TOEBOX_BUS" placeholder:"inproc,socket,qtest,vm,uio" help:"Rungs to run on; +kernel behind one puts the Linux kernel behind the adapter, in a network namespace over tap (inproc+kernel). Default: all, and those with the kernel that differ."`
-	Driver  string   `env:"TOEBOX_TEST_DRIVER" placeholder:"CMD" help:"Test this driver, in any language, instead of ours (ci/foreign/DRIVER.md)."`
+	Driver  string   `env:"TOEBOX_TEST_DRIVER" placeholder:"CMD" help:"Test this driver, in any language, instead of ours (ci/foreign/DRIVER.md); with --bus vm or uio a file or folder for the guest."`
 	Peer    string   `env:"TOEBOX_TEST_PEER" placeholder:"nat|kernel" enum:",nat,kernel" default:"" help:"Run with this peer only: nat, or kernel, which takes privileges; both by default."`
 	List    bool     `help:"List the functions, their requirements and rungs."`
 	Seed    uint64   `env:"TOEBOX_SEED" help:"Seed of schedules and payload; 0: a new one, which is printed."`
