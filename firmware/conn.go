@@ -77,7 +77,9 @@ type conn struct {
 	broken  bool // bytes are missing: SPEC.md §5.4
 	shut    bool // the host ended sending
 	finSent bool
-	inTx    int32 // place in queue.tx, 0: none
+	inTx    int32    // place in queue.tx, 0: none
+	class   uint8    // of what is not fetched, as load knows it
+	parked  *parking // nil: sends do not wait
 
 	// Receiving.
 	buffers   requestList
@@ -203,6 +205,10 @@ func (q *queue) forget(c *conn) {
 	} else {
 		q.fw.counters.connection(-1)
 	}
+	if c.phase == open {
+		q.load.land(c.queued-c.acked, 0)
+	}
+	q.dropParking(c)
 	c.phase = gone
 	q.forgetDelay(c)
 	q.limits.clear(c)
@@ -255,6 +261,7 @@ func (q *queue) die(c *conn) {
 	}
 	q.failSends(c, c.status)
 	q.failBuffers(c, c.status)
+	q.load.land(c.queued-c.acked, 0)
 	c.phase = dead
 	q.forgetDelay(c)
 	q.limits.clear(c)

@@ -64,7 +64,7 @@ func (datagrams) checkSend(c *conn, size uint32) abi.Status {
 // send sends the datagrams of a turn. Each is answered at once: what the
 // network does with it nobody can say.
 func (datagrams) send(q *queue, c *conn) {
-	for moved := 0; c.fetch != nil && moved < turnBytes; {
+	for moved, left := 0, c.fetchable(); c.fetch != nil && moved < turnBytes && left > 0; left-- {
 		r := c.fetch
 		if q.check != nil {
 			q.check.unchanged(r)

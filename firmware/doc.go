@@ -9,9 +9,9 @@
 // vectors, events. Files follow the journeys of a request: create.go, queue.go
 // (taking requests, handing slots back, sleeping), request.go (the ledger and
 // what is refused), control.go, connect.go, listen.go, send.go, receive.go,
-// receivedelay.go (when received bytes go), pick.go, history.go, group.go and
-// table.go (which buffer), bulk.go (whose turn it is), protocol.go and datagram.go
-// (where datagrams part from streams),
+// senddelay.go (when sends are read), receivedelay.go (when received bytes go),
+// pick.go, history.go, group.go and table.go (which buffer), bulk.go (whose turn it
+// is), protocol.go and datagram.go (where datagrams part from streams),
 // notify.go (when completions and arrivals are told; the rules are in files of
 // their own: notifygather.go, notifytempo.go, notifypattern.go), reports.go,
 // terminate.go, cancel.go, attributes.go and settings.go, respond.go (publishing

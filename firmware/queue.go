@@ -95,9 +95,11 @@ type queue struct {
 	stirred []*group
 	table   tableReader
 	delays  timers[*delay]
-	ripe    int  // of them, ended in this pass
-	tx, rx  bulk // who has something to send, or to deliver or accept
-	wait    bulk // data without a buffer
+	ripe    int      // of them, ended in this pass
+	tx, rx  bulk     // who has something to send, or to deliver or accept
+	wait    bulk     // data without a buffer
+	parked  parkings // sends that are left in host memory
+	load    load
 	timed   bool // time was read in this pass
 	time    uint64
 	move    mover
@@ -211,6 +213,7 @@ func (q *queue) pass() bool {
 		q.turnReceive()
 		q.writeReports()
 		q.flush()
+		q.expireParked()
 		q.turnSend()
 		q.turnStates()
 		q.flush()
@@ -444,6 +447,9 @@ func (q *queue) deadline() time.Duration {
 		if at := q.delayDeadline(); at > 0 && (when == 0 || at < when) {
 			when = at
 		}
+	}
+	if at := q.parkedDeadline(); watching && at > 0 && (when == 0 || at < when) {
+		when = at
 	}
 	if at := q.leaving.limit; q.leaving.active && q.state == abi.QueueDraining && q.held.n < holdLimit && (when == 0 || at < when) {
 		when = at

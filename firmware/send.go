@@ -57,9 +57,16 @@ func (q *queue) requestSend(f *abi.Fields) {
 	if q.check != nil {
 		q.check.posted(r)
 	}
+	if c.parked == nil && c.attrs.of(abi.AttrDelayCriteria) != 0 {
+		q.switchParking(c)
+	}
 	c.sends.push(r)
 	if c.fetch == nil {
 		c.fetch = r
+		q.load.class(c)
+	}
+	if c.parked != nil {
+		c.parked.waitMore(r)
 	}
 	if r.asap {
 		c.urgent++
@@ -67,15 +74,27 @@ func (q *queue) requestSend(f *abi.Fields) {
 	q.sendSoon(c)
 }
 
-// sendSoon gives c a turn if it has something to send and room for it.
+// sendSoon gives c a turn if it has something to send and room for it, and is
+// not to wait (SPEC.md §14.7).
 func (q *queue) sendSoon(c *conn) {
 	if c.fetch == nil || c.full || c.phase != open {
 		return
 	}
+	switch {
+	case c.inTx != 0:
+		if c.urgent > 0 {
+			q.reorder(c)
+		}
+	case c.parked != nil && q.holdBack(c):
+	default:
+		q.sendSince(c, q.policyTime())
+	}
+}
+
+// sendSince gives a turn to c, which waits since a time.
+func (q *queue) sendSince(c *conn, since uint64) {
 	if c.inTx == 0 {
-		c.inTx = q.tx.add(c, c.sendRank(), q.policyTime(), c.patience())
-	} else if c.urgent > 0 {
-		q.reorder(c)
+		c.inTx = q.tx.add(c, c.sendRank(), since, c.patience())
 	}
 }
 
@@ -96,8 +115,9 @@ func (q *queue) turnSend() {
 // that takes in one call, since the engine likes large writes.
 func (q *queue) sendStream(c *conn) {
 	n := 0
-	for r := c.fetch; r != nil && n < turnBytes && !r.bad; r = r.next {
+	for r, left := c.fetch, c.fetchable(); r != nil && left > 0 && n < turnBytes && !r.bad; r = r.next {
 		n += r.todo()
+		left--
 		if q.check != nil {
 			q.check.unchanged(r)
 		}
@@ -134,31 +154,73 @@ func (q *queue) sendStream(c *conn) {
 
 // fill copies the next bytes to send into engine memory p.
 func (q *queue) fill(p []byte) error {
-	m := &q.move
+	m, apart := &q.move, false
 	for len(p) > 0 {
 		r := m.r
 		if r == nil || r.bad {
 			return io.ErrUnexpectedEOF // the engine asks for more than it was offered
 		}
-		n := min(len(p), int(r.length-r.offset-m.pos))
-		m.piece = p[:n]
-		err := q.fw.chip.View(r.base+uint64(r.offset)+uint64(m.pos), n, false, q.looks.copyIn)
-		if err == nil && len(m.piece) > 0 {
-			err = io.ErrUnexpectedEOF
+		own := min(len(p), int(r.length-r.offset-m.pos))
+		n, more := own, 0
+		if !apart {
+			n, more = m.adjacent(own, len(p))
+		}
+		err := q.fetch(r.base+uint64(r.offset)+uint64(m.pos), p[:n])
+		if err != nil && more > 0 {
+			// Each request has a result of its own: which one cannot be read?
+			apart, n, more = true, own, 0
+			err = q.fetch(r.base+uint64(r.offset)+uint64(m.pos), p[:n])
 		}
 		if err != nil {
 			m.bad = r
 			return err
 		}
 		q.count(abi.CounterPayloadReads, 1)
+		q.count(abi.CounterTransfersMerged, uint64(more))
 		q.count(abi.CounterPayloadBytesRead, uint64(n))
 		q.count(abi.CounterCopiesBytes, uint64(n))
 		p = p[n:]
-		if m.pos += uint32(n); m.pos == r.length-r.offset {
-			m.r, m.pos = r.next, 0
-		}
+		m.advance(n)
 	}
 	return nil
+}
+
+// fetch copies host memory to p, by one DMA.
+func (q *queue) fetch(iova uint64, p []byte) error {
+	m := &q.move
+	m.piece = p
+	err := q.fw.chip.View(iova, len(p), false, q.looks.copyIn)
+	if err == nil && len(m.piece) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// adjacent extends the n bytes that come next, at most to limit, over the requests
+// behind whose memory goes on where that of the one before ends (MM11). It says how
+// many they are.
+func (m *mover) adjacent(n, limit int) (size, more int) {
+	for r := m.r; n < limit; more++ {
+		end := r.base + uint64(r.length)
+		if r = r.next; r == nil || r.bad || end == 0 || r.base+uint64(r.offset) != end {
+			break
+		}
+		n += min(limit-n, r.todo())
+	}
+	return n, more
+}
+
+// advance goes on by n bytes.
+func (m *mover) advance(n int) {
+	for n > 0 {
+		left := int(m.r.length - m.r.offset - m.pos)
+		if n < left {
+			m.pos += uint32(n)
+			return
+		}
+		n -= left
+		m.r, m.pos = m.r.next, 0
+	}
 }
 
 func (q *queue) copyIn(src []byte) error {
@@ -176,6 +238,10 @@ func (q *queue) sent(c *conn, n int) {
 			r.start = c.queued
 		}
 		k := min(n, r.todo())
+		q.load.fly(c, uint64(k))
+		if c.parked != nil {
+			c.parked.bytes -= uint64(k)
+		}
 		r.done += uint32(k)
 		c.queued += uint64(k)
 		n -= k
@@ -191,7 +257,12 @@ func (c *conn) fetched() {
 		c.urgent--
 	}
 	c.fetch.past = true
-	c.fetch = c.fetch.next
+	if c.parked != nil {
+		c.parked.waitLess(c.fetch)
+	}
+	if c.fetch = c.fetch.next; c.fetch == nil {
+		c.q.load.class(c)
+	}
 }
 
 // breakStream ends the sending of c at a request whose memory cannot be read:
@@ -216,6 +287,7 @@ func (q *queue) reached(c *conn) uint64 {
 	info := c.ep.Info()
 	if a := min(info.Acked, c.queued); a > c.acked {
 		q.count(abi.CounterBytesAcked, a-c.acked)
+		q.load.land(a-c.acked, c.queued-a)
 		c.acked = a
 	}
 	switch c.attrs.of(abi.AttrCompletionPoint) {
@@ -263,8 +335,13 @@ func (q *queue) answerSend(c *conn, r *request, s abi.Status, reached uint64) {
 func (q *queue) endSend(c *conn, r *request, s abi.Status, n uint32) {
 	if c.fetch == r {
 		c.fetched()
-	} else if r.asap && !r.past {
-		c.urgent--
+	} else if !r.past {
+		if r.asap {
+			c.urgent--
+		}
+		if c.parked != nil {
+			c.parked.waitLess(r)
+		}
 	}
 	c.sends.remove(r)
 	if q.check != nil {

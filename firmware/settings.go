@@ -60,6 +60,7 @@ const (
 	maxTime    = math.MaxInt64 // ns
 
 	maxNotifyCount = 1 << 20
+	maxDelayCount  = 1 << 20
 )
 
 func makeSettings() map[abi.Attribute]setting {
@@ -89,6 +90,12 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrTOS:               option(0, 255, engine.OptTOS),
 		abi.AttrTTL:               option(1, 255, engine.OptTTL),
 		abi.AttrPriority:          {max: expedited - 1},
+		abi.AttrDelayCriteria:     {max: enoughAll},
+		abi.AttrDelayCount:        {min: 1, max: maxDelayCount},
+		abi.AttrDelayBytes:        {min: 1, max: maxDelayCount << 10},
+		abi.AttrDelayAge:          {max: maxTime},
+		abi.AttrDelayDynamic:      {max: 1},
+		abi.AttrASAPMode:          {max: 1},
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},
@@ -240,6 +247,11 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 		q.armReport(c)
 	case abi.AttrPriority, abi.AttrStarvation, abi.AttrExpedited:
 		q.reorder(c)
+	case abi.AttrQoSClass:
+		q.load.class(c)
+	case abi.AttrDelayCriteria, abi.AttrDelayCount, abi.AttrDelayBytes, abi.AttrDelayAge, abi.AttrDelayDynamic, abi.AttrASAPMode:
+		q.switchParking(c)
+		q.sendSoon(c)
 	}
 	switch t.Attr {
 	case abi.AttrBufferPolicy:

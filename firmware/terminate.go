@@ -82,6 +82,7 @@ func (q *queue) terminate(c *conn, t target) {
 	default:
 		c.terms = append(c.terms, t)
 		c.shut = true
+		q.sendSoon(c) // sends that wait do so no longer
 		if t.mode == abi.TerminateGraceful && !c.closing {
 			c.closing = true
 			q.failBuffers(c, abi.StatusClosed)

@@ -81,7 +81,7 @@ const (
 )
 
 // counters is how many there are.
-const counters = 103
+const counters = 114
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

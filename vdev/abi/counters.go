@@ -108,10 +108,21 @@ const (
 	CounterReceiveByTime    // waits ended by NOTIFY_TIME
 	CounterReceiveByBytes
 	CounterReceiveByMax
-	CounterReceiveByRoom // waits ended because buffers or half of the window were full
-	CounterReceiveByEnd  // waits ended by the end of what they are about
+	CounterReceiveByRoom   // waits ended because buffers or half of the window were full
+	CounterReceiveByEnd    // waits ended by the end of what they are about
+	CounterTransfersMerged // sends that were read, in whole or in part, by the DMA of the one before
+	CounterDelayCwnd       // sends left in host memory because of the congestion window
+	CounterDelayBandwidth  // because of the bandwidth-delay product
+	CounterDelayMemory     // because of adapter memory
+	CounterDelayFairness   // because of fairness
+	CounterDelayClass      // because of their class
+	CounterDelayCount      // lists of such sends run by DELAY_COUNT
+	CounterDelayBytes      // run by DELAY_BYTES
+	CounterDelayAge        // run by DELAY_AGE
+	CounterDelayASAP       // run by an ASAP send
+	CounterDelayOver       // connections that left the list because no criterion held any longer
 
-	NumCounters = 103
+	NumCounters = 114
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -227,5 +238,16 @@ func counterNames() [NumCounters]string {
 		"receive_by_max",
 		"receive_by_room",
 		"receive_by_end",
+		"transfers_merged",
+		"delay_cwnd",
+		"delay_bandwidth",
+		"delay_memory",
+		"delay_fairness",
+		"delay_class",
+		"delay_count",
+		"delay_bytes",
+		"delay_age",
+		"delay_asap",
+		"delay_over",
 	}
 }

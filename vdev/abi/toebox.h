@@ -537,7 +537,18 @@
 #define TOEBOX_COUNTER_RECEIVE_BY_MAX           100
 #define TOEBOX_COUNTER_RECEIVE_BY_ROOM          101 /* waits ended because buffers or half of the window were full */
 #define TOEBOX_COUNTER_RECEIVE_BY_END           102 /* waits ended by the end of what they are about */
-#define TOEBOX_NUM_COUNTERS                     103
+#define TOEBOX_COUNTER_TRANSFERS_MERGED         103 /* sends that were read, in whole or in part, by the DMA of the one before */
+#define TOEBOX_COUNTER_DELAY_CWND               104 /* sends left in host memory because of the congestion window */
+#define TOEBOX_COUNTER_DELAY_BANDWIDTH          105 /* because of the bandwidth-delay product */
+#define TOEBOX_COUNTER_DELAY_MEMORY             106 /* because of adapter memory */
+#define TOEBOX_COUNTER_DELAY_FAIRNESS           107 /* because of fairness */
+#define TOEBOX_COUNTER_DELAY_CLASS              108 /* because of their class */
+#define TOEBOX_COUNTER_DELAY_COUNT              109 /* lists of such sends run by DELAY_COUNT */
+#define TOEBOX_COUNTER_DELAY_BYTES              110 /* run by DELAY_BYTES */
+#define TOEBOX_COUNTER_DELAY_AGE                111 /* run by DELAY_AGE */
+#define TOEBOX_COUNTER_DELAY_ASAP               112 /* run by an ASAP send */
+#define TOEBOX_COUNTER_DELAY_OVER               113 /* connections that left the list because no criterion held any longer */
+#define TOEBOX_NUM_COUNTERS                     114
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
