@@ -7,7 +7,7 @@
 //	engine ── Transmit ──────────────▶  NAT      a gateway in this process, no privilege needed
 //	       ◀─ receive ── queue ──────
 //	                                   Stream   length-prefixed frames on a socket: QEMU's -netdev stream, passt
-//	                                   Tap      a tap device: the host's kernel at the other end
+//	                                   Tap      a tap device: the host's kernel at the other end; segments of up to 64 KiB both ways
 //	          any of them inside Capture (pcapng of both directions) or Impair (a bad wire, seeded)
 //
 // [NAT] is the default: a second TCP/IP stack that plays the gateway of a

@@ -23,7 +23,8 @@ const minSegment = 48
 func split(f *engine.Frame) [][]byte {
 	whole := bytes.Join(f.Data, nil)
 	ipv6 := f.GSO == engine.GSOTCPv6
-	if f.GSO == engine.GSONone || f.GSOSize < minSegment || len(whole) > streamFrame || !segmentable(whole, int(f.HeaderLen), ipv6) {
+	if f.GSO == engine.GSONone || f.GSOSize < minSegment || len(whole) > streamFrame ||
+		tcpHeaders(whole, ipv6) != int(f.HeaderLen) || len(whole) == int(f.HeaderLen) {
 		completeChecksum(whole, f)
 		return [][]byte{whole}
 	}
@@ -39,15 +40,16 @@ func split(f *engine.Frame) [][]byte {
 	return out
 }
 
-// segmentable says whether b is TCP over IP with headers of n bytes, and data.
-func segmentable(b []byte, n int, ipv6 bool) bool {
+// tcpHeaders is the length of the headers of b if it is TCP over IP, Ethernet's
+// included, else -1.
+func tcpHeaders(b []byte, ipv6 bool) int {
 	const eth = header.EthernetMinimumSize
 	ipLen, proto := header.IPv6MinimumSize, header.IPv6ProtocolNumber
 	if !ipv6 {
 		ipLen, proto = header.IPv4MinimumSize, header.IPv4ProtocolNumber
 	}
-	if len(b) <= n || len(b) < eth+ipLen+header.TCPMinimumSize || header.Ethernet(b).Type() != proto {
-		return false
+	if len(b) < eth+ipLen+header.TCPMinimumSize || header.Ethernet(b).Type() != proto {
+		return -1
 	}
 	next := tcpip.TransportProtocolNumber(0)
 	if ipv6 {
@@ -57,10 +59,13 @@ func segmentable(b []byte, n int, ipv6 bool) bool {
 		next, ipLen = ip.TransportProtocol(), int(ip.HeaderLength())
 	}
 	if next != header.TCPProtocolNumber || ipLen < header.IPv4MinimumSize || len(b) < eth+ipLen+header.TCPMinimumSize {
-		return false
+		return -1
 	}
 	tcpLen := int(header.TCP(b[eth+ipLen:]).DataOffset())
-	return tcpLen >= header.TCPMinimumSize && eth+ipLen+tcpLen == n
+	if tcpLen < header.TCPMinimumSize || eth+ipLen+tcpLen > len(b) {
+		return -1
+	}
+	return eth + ipLen + tcpLen
 }
 
 // segment makes b, a copy of the headers with a part of the data, a frame of

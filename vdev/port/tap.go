@@ -18,27 +18,23 @@ import (
 	"toebox/firmware/engine"
 )
 
-// The virtio_net_hdr in front of each frame of a tap device (Virtual I/O Device
-// 1.2, section 5.1.6): flags, gso_type, then four fields of 16 bits that say
-// nothing while both are 0.
-const (
-	tapHeader        = 10   // bytes, without num_buffers
-	tapHeaderFlags   = 0    // offset of flags
-	tapHeaderGSO     = 1    // offset of gso_type
-	tapNeedsChecksum = 0x01 // VIRTIO_NET_HDR_F_NEEDS_CSUM
-	tapChecksumValid = 0x02 // VIRTIO_NET_HDR_F_DATA_VALID
-)
-
 // TapControl is what tap devices are made by.
 const TapControl = "/dev/net/tun"
 
 // How a tap device is opened and used.
 const (
-	tapFlags    = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
-	tapOffloads = 0 // TUN_F_*: the kernel sends what a wire would carry
-	tapShortest = tapHeader + header.EthernetMinimumSize
+	tapFlags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	// tapOffloads is what the kernel leaves to the adapter: checksums, and segments that
+	// stand for many.
+	tapOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	tapShortest = vnetHeader + header.EthernetMinimumSize
 	// tapAround are the bytes around the payload; the MTU leaves out an 802.1Q tag.
 	tapAround = tapShortest + 4
+	// tapBuffer takes what one read of several frames brings, bytes.
+	tapBuffer = 256 << 10
+	// tapPieces is how many pieces a frame may have to be written as it is (IOV_MAX,
+	// less the header).
+	tapPieces = 1024 - 1
 )
 
 // TapStats are the totals of a [Tap].
@@ -48,7 +44,7 @@ type TapStats struct {
 	DroppedRefused     uint64 `json:"dropped_refused"`      // the kernel took none: the interface is down, or gone
 	DroppedLong        uint64 `json:"dropped_long"`         // longer than a frame may be, either way
 	DroppedShort       uint64 `json:"dropped_short"`        // no whole Ethernet header
-	DroppedOffload     uint64 `json:"dropped_offload"`      // the kernel left work to do that nobody asked for
+	DroppedOffload     uint64 `json:"dropped_offload"`      // the kernel left work to do that nobody asked for, or that makes no sense
 	DroppedNotAttached uint64 `json:"dropped_not_attached"` // nobody receives
 }
 
@@ -58,8 +54,10 @@ type Tap struct {
 	file *os.File
 	raw  syscall.RawConn
 	mtu  int
+	tso  bool          // segments that stand for many, and checksums to be done, go both ways
 	end  chan struct{} // closed when the port ends
 	wg   sync.WaitGroup
+	outs sync.Pool // of *tapOut
 
 	fromAdapter, toAdapter, refused, long, short, offload, notAttached atomic.Uint64
 
@@ -108,37 +106,49 @@ func NewTap(f *os.File, mtu int) (*Tap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("port: tap: %w", err)
 	}
-	if err := setUpTap(fd); err != nil {
+	tso, err := setUpTap(fd)
+	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("port: tap: %s: %w", f.Name(), err)
 	}
-	return newTap(fd, f.Name(), mtu)
+	return newTap(fd, f.Name(), mtu, tso)
 }
 
-// setUpTap checks that fd is a tap device and says how frames look.
-func setUpTap(fd int) error {
+// setUpTap checks that fd is a tap device and says how frames look: with tso, some
+// stand for many.
+func setUpTap(fd int) (tso bool, err error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return err
+		return false, err
 	}
 	if ifr.Uint16()&tapFlags != tapFlags {
-		return errors.New("no tap device with IFF_NO_PI and IFF_VNET_HDR")
+		return false, errors.New("no tap device with IFF_NO_PI and IFF_VNET_HDR")
 	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, tapHeader); err != nil {
-		return err
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader); err != nil {
+		return false, err
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads); err != nil {
-		return err
+	tso, err = offload(func(bits int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, bits) })
+	if err != nil {
+		return false, err
 	}
-	return unix.SetNonblock(fd, true)
+	return tso, unix.SetNonblock(fd, true)
+}
+
+// offload asks the kernel to leave work to the adapter, by set, or else none: it then
+// sends what a wire would carry.
+func offload(set func(bits int) error) (tso bool, err error) {
+	if set(tapOffloads) == nil {
+		return true, nil
+	}
+	return false, set(0)
 }
 
 // newTap makes a port of a descriptor that reads and writes one frame at a time,
 // without waiting.
-func newTap(fd int, name string, mtu int) (*Tap, error) {
+func newTap(fd int, name string, mtu int, tso bool) (*Tap, error) {
 	if mtu < header.IPv6MinimumMTU || mtu > maxGSO {
 		unix.Close(fd)
 		return nil, fmt.Errorf("port: tap: mtu %d: not in [%d, %d]", mtu, header.IPv6MinimumMTU, maxGSO)
@@ -149,7 +159,7 @@ func newTap(fd int, name string, mtu int) (*Tap, error) {
 		file.Close()
 		return nil, fmt.Errorf("port: tap: %w", err)
 	}
-	t := &Tap{file: file, raw: raw, mtu: mtu, end: make(chan struct{})}
+	t := &Tap{file: file, raw: raw, mtu: mtu, tso: tso, end: make(chan struct{}), outs: sync.Pool{New: func() any { return new(tapOut) }}}
 	t.wg.Add(1)
 	go t.read()
 	return t, nil
@@ -192,14 +202,37 @@ func (t *Tap) transmitOne(fd int, f *engine.Frame) bool {
 		t.short.Add(1)
 		return false
 	}
-	var head [tapHeader]byte // checksums are complete, nothing is to be cut
+	o := t.outs.Get().(*tapOut)
+	defer t.outs.Put(o)
+	if t.tso && len(f.Data) <= tapPieces {
+		putVnet(o.head[:], f)
+		return t.write(fd, o, f.Data...)
+	}
+	clear(o.head[:]) // checksums will be complete, and nothing is to be cut
 	for _, b := range split(f) {
-		if _, err := unix.Writev(fd, [][]byte{head[:], b}); err != nil {
-			t.refused.Add(1)
+		if !t.write(fd, o, b) {
 			return false
 		}
-		t.fromAdapter.Add(1)
 	}
+	return true
+}
+
+// tapOut is what the write of one frame needs.
+type tapOut struct {
+	head   [vnetHeader]byte
+	pieces [][]byte
+}
+
+// write sends one frame behind the header in o.
+func (t *Tap) write(fd int, o *tapOut, frame ...[]byte) bool {
+	o.pieces = append(append(o.pieces[:0], o.head[:]), frame...)
+	_, err := unix.Writev(fd, o.pieces)
+	clear(o.pieces) // they belong to the adapter
+	if err != nil {
+		t.refused.Add(1)
+		return false
+	}
+	t.fromAdapter.Add(1)
 	return true
 }
 
@@ -242,19 +275,26 @@ func (t *Tap) fail(err error) {
 	_ = t.file.Close() // nothing is buffered
 }
 
-// read hands frames to the adapter, all that wait in one call, at most a batch.
+// read hands frames to the adapter, all that wait in one call, at most a batch, or a
+// buffer's worth.
 func (t *Tap) read() {
 	defer t.wg.Done()
 	// A read that fills its part of the buffer was cut.
 	size := tapAround + t.mtu + 1
-	buf := make([]byte, frameBatch*size)
+	if t.tso {
+		size = tapAround + maxGSO + 1
+	}
+	buf := make([]byte, max(tapBuffer, size))
 	var frames [frameBatch]engine.Frame
 	for {
-		n := 0
+		n, used := 0, 0
 		var failed error
 		err := t.raw.Read(func(fd uintptr) bool {
 			for range frames {
-				b := buf[n*size : (n+1)*size]
+				if used+size > len(buf) {
+					return true
+				}
+				b := buf[used : used+size]
 				k, err := unix.Read(int(fd), b)
 				switch {
 				case errors.Is(err, unix.EINTR):
@@ -270,6 +310,7 @@ func (t *Tap) read() {
 				}
 				if t.accept(b[:k], size, &frames[n]) {
 					n++
+					used += k
 				}
 			}
 			return true
@@ -289,18 +330,24 @@ func (t *Tap) read() {
 
 // accept makes f of what one read brought, or counts why not.
 func (t *Tap) accept(b []byte, size int, f *engine.Frame) bool {
-	switch {
-	case len(b) < tapShortest:
+	if len(b) < tapShortest {
 		t.short.Add(1)
 		return false
+	}
+	*f = engine.Frame{Data: append(f.Data[:0], b[vnetHeader:])}
+	sound := readVnet(b, b[vnetHeader:], f)
+	work := f.NeedsChecksum || b[vnetGSOType] != vnetGSONone
+	switch {
 	case len(b) >= size:
 		t.long.Add(1)
 		return false
-	case b[tapHeaderFlags]&tapNeedsChecksum != 0 || b[tapHeaderGSO] != 0:
+	case !sound || work && !t.tso:
 		t.offload.Add(1)
 		return false
+	case f.GSO == engine.GSONone && len(b) > tapAround+t.mtu:
+		t.long.Add(1)
+		return false
 	}
-	*f = engine.Frame{Data: append(f.Data[:0], b[tapHeader:]), ChecksumValid: b[tapHeaderFlags]&tapChecksumValid != 0}
 	return true
 }
 
