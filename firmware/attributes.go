@@ -5,6 +5,7 @@ package firmware
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unicode/utf8"
@@ -22,6 +23,7 @@ type adapter struct {
 	mu        sync.Mutex // guards the rest
 	address   [2]abi.Address
 	domain    string
+	aliases   []abi.Address
 	resolvers []abi.Address
 	routes    []Route
 	mtu       uint64
@@ -30,6 +32,7 @@ type adapter struct {
 
 // Bounds of attributes (SPEC.md §7).
 const (
+	maxAliases   = 16
 	maxResolvers = 4
 	maxRoutes    = 64
 	maxString    = 255
@@ -65,13 +68,14 @@ func (f *Firmware) resetAttributes() {
 	defer a.mu.Unlock()
 	moved := a.moved
 	a.address = [2]abi.Address{f.config.Address4, f.config.Address6}
+	a.aliases = nil
 	a.domain = f.config.Domain
 	a.resolvers = f.config.Resolvers
 	a.routes = f.config.Routes
 	a.mtu = uint64(f.config.MTU)
 	a.moved = false
 	if moved {
-		f.setAddressesLocked(a.address)
+		f.setAddressesLocked(a.address, nil)
 		f.setRoutesLocked(a.routes)
 	}
 }
@@ -233,12 +237,10 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 		return abi.AppendAddress(nil, a.address[1]), abi.StatusOK
 	case abi.AttrDomain:
 		return []byte(a.domain), abi.StatusOK
+	case abi.AttrAliases:
+		return appendAddresses(a.aliases), abi.StatusOK
 	case abi.AttrResolvers:
-		var b []byte
-		for _, r := range a.resolvers {
-			b = abi.AppendAddress(b, r)
-		}
-		return b, abi.StatusOK
+		return appendAddresses(a.resolvers), abi.StatusOK
 	case abi.AttrRoutes:
 		return appendRoutes(a.routes), abi.StatusOK
 	case abi.AttrSerial:
@@ -317,6 +319,8 @@ func (f *Firmware) setAdapter(t abi.Tuple) ([]byte, abi.Status) {
 	switch t.Attr {
 	case abi.AttrAddress4, abi.AttrAddress6:
 		s = f.setAddressLocked(t)
+	case abi.AttrAliases:
+		s = f.setAliasesLocked(t.Value)
 	case abi.AttrDomain:
 		switch v := t.Value; {
 		case len(v) > maxString:
@@ -415,16 +419,42 @@ func (f *Firmware) setAddressLocked(t abi.Tuple) abi.Status {
 	}
 	next := f.adapter.address
 	next[i] = v
-	if s := f.setAddressesLocked(next); s != abi.StatusOK {
+	if s := f.setAddressesLocked(next, f.adapter.aliases); s != abi.StatusOK {
 		return s
 	}
 	f.adapter.address, f.adapter.moved = next, true
 	return abi.StatusOK
 }
 
-func (f *Firmware) setAddressesLocked(list [2]abi.Address) abi.Status {
-	var p []netip.Prefix
+// setAliasesLocked sets the addresses that the adapter has besides its own, and
+// has the link know of those that are new.
+func (f *Firmware) setAliasesLocked(v []byte) abi.Status {
+	list, s := parseAddresses(v, maxAliases)
+	if s != abi.StatusOK {
+		return s
+	}
+	var added []netip.Addr
 	for _, a := range list {
+		if !a.Addr.IsValid() || a.Port != 0 || a.Addr.IsUnspecified() || a.Addr.IsMulticast() {
+			return abi.StatusBadValue
+		}
+		if !slices.ContainsFunc(f.adapter.aliases, func(o abi.Address) bool { return o.Addr == a.Addr }) {
+			added = append(added, a.Addr)
+		}
+	}
+	if s := f.setAddressesLocked(f.adapter.address, list); s != abi.StatusOK {
+		return s
+	}
+	f.adapter.aliases, f.adapter.moved = list, true
+	if e, ok := f.engine.(engine.Announcer); ok {
+		e.Announce(added)
+	}
+	return abi.StatusOK
+}
+
+func (f *Firmware) setAddressesLocked(own [2]abi.Address, aliases []abi.Address) abi.Status {
+	var p []netip.Prefix
+	for _, a := range append(own[:], aliases...) {
 		if a.Addr.IsValid() {
 			p = append(p, netip.PrefixFrom(a.Addr, int(a.Prefix)))
 		}
@@ -475,6 +505,14 @@ func parseRoutes(b []byte) ([]Route, abi.Status) {
 		routes = append(routes, r)
 	}
 	return routes, abi.StatusOK
+}
+
+func appendAddresses(list []abi.Address) []byte {
+	var b []byte
+	for _, a := range list {
+		b = abi.AppendAddress(b, a)
+	}
+	return b
 }
 
 func appendRoutes(list []Route) []byte {

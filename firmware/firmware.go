@@ -40,6 +40,8 @@ type Firmware struct {
 
 	running atomic.Bool
 	stopped atomic.Bool
+	halted  atomic.Bool  // stopped, or about to say so
+	hearing sync.Mutex   // of hear
 	stop    atomic.Int32 // queues that an orderly stop waits for, plus 1 while it counts them
 	queues  [abi.MaxQueues]atomic.Pointer[queue]
 	last    [abi.MaxQueues]atomic.Uint32
@@ -76,7 +78,9 @@ func (f *Firmware) Run() {
 		return
 	}
 	f.stopped.Store(false)
+	f.halted.Store(false)
 	f.running.Store(true)
+	f.hear()
 }
 
 // Running reports STATUS.RUNNING.
@@ -109,8 +113,20 @@ func (f *Firmware) Stopped() bool { return f.stopped.Load() }
 // drained notes that one part of an orderly stop is done.
 func (f *Firmware) drained() {
 	if f.stop.Add(-1) == 0 {
+		f.halted.Store(true)
+		f.hear()
 		f.stopped.Store(true)
 		f.chip.Event(abi.EventStopped)
+	}
+}
+
+// hear has the engine hear the link, unless the adapter is stopped: then another
+// may have its addresses (SPEC.md §11.2).
+func (f *Firmware) hear() {
+	if e, ok := f.engine.(engine.Announcer); ok {
+		f.hearing.Lock()
+		defer f.hearing.Unlock()
+		e.Deafen(f.halted.Load() && !f.running.Load())
 	}
 }
 
@@ -237,6 +253,8 @@ func (f *Firmware) resetLocked() {
 	}
 	f.stop.Store(0)
 	f.stopped.Store(false)
+	f.halted.Store(false)
+	f.hear()
 	f.policy.reset()
 	f.checking.Store(false)
 	f.violations.reset()

@@ -167,6 +167,7 @@ func (c *conn) Restore(f Flow) error {
 		return ErrAddressInUse
 	}
 	c.gate.Store(x)
+	c.engine.greet(f.Local.Addr(), f.Remote.Addr())
 	c.ep.SocketOptions().SetReuseAddress(true)
 	err := c.bind(f.Local)
 	if err == nil {

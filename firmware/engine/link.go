@@ -30,6 +30,7 @@ type link struct {
 	batches    sync.Pool // of *batch
 	gates      gates
 	receiving  sync.RWMutex // held for reading while frames are received
+	deaf       atomic.Bool  // what arrives is not heard
 	stats      linkStats
 }
 
@@ -162,7 +163,7 @@ func (b *batch) add(pkt *stack.PacketBuffer) int {
 // receive takes frames from the port.
 func (l *link) receive(frames []Frame) {
 	in := l.inbound.Load()
-	if in == nil {
+	if in == nil || l.deaf.Load() {
 		l.stats.detached.Add(uint64(len(frames)))
 		return
 	}

@@ -35,6 +35,7 @@ type netstack struct {
 	conns connTable
 	// datagramsDropped counts those that the stack did not drop itself.
 	datagramsDropped atomic.Uint64
+	announcer        announcer
 	// unacked is where a connection's sender keeps SND.UNA.
 	unacked reflect.StructField
 
@@ -98,6 +99,7 @@ func New(cfg Config) (Engine, error) {
 	}
 	n.stack = stack.New(opts)
 	n.link.gates.stack = n.stack
+	n.announcer.link, n.announcer.after = n.link, n.stack.Clock().AfterFunc
 	if cfg.Hush > 0 {
 		n.link.gates.quiet(cfg.Hush)
 	}
@@ -373,6 +375,7 @@ func (n *netstack) Close() error {
 		return nil
 	}
 	n.closed = true
+	n.announcer.end()
 	all := make([]closer, 0, len(n.open))
 	for e := range n.open {
 		all = append(all, e)

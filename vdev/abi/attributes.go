@@ -36,6 +36,7 @@ const (
 	AttrQueueCount      Attribute = 0x0112 // QUEUE_COUNT
 	AttrLink            Attribute = 0x0113 // LINK
 	AttrCheckerReport   Attribute = 0x0114 // CHECKER_REPORT
+	AttrAliases         Attribute = 0x0115 // ALIASES
 	AttrRecords         Attribute = 0x0120 // RECORDS
 )
 
@@ -171,6 +172,7 @@ func Attributes() []AttributeInfo {
 		{AttrQueueCount, "QUEUE_COUNT", false, false, KindScalar, 0},
 		{AttrLink, "LINK", false, false, KindScalar, 0},
 		{AttrCheckerReport, "CHECKER_REPORT", false, false, KindBytes, 0},
+		{AttrAliases, "ALIASES", false, true, KindAddress, 0},
 		{AttrRecords, "RECORDS", false, false, KindBytes, 0},
 		{AttrProtocol, "PROTOCOL", true, false, KindScalar, 0},
 		{AttrLocal, "LOCAL", true, false, KindAddress, 0},
