@@ -105,6 +105,9 @@ type Adapter struct {
 	regMu   sync.Mutex                // held to change regions
 	regions atomic.Pointer[[]*Memory] // by address
 
+	group   atomic.Pointer[Group]
+	standby atomic.Bool // another of the group works for it
+
 	mu        sync.RWMutex
 	conns     map[uint64]endpoint
 	carried   map[*Conn]struct{} // connections between two adapters
@@ -113,9 +116,11 @@ type Adapter struct {
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
 	up        chan struct{}          // closed while the adapter is not being restarted
 	closing   bool
-	idle      chan struct{} // closed when closing and no connection is left
-	local4    netip.Addr
-	local6    netip.Addr
+	idle      chan struct{}  // closed when closing and no connection is left
+	address   [2]abi.Address // its own, by family
+	aliases   []abi.Address  // taken over from others
+	routes    []driverRoute
+	stripped  bool // its own addresses are another's
 	features  uint32
 	bad       badResponses
 	host      hostCounters
@@ -283,7 +288,7 @@ func (a *Adapter) bringUp(ctx context.Context) error {
 func (a *Adapter) learn(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for _, attr := range [...]abi.Attribute{abi.AttrAddress4, abi.AttrAddress6} {
+	for _, attr := range [...]abi.Attribute{abi.AttrAddress4, abi.AttrAddress6, abi.AttrAliases, abi.AttrRoutes} {
 		v, err := a.Attribute(ctx, 0, attr)
 		var s abi.Status
 		switch {
@@ -297,19 +302,47 @@ func (a *Adapter) learn(ctx context.Context) error {
 	return nil
 }
 
-// noteAddress remembers an address of the adapter, for LocalAddr.
+// noteAddress remembers addresses or routes of the adapter, for LocalAddr and
+// for its group.
 func (a *Adapter) noteAddress(attr abi.Attribute, v []byte) {
-	ad, ok := abi.ParseAddress(v)
-	if !ok {
-		return
+	var list []abi.Address
+	for ; len(v) > 0; v = v[abi.AddressSize:] {
+		if len(v) < abi.AddressSize {
+			return
+		}
+		ad, ok := abi.ParseAddress(v[:abi.AddressSize])
+		if !ok {
+			return
+		}
+		list = append(list, ad)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if attr == abi.AttrAddress4 {
-		a.local4 = ad.Addr
-	} else {
-		a.local6 = ad.Addr
+	switch {
+	case attr == abi.AttrAliases:
+		a.aliases = list
+	case attr == abi.AttrRoutes:
+		a.routes = nil
+		for ; len(list) >= 2; list = list[2:] {
+			a.routes = append(a.routes, driverRoute{list[0], list[1]})
+		}
+	case len(list) != 1:
+	case attr == abi.AttrAddress4:
+		a.address[0] = list[0]
+	default:
+		a.address[1] = list[0]
 	}
+}
+
+// localFor is the adapter's address of a family.
+func (a *Adapter) localFor(v6 bool) netip.Addr {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	i := 0
+	if v6 {
+		i = 1
+	}
+	return a.address[i].Addr
 }
 
 // lane returns the lane for the next connection or listener.

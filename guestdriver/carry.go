@@ -200,12 +200,13 @@ func (c *Conn) dropKeptLocked() {
 }
 
 // awaitStop waits for the end of an orderly stop that is under way, and reads
-// what the stopped adapter has answered.
-func (a *Adapter) awaitStop() {
+// what the stopped adapter has answered. It reports whether it is stopped still.
+func (a *Adapter) awaitStop() bool {
 	ctx, cancel := timeout(stopWait)
 	defer cancel()
+	s := uint32(0)
 	_ = pollUntil(ctx, func() bool { // in any case what was read holds
-		s := a.read(abi.RegStatus)
+		s = a.read(abi.RegStatus)
 		done := s == ^uint32(0) || s&(abi.StatusRunning|abi.StatusStopped) != 0 ||
 			a.read(abi.RegGeneration) != a.generation || a.read(abi.RegEventMask) != eventMask // it was reset
 		for _, ln := range a.lanes {
@@ -213,6 +214,7 @@ func (a *Adapter) awaitStop() {
 		}
 		return done
 	})
+	return s != ^uint32(0) && s&(abi.StatusRunning|abi.StatusStopped) == abi.StatusStopped
 }
 
 // restoreAll has the connections that left go on, in goroutines of their own:
@@ -371,19 +373,20 @@ func (c *Conn) lost(err error) {
 	c.gone()
 }
 
-// awaitCarried waits until c is not between two adapters, and returns its id.
-func (c *Conn) awaitCarried(ctx context.Context) (uint64, error) {
+// awaitCarried waits until c is not between two adapters, and returns where it is
+// and its id there.
+func (c *Conn) awaitCarried(ctx context.Context) (*lane, uint64, error) {
 	for {
 		c.mu.Lock()
-		k := c.carry
+		k, ln, id := c.carry, c.lane(), c.id.Load()
 		c.mu.Unlock()
 		if k == nil {
-			return c.id.Load(), nil
+			return ln, id, nil
 		}
 		select {
 		case <-k.over:
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 	}
 }

@@ -63,7 +63,8 @@ func (a *Adapter) SetAttribute(ctx context.Context, conn uint64, attr abi.Attrib
 	if s != abi.StatusOK {
 		return &AttributeError{"set", attr, s}
 	}
-	if attr == abi.AttrAddress4 || attr == abi.AttrAddress6 {
+	switch attr {
+	case abi.AttrAddress4, abi.AttrAddress6, abi.AttrAliases, abi.AttrRoutes:
 		a.noteAddress(attr, value)
 	}
 	return nil
@@ -275,10 +276,5 @@ func (ln *lane) connected(r request, f *abi.Fields) {
 
 // local returns the adapter's address of the target's family.
 func (t *target) local(a *Adapter) netip.Addr {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	if t.addr.Addr().Is4() {
-		return a.local4
-	}
-	return a.local6
+	return a.localFor(t.addr.Addr().Is6())
 }

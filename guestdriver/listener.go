@@ -20,6 +20,7 @@ import (
 // after the adapter was reset.
 type Listener struct {
 	on      atomic.Pointer[lane] // another adapter's after a fail-over
+	group   *GroupListener       // that it is a part of; nil: none
 	network string
 
 	opening sync.Mutex // held by who has the adapter listen; before mu
@@ -39,6 +40,14 @@ type Listener struct {
 // tcp6. An empty host means every address, of both families with tcp. The
 // listener is a *[Listener].
 func (a *Adapter) Listen(network, address string) (net.Listener, error) {
+	l, err := a.listen(network, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (a *Adapter) listen(network, address string, group *GroupListener) (*Listener, error) {
 	addrs, err := listenAddrs(network, address, a.features&abi.FeatureIPv6 != 0)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
@@ -46,7 +55,7 @@ func (a *Adapter) Listen(network, address string) (net.Listener, error) {
 	if isUDP(network) {
 		return nil, wrongKind(network, net.UDPAddrFromAddrPort(addrs[0]))
 	}
-	l := &Listener{network: network}
+	l := &Listener{network: network, group: group}
 	l.on.Store(a.lane())
 	l.cond.L = &l.mu
 	a.mu.Lock()
@@ -174,15 +183,15 @@ func (ln *lane) arrived(f *abi.Fields) {
 	remote := netip.AddrPortFrom(netip.Addr{}, uint16(f.Offset))
 	localPort := int(f.Offset >> 16)
 	c := newConn(ln, f.Conn, "tcp", nil, nil)
-	var local netip.Addr
-	a.mu.RLock()
 	if f.Length != 0 {
 		var b [4]byte
 		binary.BigEndian.PutUint32(b[:], f.Length)
 		remote = netip.AddrPortFrom(netip.AddrFrom4(b), remote.Port())
-		local = a.local4
-	} else {
-		local = a.local6
+	}
+	local := a.localFor(f.Length == 0)
+	a.mu.RLock()
+	if len(a.aliases) > 0 {
+		local = netip.Addr{} // one of several
 	}
 	a.mu.RUnlock()
 	c.remote = net.TCPAddrFromAddrPort(remote)
@@ -220,12 +229,10 @@ func (l *Listener) offer(c *Conn) bool {
 // Accept waits for a connection; it is a *[Conn].
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.accept()
-	if err == nil {
-		err = c.learnRemote()
-	}
 	if err != nil {
 		return nil, &net.OpError{Op: "accept", Net: l.network, Addr: l.Addr(), Err: err}
 	}
+	c.learnEnds()
 	return c, nil
 }
 
@@ -250,19 +257,26 @@ func (l *Listener) accept() (*Conn, error) {
 	}
 }
 
-// learnRemote gets the remote address that an arrival over IPv6 has no place
-// for. A connection that has gone already keeps the unspecified one.
-func (c *Conn) learnRemote() error {
-	if len(c.remote.IP) != 0 {
-		return nil
-	}
+// learnEnds gets the addresses that an arrival has no place for: the remote one
+// over IPv6, and which of several is the local one. A connection that has gone
+// already keeps the unspecified one.
+func (c *Conn) learnEnds() {
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
-	c.remote.IP = net.IPv6unspecified
-	if v, err := c.lane().a.Addresses(ctx, c.id.Load(), abi.AttrRemote); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
-		c.remote.IP = net.IP(v[0].Addr.AsSlice())
+	for attr, end := range map[abi.Attribute]*net.TCPAddr{abi.AttrRemote: c.remote, abi.AttrLocal: c.local} {
+		if len(end.IP) != 0 {
+			continue
+		}
+		ip := net.IPv6unspecified
+		if ln, id, err := c.awaitCarried(ctx); err == nil {
+			if v, err := ln.a.Addresses(ctx, id, attr); err == nil && len(v) == 1 && v[0].Addr.IsValid() {
+				ip = net.IP(v[0].Addr.AsSlice())
+			}
+		}
+		c.mu.Lock()
+		end.IP = ip
+		c.mu.Unlock()
 	}
-	return nil
 }
 
 // SetDeadline bounds Accept, also one that waits already.
@@ -337,6 +351,9 @@ func (l *Listener) Close() error {
 
 // terminate ends the adapter's side. Its answer takes the id out.
 func (l *Listener) terminate(id uint64) {
+	if id == 0 { // it was another adapter's
+		return
+	}
 	l.lane().start(request{kind: kindTerminate, listener: l},
 		abi.Fields{Type: abi.TypeTermination, Conn: id, Length: abi.TerminateGraceful}, true)
 }

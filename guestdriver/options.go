@@ -111,13 +111,13 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
 	for {
-		id, err := c.awaitCarried(ctx)
+		ln, id, err := c.awaitCarried(ctx)
 		if err == nil {
-			err = c.lane().a.SetScalar(ctx, id, attr, v)
+			err = ln.a.SetScalar(ctx, id, attr, v)
 		}
 		if err == nil {
 			c.note(attr, v)
-		} else if now, aerr := c.awaitCarried(ctx); aerr == nil && now != id {
+		} else if at, now, aerr := c.awaitCarried(ctx); aerr == nil && (now != id || at != ln) {
 			continue // it was carried over meanwhile
 		}
 		return c.opError("set", err)

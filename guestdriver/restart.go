@@ -63,13 +63,20 @@ func (a *Adapter) check() {
 		return
 	}
 	gen, status := a.read(abi.RegGeneration), a.read(abi.RegStatus)
+	if a.standby.Load() {
+		if gen != a.generation && status != ^uint32(0) && status&abi.StatusReady != 0 {
+			_ = a.rejoinLocked() // the watch tries again
+		}
+		return
+	}
 	if !a.down && gen == a.generation && status&abi.StatusRunning != 0 && status != ^uint32(0) {
 		return
 	}
+	stopped := false
 	if a.opts.CarryOver && !a.down {
-		a.awaitStop()
+		stopped = a.awaitStop()
 	}
-	a.restartLocked()
+	a.restartLocked(stopped)
 }
 
 // checkQueues starts over when a queue is in error: nothing of it can be
@@ -80,7 +87,7 @@ func (a *Adapter) checkQueues() {
 	for _, ln := range a.lanes {
 		if state, _ := ln.current().State(); state == abi.QueueError && !a.stopped.Load() {
 			a.write(abi.RegControl, abi.ControlReset)
-			a.restartLocked()
+			a.restartLocked(false)
 			return
 		}
 	}
@@ -88,8 +95,9 @@ func (a *Adapter) checkQueues() {
 
 // restartLocked ends everything that was outstanding with ErrReset, once, and
 // brings the adapter up again with the listeners that were open and the
-// connections that were carried over.
-func (a *Adapter) restartLocked() {
+// connections that were carried over. One that stopped in order, or does not
+// start, leaves that to another one of its group.
+func (a *Adapter) restartLocked(stopped bool) {
 	a.host.resets.Add(1)
 	a.setUp(false)
 	defer a.setUp(true)
@@ -97,15 +105,26 @@ func (a *Adapter) restartLocked() {
 	if a.read(abi.RegID) != abi.IDValue {
 		cause = ErrGone
 	}
-	a.endAll(cause)
+	ended := a.endAll(cause)
+	g := a.group.Load()
+	if g != nil && (stopped || cause == ErrGone) && g.takeOver(a, cause, ended) {
+		return
+	}
 	if cause == ErrGone {
 		a.loseAll(cause)
 		a.endListeners(cause)
 		return
 	}
 	err := a.startLocked(context.Background())
+	if err == nil {
+		err = a.reclaim()
+	}
 	if a.down = err != nil; a.down {
 		a.endAll(err)
+		if g != nil && g.takeOver(a, err, ended) {
+			a.down = false
+			return
+		}
 		a.loseAll(err)
 		a.endListeners(err)
 		return
@@ -154,8 +173,9 @@ func (a *Adapter) awaitUp(ctx context.Context) error {
 	}
 }
 
-// endAll takes the queues away and ends what is outstanding on them.
-func (a *Adapter) endAll(err error) {
+// endAll takes the queues away and ends what is outstanding on them. It returns
+// the connections that it ended.
+func (a *Adapter) endAll(err error) (ended map[uint64]endpoint) {
 	for _, ln := range a.lanes {
 		ln.disp.Lock()
 	}
@@ -178,6 +198,7 @@ func (a *Adapter) endAll(err error) {
 	for _, ln := range a.lanes {
 		ln.disp.Unlock()
 	}
+	return conns
 }
 
 // endRequest completes a request that will have no response.

@@ -23,7 +23,7 @@ type hostCounters struct {
 	refused atomic.Uint64
 	lost    atomic.Uint64
 
-	carried, uncarried atomic.Uint64
+	carried, uncarried, takenOver atomic.Uint64
 
 	directReads, bufferedReads, directWrites, bufferedWrites atomic.Uint64
 }
@@ -55,6 +55,7 @@ type Stats struct {
 	Connections               uint64
 	CarriedOver               uint64 // times that a connection went on after a stop
 	CarryFailed               uint64 // ... left the adapter and did not go on
+	TakenOver                 uint64 // times that another adapter of the group took over
 }
 
 // Stats returns the driver's counters.
@@ -64,7 +65,7 @@ func (a *Adapter) Stats() Stats {
 		MissedInterrupts: a.host.missed.Load(), Resets: a.host.resets.Load(), Refused: a.host.refused.Load(),
 		BadTags: a.bad.tag.Load(), BadTypes: a.bad.kind.Load(), BadFinals: a.bad.final.Load(),
 		BadConns: a.bad.conn.Load(), BadLengths: a.bad.length.Load(), LostBuffers: a.host.lost.Load(),
-		CarriedOver: a.host.carried.Load(), CarryFailed: a.host.uncarried.Load(),
+		CarriedOver: a.host.carried.Load(), CarryFailed: a.host.uncarried.Load(), TakenOver: a.host.takenOver.Load(),
 		DirectReads: a.host.directReads.Load(), BufferedReads: a.host.bufferedReads.Load(),
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
@@ -114,6 +115,6 @@ func (s Stats) List() []Stat {
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
 		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},
 		{"memory", s.Memory}, {"outstanding", s.Outstanding}, {"connections", s.Connections},
-		{"carried_over", s.CarriedOver}, {"carry_failed", s.CarryFailed},
+		{"carried_over", s.CarriedOver}, {"carry_failed", s.CarryFailed}, {"taken_over", s.TakenOver},
 	}
 }

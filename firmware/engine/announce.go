@@ -17,7 +17,9 @@ import (
 type Announcer interface {
 	// Announce tells the link that these addresses of the engine are here now:
 	// by ARP announcements (RFC 5227 section 3) and unsolicited neighbour
-	// advertisements (RFC 4861 section 7.2.6), several times.
+	// advertisements (RFC 4861 section 7.2.6), several times, and by asking the
+	// gateways for theirs. For some time segments of connections that the engine
+	// does not know get no answer: they may still be restored.
 	Announce([]netip.Addr)
 	// Deafen has nothing that arrives heard, so that another can have this
 	// engine's addresses; false ends that. What the engine sends still leaves.
@@ -51,8 +53,19 @@ type announcer struct {
 
 // Announce implements [Announcer].
 func (n *netstack) Announce(addresses []netip.Addr) {
+	n.configMu.Lock()
+	routes := n.routes
+	n.configMu.Unlock()
+	if len(addresses) > 0 {
+		n.link.gates.quiet(hushTime)
+	}
 	for _, a := range addresses {
 		n.announcer.make(claim{address: a})
+		for _, r := range routes {
+			if r.Gateway.IsValid() && r.Gateway.Is4() == a.Is4() {
+				n.announcer.make(claim{a, r.Gateway})
+			}
+		}
 	}
 }
 

@@ -141,6 +141,7 @@ func (n *netstack) Disown(local, remote netip.AddrPort) {
 		return
 	}
 	g.add(id, new(gate))
+	n.greet(local.Addr(), remote.Addr())
 }
 
 // Restore goes on with f.
