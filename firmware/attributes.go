@@ -24,6 +24,7 @@ type adapter struct {
 	address   [2]abi.Address
 	domain    string
 	aliases   []abi.Address
+	announced []abi.Address
 	resolvers []abi.Address
 	routes    []Route
 	mtu       uint64
@@ -68,7 +69,7 @@ func (f *Firmware) resetAttributes() {
 	defer a.mu.Unlock()
 	moved := a.moved
 	a.address = [2]abi.Address{f.config.Address4, f.config.Address6}
-	a.aliases = nil
+	a.aliases, a.announced = nil, nil
 	a.domain = f.config.Domain
 	a.resolvers = f.config.Resolvers
 	a.routes = f.config.Routes
@@ -239,6 +240,8 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 		return []byte(a.domain), abi.StatusOK
 	case abi.AttrAliases:
 		return appendAddresses(a.aliases), abi.StatusOK
+	case abi.AttrAnnounce:
+		return appendAddresses(a.announced), abi.StatusOK
 	case abi.AttrResolvers:
 		return appendAddresses(a.resolvers), abi.StatusOK
 	case abi.AttrRoutes:
@@ -321,6 +324,8 @@ func (f *Firmware) setAdapter(t abi.Tuple) ([]byte, abi.Status) {
 		s = f.setAddressLocked(t)
 	case abi.AttrAliases:
 		s = f.setAliasesLocked(t.Value)
+	case abi.AttrAnnounce:
+		s = f.announceLocked(t.Value)
 	case abi.AttrDomain:
 		switch v := t.Value; {
 		case len(v) > maxString:
@@ -426,29 +431,47 @@ func (f *Firmware) setAddressLocked(t abi.Tuple) abi.Status {
 	return abi.StatusOK
 }
 
-// setAliasesLocked sets the addresses that the adapter has besides its own, and
-// has the link know of those that are new.
+// setAliasesLocked sets the addresses that the adapter has besides its own.
 func (f *Firmware) setAliasesLocked(v []byte) abi.Status {
 	list, s := parseAddresses(v, maxAliases)
 	if s != abi.StatusOK {
 		return s
 	}
-	var added []netip.Addr
 	for _, a := range list {
 		if !a.Addr.IsValid() || a.Port != 0 || a.Addr.IsUnspecified() || a.Addr.IsMulticast() {
 			return abi.StatusBadValue
 		}
-		if !slices.ContainsFunc(f.adapter.aliases, func(o abi.Address) bool { return o.Addr == a.Addr }) {
-			added = append(added, a.Addr)
-		}
+	}
+	if e, ok := f.engine.(engine.Announcer); ok {
+		e.Expect()
 	}
 	if s := f.setAddressesLocked(f.adapter.address, list); s != abi.StatusOK {
 		return s
 	}
 	f.adapter.aliases, f.adapter.moved = list, true
-	if e, ok := f.engine.(engine.Announcer); ok {
-		e.Announce(added)
+	return abi.StatusOK
+}
+
+// announceLocked has the link know of addresses of the adapter.
+func (f *Firmware) announceLocked(v []byte) abi.Status {
+	list, s := parseAddresses(v, maxAliases)
+	if s != abi.StatusOK {
+		return s
 	}
+	var told []netip.Addr
+	for _, a := range list {
+		same := func(o abi.Address) bool { return o.Addr == a.Addr }
+		if !a.Addr.IsValid() || !slices.ContainsFunc(append(f.adapter.address[:], f.adapter.aliases...), same) {
+			return abi.StatusBadAddress
+		}
+		told = append(told, a.Addr)
+	}
+	e, ok := f.engine.(engine.Announcer)
+	if !ok {
+		return abi.StatusNotSupported
+	}
+	e.Announce(told)
+	f.adapter.announced = list
 	return abi.StatusOK
 }
 

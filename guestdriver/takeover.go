@@ -42,7 +42,8 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 	}
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
-	if err := to.adopt(ctx, from); err != nil {
+	addresses, err := to.adopt(ctx, from)
+	if err != nil {
 		g.failed.Add(1)
 		from.loseAll(fmt.Errorf("%w: %w", cause, err))
 		return false
@@ -54,9 +55,6 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 	again := from.moveListeners(to)
 	moved := from.moveConns(to)
 	// In goroutines of their own: the answers may need this one.
-	for _, l := range again {
-		from.workers.Go(l.again)
-	}
 	for ln, list := range moved {
 		from.workers.Go(func() {
 			for _, c := range list {
@@ -65,6 +63,11 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 		})
 	}
 	from.workers.Go(func() { to.bury(ended) })
+	for _, l := range again {
+		l.again()
+	}
+	// Whoever is told comes at once. An error is as a loss on the link.
+	_ = to.SetAttribute(ctx, 0, abi.AttrAnnounce, appendAddresses(addresses))
 	from.endAll(ErrStandby)
 	return true
 }
@@ -95,8 +98,9 @@ func (a *Adapter) works() bool {
 }
 
 // adopt makes the addresses of from this adapter's too. Its routes come with
-// them, as far as there are none for their destinations.
-func (a *Adapter) adopt(ctx context.Context, from *Adapter) error {
+// them, as far as there are none for their destinations. It returns those
+// addresses.
+func (a *Adapter) adopt(ctx context.Context, from *Adapter) ([]abi.Address, error) {
 	from.mu.RLock()
 	addresses := slices.Clone(from.aliases)
 	for _, own := range from.address {
@@ -118,21 +122,27 @@ func (a *Adapter) adopt(ctx context.Context, from *Adapter) error {
 	}
 	if len(addresses) > 0 {
 		if err := a.setAliases(ctx, all); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if len(table) > n {
-		return a.SetAttribute(ctx, 0, abi.AttrRoutes, appendRoutes(table))
+		if err := a.SetAttribute(ctx, 0, abi.AttrRoutes, appendRoutes(table)); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	return addresses, nil
 }
 
 func (a *Adapter) setAliases(ctx context.Context, list []abi.Address) error {
+	return a.SetAttribute(ctx, 0, abi.AttrAliases, appendAddresses(list))
+}
+
+func appendAddresses(list []abi.Address) []byte {
 	var b []byte
 	for _, ad := range list {
 		b = abi.AppendAddress(b, ad)
 	}
-	return a.SetAttribute(ctx, 0, abi.AttrAliases, b)
+	return b
 }
 
 // moveListeners makes the listeners another adapter's, and returns them. Those of
@@ -359,7 +369,10 @@ func (a *Adapter) reclaim() error {
 		if err := a.setAliases(ctx, aliases); err != nil {
 			return err
 		}
-		return a.SetAttribute(ctx, 0, abi.AttrRoutes, appendRoutes(routes))
+		if err := a.SetAttribute(ctx, 0, abi.AttrRoutes, appendRoutes(routes)); err != nil {
+			return err
+		}
+		return a.SetAttribute(ctx, 0, abi.AttrAnnounce, appendAddresses(aliases))
 	}
 	return nil
 }

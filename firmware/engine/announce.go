@@ -18,9 +18,11 @@ type Announcer interface {
 	// Announce tells the link that these addresses of the engine are here now:
 	// by ARP announcements (RFC 5227 section 3) and unsolicited neighbour
 	// advertisements (RFC 4861 section 7.2.6), several times, and by asking the
-	// gateways for theirs. For some time segments of connections that the engine
-	// does not know get no answer: they may still be restored.
+	// gateways for theirs.
 	Announce([]netip.Addr)
+	// Expect leaves segments of connections that the engine does not know without
+	// an answer for some time: they may be restored.
+	Expect()
 	// Deafen has nothing that arrives heard, so that another can have this
 	// engine's addresses; false ends that. What the engine sends still leaves.
 	Deafen(deaf bool)
@@ -56,9 +58,6 @@ func (n *netstack) Announce(addresses []netip.Addr) {
 	n.configMu.Lock()
 	routes := n.routes
 	n.configMu.Unlock()
-	if len(addresses) > 0 {
-		n.link.gates.quiet(hushTime)
-	}
 	for _, a := range addresses {
 		n.announcer.make(claim{address: a})
 		for _, r := range routes {
@@ -68,6 +67,9 @@ func (n *netstack) Announce(addresses []netip.Addr) {
 		}
 	}
 }
+
+// Expect implements [Announcer].
+func (n *netstack) Expect() { n.link.gates.quiet(hushTime) }
 
 // Deafen implements [Announcer].
 func (n *netstack) Deafen(deaf bool) { n.link.deaf.Store(deaf) }

@@ -170,7 +170,12 @@ func (c *conn) Restore(f Flow) error {
 	c.gate.Store(x)
 	c.engine.greet(f.Local.Addr(), f.Remote.Addr())
 	c.ep.SocketOptions().SetReuseAddress(true)
-	err := c.bind(f.Local)
+	// A listener at just this address, where it was accepted, stands in the way of
+	// endpoints that are bound to no interface, as it is.
+	err := fromStack(c.ep.SocketOptions().SetBindToDevice(int32(nic)))
+	if err == nil {
+		err = c.bind(f.Local)
+	}
 	if err == nil {
 		err = c.Connect(f.Remote)
 	}

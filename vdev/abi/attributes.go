@@ -37,6 +37,7 @@ const (
 	AttrLink            Attribute = 0x0113 // LINK
 	AttrCheckerReport   Attribute = 0x0114 // CHECKER_REPORT
 	AttrAliases         Attribute = 0x0115 // ALIASES
+	AttrAnnounce        Attribute = 0x0116 // ANNOUNCE
 	AttrRecords         Attribute = 0x0120 // RECORDS
 )
 
@@ -173,6 +174,7 @@ func Attributes() []AttributeInfo {
 		{AttrLink, "LINK", false, false, KindScalar, 0},
 		{AttrCheckerReport, "CHECKER_REPORT", false, false, KindBytes, 0},
 		{AttrAliases, "ALIASES", false, true, KindAddress, 0},
+		{AttrAnnounce, "ANNOUNCE", false, true, KindAddress, 0},
 		{AttrRecords, "RECORDS", false, false, KindBytes, 0},
 		{AttrProtocol, "PROTOCOL", true, false, KindScalar, 0},
 		{AttrLocal, "LOCAL", true, false, KindAddress, 0},

@@ -302,6 +302,7 @@
 #define TOEBOX_ATTR_LINK                        0x0113u
 #define TOEBOX_ATTR_CHECKER_REPORT              0x0114u
 #define TOEBOX_ATTR_ALIASES                     0x0115u
+#define TOEBOX_ATTR_ANNOUNCE                    0x0116u
 #define TOEBOX_ATTR_RECORDS                     0x0120u
 
 /* Attributes of connections (SPEC.md §7, IF14). */
