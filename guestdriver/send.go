@@ -266,11 +266,7 @@ func (c *Conn) send(buf *buffer, n int) error {
 			continue
 		}
 		if err == nil {
-			if home := c.homeLocked(buf); home != nil {
-				buf = home
-			} else {
-				err = os.NewSyscallError("write", syscall.ENOBUFS)
-			}
+			buf, err = c.homeLocked(buf)
 		}
 		if err == nil {
 			buf.tag, err = c.lane().start(request{kind: kindSend, conn: c, buf: buf}, sendFields(c.id.Load(), buf), false)

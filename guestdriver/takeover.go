@@ -269,7 +269,10 @@ func (c *Conn) moveTo(ln *lane) error {
 		}
 	}
 	for _, k := range c.kept {
-		c.unsendLocked(k.buf)
+		if b := k.buf.user; b != nil {
+			b.cancel = cancelNone // it was for the life before
+		}
+		c.sendOverLocked(k.buf, abi.StatusOK, k.buf.filled)
 	}
 	c.held += held
 	c.sends += len(kept) - len(c.kept)
@@ -303,21 +306,24 @@ func (a *arena) allocMost(n int) *buffer {
 	return nil
 }
 
-// homeLocked returns a buffer that was filled for a send in memory of the
-// adapter that has the connection now; nil: there is none.
-func (c *Conn) homeLocked(buf *buffer) *buffer {
-	tx := c.lane().a.tx
-	if buf.block.arena == tx {
-		return buf
+// homeLocked returns what was filled for a send in memory of the adapter that has
+// the connection now; with an error it is the buffer as it was.
+func (c *Conn) homeLocked(buf *buffer) (*buffer, error) {
+	a := c.lane().a
+	switch {
+	case buf.user != nil && buf.user.m.a != a:
+		return buf, errMemory
+	case buf.user != nil || buf.block.arena == a.tx:
+		return buf, nil
 	}
-	next := tx.alloc(min(classFor(len(buf.data)), sendClass), false)
+	next := a.tx.alloc(min(classFor(len(buf.data)), sendClass), true)
 	if next == nil {
-		return nil
+		return buf, os.NewSyscallError("write", syscall.ENOBUFS)
 	}
 	next.filled = uint32(copy(next.data, buf.data[:buf.filled]))
 	c.held += len(next.data) - len(buf.data)
 	buf.release()
-	return next
+	return next, nil
 }
 
 // rejoinLocked starts an adapter that stood by. Its addresses are another's now.
