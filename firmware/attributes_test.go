@@ -167,6 +167,83 @@ func TestAdapterAttributes(t *testing.T) {
 	}
 }
 
+// TestAliases: more addresses, what is told of them, and that a stopped adapter is
+// deaf.
+func TestAliases(t *testing.T) {
+	r := newRig(t, 4)
+	address := func(list ...string) (b []byte) {
+		for _, s := range list {
+			p := netip.MustParsePrefix(s)
+			b = abi.AppendAddress(b, abi.Address{Addr: p.Addr(), Prefix: uint8(p.Bits())})
+		}
+		return b
+	}
+	many := bytes.Repeat(address("10.0.2.16/24"), 17)
+	port := address("10.0.2.16/24")
+	port[2] = 1
+	aliases := address("10.0.2.16/24", "fd00::16/64")
+	for i, c := range []struct {
+		attr      abi.Attribute
+		value     []byte
+		status    abi.Status
+		addresses int
+		announced int
+		expecting int
+	}{
+		{0x0115, aliases, 0, 3, 0, 1},
+		{0x0115, many, 38, 3, 0, 1},
+		{0x0115, aliases[:23], 38, 3, 0, 1},
+		{0x0115, port, 52, 3, 0, 1},
+		{0x0115, make([]byte, 24), 52, 3, 0, 1},
+		{0x0115, address("0.0.0.0/0"), 52, 3, 0, 1},
+		{0x0115, address("224.0.0.1/4"), 52, 3, 0, 1},
+		{0x0116, address("10.0.2.15/24", "fd00::16/64"), 0, 3, 2, 1},
+		{0x0116, address("10.0.2.17/24"), 9, 3, 2, 1},
+		{0x0116, make([]byte, 24), 9, 3, 2, 1},
+		{0x0116, many, 38, 3, 2, 1},
+		{0x0101, make([]byte, 24), 0, 2, 2, 1}, // aliases stay
+		{0x0115, nil, 0, 0, 2, 2},
+	} {
+		_, buf := r.attributes(0, 1, abi.AppendTuple(nil, true, c.attr, c.value))
+		if s, _ := abi.TupleResult(buf); s != c.status {
+			t.Errorf("%d: status %v, want %v", i, s, c.status)
+		}
+		told, expecting, _ := r.fake.TakenOver()
+		if n := len(r.fake.Addresses()); n != c.addresses || len(told) != c.announced || expecting != c.expecting {
+			t.Errorf("%d: %d addresses, announced %v, %d times expecting", i, n, told, expecting)
+		}
+		if c.attr == 0x0115 && c.status == 0 {
+			if got := r.attribute(0, c.attr, 24*16); !bytes.Equal(got, c.value) {
+				t.Errorf("%d: ALIASES is % x", i, got)
+			}
+		}
+	}
+	wantDeaf := func(when string, want bool) {
+		t.Helper()
+		if _, _, deaf := r.fake.TakenOver(); deaf != want {
+			t.Errorf("%s: deaf %v", when, deaf)
+		}
+	}
+	stop := func() {
+		t.Helper()
+		r.fw.Stop()
+		if err := r.Wait("the stop", r.fw.Stopped); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantDeaf("running", false)
+	stop()
+	wantDeaf("stopped", true)
+	r.fw.Run()
+	wantDeaf("running again", false)
+	stop()
+	r.fw.Reset()
+	wantDeaf("after a reset", false)
+	if got := r.fake.Addresses(); len(got) != 1 || got[0].String() != "10.0.2.15/24" {
+		t.Errorf("the engine has %v after a reset", got)
+	}
+}
+
 // TestConnectionAttributes gets and sets those of one connection.
 func TestConnectionAttributes(t *testing.T) {
 	r := newRig(t, 4)

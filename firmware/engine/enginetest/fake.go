@@ -23,6 +23,9 @@ type Engine struct {
 	bound     map[binding]*Endpoint
 	addresses []netip.Prefix
 	routes    []engine.Route
+	announced []netip.Addr
+	expecting int
+	deaf      bool
 	stats     engine.Stats
 	refusal   error
 	nextPort  uint16
@@ -30,8 +33,9 @@ type Engine struct {
 }
 
 var (
-	_ engine.Engine   = (*Engine)(nil)
-	_ engine.Endpoint = (*Endpoint)(nil)
+	_ engine.Engine    = (*Engine)(nil)
+	_ engine.Announcer = (*Engine)(nil)
+	_ engine.Endpoint  = (*Endpoint)(nil)
 )
 
 // binding is what only one listener can have.
@@ -63,6 +67,35 @@ func (e *Engine) SetRoutes(r []engine.Route) error {
 	defer e.mu.Unlock()
 	e.routes = append([]engine.Route(nil), r...)
 	return nil
+}
+
+// Announce remembers the addresses.
+func (e *Engine) Announce(list []netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.announced = append(e.announced, list...)
+}
+
+// Expect is counted.
+func (e *Engine) Expect() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.expecting++
+}
+
+// Deafen is remembered, and changes nothing.
+func (e *Engine) Deafen(deaf bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.deaf = deaf
+}
+
+// TakenOver returns the addresses announced so far, how often Expect was called,
+// and whether the engine is deaf.
+func (e *Engine) TakenOver() (announced []netip.Addr, expecting int, deaf bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return append([]netip.Addr(nil), e.announced...), e.expecting, e.deaf
 }
 
 // Addresses are those last set.
