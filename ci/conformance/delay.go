@@ -34,9 +34,8 @@ type delayed struct {
 	*notifier
 	conn   uint64
 	pieces []int
-	came   int    // bytes that the peer has sent
-	sent   int    // pieces
-	waits  uint64 // begun before
+	came   int // bytes that the peer has sent
+	sent   int // pieces
 }
 
 // delay dials a peer that sends pieces and then does what rest says.
