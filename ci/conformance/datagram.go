@@ -419,7 +419,11 @@ func TestIF16_Ends(t *T) {
 func TestIF15_PacketConn(t *T) {
 	a := t.driver()
 	at := t.echoes()
-	p, err := a.ListenPacket("udp4", ":0")
+	network := "udp4"
+	if t.six {
+		network = "udp6"
+	}
+	p, err := a.ListenPacket(network, ":0")
 	check(t, "listen", err)
 	c, err := a.DialContext(t.ctx, "udp", at.String())
 	check(t, "dial", err)

@@ -74,6 +74,8 @@ type Test struct {
 	// Wire: it carries data and holds over a bad wire as well, where the
 	// functions of RIG08 run it.
 	Wire bool
+	// Six: it holds over IPv6 as well, where TestIF15_IPv6 runs it.
+	Six bool
 	// Lowest says, if not empty, why of the rungs with the kernel as the peer the
 	// lowest is enough.
 	Lowest string
@@ -133,6 +135,7 @@ type T struct {
 	rng     *rand.Rand
 	offends bool
 	bad     bool // the wire is
+	six     bool // over IPv6
 }
 
 // Run runs one test in env under tb, until ctx ends at the latest.

@@ -73,6 +73,8 @@ type Peer interface {
 	// "loss=1%,seed=7" for example (see package port), or good again for "none",
 	// and returns what it has done to frames since the start.
 	Impair(ctx context.Context, rules string) (Harm, error)
+	// IPv6 is the same over IPv6; nil: the host has none. Its owner closes it.
+	IPv6() Peer
 	Close() error
 }
 

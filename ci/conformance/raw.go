@@ -93,6 +93,9 @@ func (t *T) outcome(p Session) Result {
 // listen opens a listener on a port and returns the response.
 func (r *ring) listen(g goal, attrs ...func(*ctl)) desc {
 	r.Helper()
+	if r.six && g.family == 0 {
+		g.family = 6
+	}
 	k := new(ctl)
 	for _, a := range attrs {
 		a(k)

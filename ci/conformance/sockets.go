@@ -400,6 +400,25 @@ func TestIF15_Attributes(t *T) {
 	}
 }
 
+// TestIF15_IPv6 runs functions of connections, listeners and datagrams over IPv6.
+func TestIF15_IPv6(t *T) {
+	peer := t.Peer().IPv6()
+	if peer == nil {
+		t.Skipf("the host has no IPv6: give its loopback ::1 (sysctl net.ipv6.conf.lo.disable_ipv6=0)")
+	}
+	env := *t.Env
+	env.Peer = peer
+	for _, test := range Tests() {
+		if !test.Six || !test.On(env.Rung) {
+			continue
+		}
+		t.Run(test.Name, func(t *T) {
+			t.Env, t.offends, t.six = &env, test.Offends, true
+			test.Func(t)
+		})
+	}
+}
+
 // TestIF15_HTTP serves and fetches 64 MiB both ways by net/http, server and
 // client both on the adapter, by way of the peer.
 func TestIF15_HTTP(t *T) {

@@ -216,29 +216,45 @@ func echo(t *testing.T, p engine.Port) {
 	}()
 }
 
-// TestCarryOver: the process of an adapter is replaced twice in the middle of a
-// transfer both ways. Neither the driver's user nor the peer, which stays,
-// notices anything but a pause.
-func TestCarryOver(t *testing.T) {
-	const total, parts = 6 << 20, 3
-	dir, err := os.MkdirTemp("", "keeper") // short enough for a socket
+// folder is one with a path short enough for a socket.
+func folder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "keeper")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// TestCarryOver: an adapter on a stream, of a process that is replaced.
+func TestCarryOver(t *testing.T) {
+	dir := folder(t)
 	wire := filepath.Join(dir, "wire")
 	echo(t, newOutlet(t, wire))
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	carryOver(t, dir, "10.0.2.2:7", func(l keeper.Launch) *exec.Cmd {
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), asServer+"="+asAdapter, wireEnv+"="+wire)
+		cmd.ExtraFiles = []*os.File{l.Listener}
+		return cmd
+	})
+}
+
+// total is how much a connection carries each way, bytes.
+const total = 6 << 20
+
+// carryOver replaces the process of an adapter twice in the middle of a transfer both
+// ways. Neither the driver's user nor the peer, which stays, notices anything but a
+// pause.
+func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec.Cmd) {
+	t.Helper()
+	const parts = 3
 	k, err := keeper.New(keeper.Config{
-		Command: func(l keeper.Launch) *exec.Cmd {
-			cmd := exec.Command(exe)
-			cmd.Env = append(os.Environ(), asServer+"="+asAdapter, wireEnv+"="+wire)
-			cmd.ExtraFiles = []*os.File{l.Listener}
-			return cmd
-		},
+		Command:   command,
 		StopGrace: stopGrace,
 	})
 	if err != nil {
@@ -261,7 +277,7 @@ func TestCarryOver(t *testing.T) {
 	})
 	bus, err := socket.Dial(t.Context(), path, vfiouser.ClientConfig{Timeout: limit})
 	a := open(t, bus, err, guestdriver.Options{CarryOver: true})
-	c, err := a.Dial("tcp", "10.0.2.2:7")
+	c, err := a.Dial("tcp", peer)
 	if err != nil {
 		t.Fatal(err)
 	}

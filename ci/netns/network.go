@@ -25,6 +25,7 @@ type Network struct {
 	closed bool
 	ns     *os.File
 	tap    *os.File
+	six    bool // the kernel has IPv6
 }
 
 // ErrPrivilege is what New says when it may not make a namespace or a
@@ -45,7 +46,10 @@ func New() (*Network, error) {
 		if n.tap, err = port.OpenTap(tapName); err != nil {
 			return err
 		}
-		return setUp(n.Gateway().As4())
+		if err = setUp(n.Gateway().As4()); err == nil {
+			n.six, err = addAddress6(tapName, gateway6(), 64)
+		}
+		return err
 	})
 	if err == nil {
 		return n, nil
@@ -71,11 +75,6 @@ func Try() error {
 
 // setUp gives the interfaces of the calling thread's namespace their addresses.
 func setUp(address [4]byte) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
 	for _, step := range []struct {
 		name    string
 		request uint
@@ -98,7 +97,7 @@ func setUp(address [4]byte) error {
 		} else {
 			ifr.SetUint16(step.flags)
 		}
-		if err := unix.IoctlIfreq(s, step.request, ifr); err != nil {
+		if err := ioctl(step.request, ifr); err != nil {
 			return fmt.Errorf("interface %s: %w", step.name, err)
 		}
 	}
@@ -142,16 +141,67 @@ func (n *Network) Gateway() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 2
 // Adapter is the adapter's address.
 func (n *Network) Adapter() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 2, 15}) }
 
-// Net is the adapter's network as device.ParseNet reads it, once: it names a file
-// descriptor that is the reader's from then on.
-func (n *Network) Net() (string, error) {
+// Gateway6 is the kernel's IPv6 address; it is not valid if the kernel has none.
+func (n *Network) Gateway6() netip.Addr {
+	if !n.six {
+		return netip.Addr{}
+	}
+	return gateway6()
+}
+
+func gateway6() netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 3: 2, 15: 2}) }
+
+// Adapter6 is the adapter's IPv6 address.
+func (n *Network) Adapter6() netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 3: 2, 15: 0x15}) }
+
+// Options are the adapter's addresses as options of the network tap (device.ParseNet).
+func (n *Network) Options() string {
+	s := fmt.Sprintf("ip=%v/24,gw=%v", n.Adapter(), n.Gateway())
+	if n.six {
+		s += fmt.Sprintf(",ip=%v/64,gw=%v", n.Adapter6(), n.Gateway6())
+	}
+	return s
+}
+
+// duplicate is another descriptor of the tap device.
+func (n *Network) duplicate() (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	fd, err := unix.FcntlInt(n.tap.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
+		return -1, fmt.Errorf("netns: %w", err)
+	}
+	return fd, nil
+}
+
+// Tap is the file of the tap device, a duplicate for the caller.
+func (n *Network) Tap() (*os.File, error) {
+	fd, err := n.duplicate()
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), tapName), nil
+}
+
+// Net is the adapter's network as device.ParseNet reads it, once: it names a file
+// descriptor that is the reader's from then on.
+func (n *Network) Net() (string, error) {
+	fd, err := n.duplicate()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("tap:fd=%d,%s", fd, n.Options()), nil
+}
+
+// Release gives up the tap device's file, so that somebody else can open the device,
+// by the name that it returns, from the namespace, as long as that lasts.
+func (n *Network) Release() (name string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := unix.IoctlSetInt(int(n.tap.Fd()), unix.TUNSETPERSIST, 1); err != nil {
 		return "", fmt.Errorf("netns: %w", err)
 	}
-	return fmt.Sprintf("tap:fd=%d,ip=%v/24,gw=%v", fd, n.Adapter(), n.Gateway()), nil
+	return tapName, n.tap.Close()
 }
 
 // Close gives up namespace and device, which end with the last socket and the
@@ -166,7 +216,9 @@ func (n *Network) Close() error {
 	var errs []error
 	for _, f := range []*os.File{n.ns, n.tap} {
 		if f != nil {
-			errs = append(errs, f.Close())
+			if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

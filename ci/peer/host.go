@@ -26,7 +26,8 @@ type Forward struct {
 type HostConfig struct {
 	// Gateway is the adapter's address for the host's loopback, or for Bind.
 	Gateway netip.Addr
-	// Bind is the address of the host's sockets; 127.0.0.1 if there is none.
+	// Bind is the address of the host's sockets, of the gateway's family; 127.0.0.1
+	// if there is none.
 	Bind netip.Addr
 	// Do runs what makes sockets, in another network namespace for example; nil:
 	// it is just called.
@@ -40,6 +41,8 @@ type HostConfig struct {
 	Relay bool
 	// Impair sets the rules of the wire; nil: it has none.
 	Impair func(rules string) (conformance.Harm, error)
+	// IPv6 is the peer over IPv6, which the Host closes; nil: there is none.
+	IPv6 *Host
 }
 
 // Bounds on what one peer holds.
@@ -165,7 +168,7 @@ func (h *Host) Dial(ctx context.Context, port uint16, script conformance.Script)
 	}
 	var c net.Conn
 	if err := h.cfg.Do(func() (err error) {
-		c, err = new(net.Dialer).DialContext(ctx, "tcp4", way.String())
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", way.String())
 		return err
 	}); err != nil {
 		s.Close()
@@ -212,21 +215,29 @@ func (h *Host) Hairpin(_ context.Context, port uint16) (netip.AddrPort, error) {
 // bound makes a socket bound to a port of the host's address that stays open until
 // Close; it listens with a backlog of 0 if asked to.
 func (h *Host) bound(listen bool) (netip.AddrPort, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	family := unix.AF_INET6
+	var own unix.Sockaddr = &unix.SockaddrInet6{Addr: h.cfg.Bind.As16()}
+	if h.cfg.Bind.Is4() {
+		family, own = unix.AF_INET, &unix.SockaddrInet4{Addr: h.cfg.Bind.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("peer: socket: %w", err)
 	}
 	h.fds = append(h.fds, fd)
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: h.cfg.Bind.As4()}); err != nil {
+	if err := unix.Bind(fd, own); err != nil {
 		return netip.AddrPort{}, fmt.Errorf("peer: bind: %w", err)
 	}
-	sa, err := unix.Getsockname(fd)
+	in, err := unix.Getsockname(fd)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("peer: getsockname: %w", err)
 	}
-	in, ok := sa.(*unix.SockaddrInet4)
-	if !ok {
-		return netip.AddrPort{}, errors.New("peer: getsockname: wrong family")
+	var port int
+	switch in := in.(type) {
+	case *unix.SockaddrInet4:
+		port = in.Port
+	case *unix.SockaddrInet6:
+		port = in.Port
 	}
 	if listen {
 		if err := unix.Listen(fd, 0); err != nil {
@@ -235,7 +246,7 @@ func (h *Host) bound(listen bool) (netip.AddrPort, error) {
 		// The queue of a backlog of 0 holds one connection; with it full the
 		// kernel answers no further SYN.
 		for range 4 {
-			c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			c, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 			if err != nil {
 				return netip.AddrPort{}, fmt.Errorf("peer: socket: %w", err)
 			}
@@ -245,7 +256,7 @@ func (h *Host) bound(listen bool) (netip.AddrPort, error) {
 			}
 		}
 	}
-	return netip.AddrPortFrom(h.cfg.Gateway, uint16(in.Port)), nil
+	return netip.AddrPortFrom(h.cfg.Gateway, uint16(port)), nil
 }
 
 // Refused implements conformance.Peer: the port is bound, so nobody else can
@@ -262,7 +273,7 @@ func (h *Host) Datagrams(context.Context) (conformance.Session, error) {
 	}
 	var c *net.UDPConn
 	if err := h.cfg.Do(func() (err error) {
-		c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: h.cfg.Bind.AsSlice()})
+		c, err = net.ListenUDP("udp", &net.UDPAddr{IP: h.cfg.Bind.AsSlice()})
 		return err
 	}); err != nil {
 		_ = s.Close()
@@ -295,7 +306,7 @@ func (h *Host) Unwilling(context.Context) (netip.AddrPort, error) {
 		here := h.cfg.Bind.AsSlice()
 		var c *net.UDPConn
 		if err := h.cfg.Do(func() (err error) {
-			c, err = net.DialUDP("udp4", &net.UDPAddr{IP: here}, &net.UDPAddr{IP: here, Port: 1})
+			c, err = net.DialUDP("udp", &net.UDPAddr{IP: here}, &net.UDPAddr{IP: here, Port: 1})
 			return err
 		}); err != nil {
 			return netip.AddrPort{}, fmt.Errorf("peer: unwilling: %w", err)
@@ -348,6 +359,14 @@ func (h *Host) once(a *netip.AddrPort, listen bool) (netip.AddrPort, error) {
 // Unreachable implements conformance.Peer.
 func (h *Host) Unreachable() netip.AddrPort { return netip.AddrPortFrom(h.cfg.Nobody, 9) }
 
+// IPv6 implements conformance.Peer.
+func (h *Host) IPv6() conformance.Peer {
+	if h.cfg.IPv6 == nil {
+		return nil
+	}
+	return h.cfg.IPv6
+}
+
 // Close ends all sessions and waits for their goroutines.
 func (h *Host) Close() error {
 	h.mu.Lock()
@@ -374,6 +393,9 @@ func (h *Host) Close() error {
 		unix.Close(fd)
 	}
 	h.wg.Wait()
+	if h.cfg.IPv6 != nil {
+		return h.cfg.IPv6.Close()
+	}
 	return nil
 }
 

@@ -22,11 +22,32 @@ import (
 // loop is a host whose adapter is the loopback itself.
 func loop(t *testing.T) *Host { return loopback(t, false) }
 
+// loopback is a host on both loopbacks, or on that of IPv4 where there is no other.
 func loopback(t *testing.T, relay bool) *Host {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	c, ok := config(t, "127.0.0.1", "192.0.2.1")
+	if !ok {
+		t.Fatal("no loopback")
+	}
+	c.Relay = relay
+	if six, ok := config(t, "::1", "2001:db8::1"); ok {
+		six.Bind = six.Gateway
+		c.IPv6 = NewHost(six)
+	}
+	h := NewHost(c)
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func config(t *testing.T, address, nobody string) (_ HostConfig, ok bool) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
-		t.Fatal(err)
+		return HostConfig{}, false
 	}
 	t.Cleanup(func() { l.Close() })
 	way := netip.MustParseAddrPort(l.Addr().String())
@@ -42,8 +63,8 @@ func loopback(t *testing.T, relay bool) *Host {
 			}()
 		}
 	}()
-	h := NewHost(HostConfig{
-		Relay: relay, Gateway: netip.MustParseAddr("127.0.0.1"), Nobody: netip.MustParseAddr("192.0.2.1"),
+	return HostConfig{
+		Gateway: netip.MustParseAddr(address), Nobody: netip.MustParseAddr(nobody),
 		Forwards: func(n int) ([]Forward, error) {
 			if n != 1 {
 				return nil, errors.New("one only")
@@ -56,18 +77,12 @@ func loopback(t *testing.T, relay bool) *Host {
 			}
 			return conformance.Harm{Frames: 3, Lost: 2}, nil
 		},
-	})
-	t.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return h
+	}, true
 }
 
 func dial(t *testing.T, a netip.AddrPort) *net.TCPConn {
 	t.Helper()
-	c, err := net.DialTimeout("tcp4", a.String(), 5*time.Second)
+	c, err := net.DialTimeout("tcp", a.String(), 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +90,22 @@ func dial(t *testing.T, a netip.AddrPort) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// exercise is what every implementation of the peer must do.
+// exercise is what every implementation of the peer must do, over each family.
 func exercise(t *testing.T, p conformance.Peer) {
+	t.Run("IPv4", func(t *testing.T) { exerciseOne(t, p, "192.0.2.1") })
+	t.Run("IPv6", func(t *testing.T) {
+		six := p.IPv6()
+		if six == nil {
+			t.Skip("no IPv6: give the loopback ::1 (sysctl net.ipv6.conf.lo.disable_ipv6=0)")
+		}
+		exerciseOne(t, six, "2001:db8::1")
+		if six.IPv6() != nil {
+			t.Error("the peer over IPv6 has another")
+		}
+	})
+}
+
+func exerciseOne(t *testing.T, p conformance.Peer, nobody string) {
 	ctx := t.Context()
 	s, err := p.Serve(ctx, conformance.Script{
 		{Op: conformance.OpDiscard, N: 5}, {Op: conformance.OpWait}, {Op: conformance.OpSend, N: 100_000, Seed: 3},
@@ -150,14 +179,14 @@ func exercise(t *testing.T, p conformance.Peer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := net.Dial("tcp4", a.String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := net.Dial("tcp", a.String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("refused: %v", err)
 	}
 	a, err = p.Hang(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := net.DialTimeout("tcp4", a.String(), 50*time.Millisecond); err == nil || !err.(net.Error).Timeout() {
+	if _, err := net.DialTimeout("tcp", a.String(), 50*time.Millisecond); err == nil || !err.(net.Error).Timeout() {
 		t.Errorf("hang: %v", err)
 	}
 	if _, err := p.Impair(ctx, "none"); err != nil {
@@ -169,7 +198,7 @@ func exercise(t *testing.T, p conformance.Peer) {
 	if _, err := p.Impair(ctx, "loss=2"); err == nil {
 		t.Error("rules that the wire refuses")
 	}
-	if p.Unreachable().Addr().String() != "192.0.2.1" {
+	if p.Unreachable().Addr().String() != nobody {
 		t.Errorf("unreachable: %v", p.Unreachable())
 	}
 

@@ -26,6 +26,7 @@ type call struct {
 	Port    uint16             `json:",omitempty"`
 	N       int                `json:",omitempty"`
 	Rules   string             `json:",omitempty"`
+	IPv6    bool               `json:",omitempty"`
 }
 
 type reply struct {
@@ -105,17 +106,24 @@ func (s *server) send(r reply) {
 }
 
 func (s *server) answer(ctx context.Context, c *call) (r reply) {
+	p := s.p
+	if c.IPv6 {
+		if p = p.IPv6(); p == nil {
+			r.Err = "no IPv6"
+			return r
+		}
+	}
 	var err error
 	switch c.Method {
 	case "serve", "dial", "datagrams":
 		var x conformance.Session
 		switch c.Method {
 		case "serve":
-			x, err = s.p.Serve(ctx, c.Script)
+			x, err = p.Serve(ctx, c.Script)
 		case "dial":
-			x, err = s.p.Dial(ctx, c.Port, c.Script)
+			x, err = p.Dial(ctx, c.Port, c.Script)
 		default:
-			x, err = s.p.Datagrams(ctx)
+			x, err = p.Datagrams(ctx)
 		}
 		if err == nil {
 			s.mu.Lock()
@@ -130,21 +138,21 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 			err = errors.New("bad number of ports")
 			break
 		}
-		r.Ports, err = s.p.Reachable(ctx, c.N)
+		r.Ports, err = p.Reachable(ctx, c.N)
 	case "hairpin":
-		r.Addr, err = s.p.Hairpin(ctx, c.Port)
+		r.Addr, err = p.Hairpin(ctx, c.Port)
 	case "refused":
-		r.Addr, err = s.p.Refused(ctx)
+		r.Addr, err = p.Refused(ctx)
 	case "unwilling":
-		r.Addr, err = s.p.Unwilling(ctx)
+		r.Addr, err = p.Unwilling(ctx)
 	case "hang":
-		r.Addr, err = s.p.Hang(ctx)
+		r.Addr, err = p.Hang(ctx)
 	case "impair":
 		var harm conformance.Harm
-		harm, err = s.p.Impair(ctx, c.Rules)
+		harm, err = p.Impair(ctx, c.Rules)
 		r.Harm = &harm
 	case "unreachable":
-		r.Addr = s.p.Unreachable()
+		r.Addr = p.Unreachable()
 	case "signal", "result", "close":
 		s.mu.Lock()
 		x := s.sessions[c.Session]
@@ -177,30 +185,46 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 
 // Remote is a conformance.Peer that another process provides.
 type Remote struct {
+	*wire
+	ipv6   bool
+	six    *Remote // over IPv6; nil: there is none
+	nobody netip.AddrPort
+}
+
+// wire is the connection to the other process.
+type wire struct {
 	wmu sync.Mutex
 	rw  io.ReadWriter
 
-	mu     sync.Mutex
-	id     uint64
-	wait   map[uint64]chan reply
-	err    error
-	nobody netip.AddrPort
+	mu   sync.Mutex
+	id   uint64
+	wait map[uint64]chan reply
+	err  error
 }
 
 // NewRemote talks to a [Serve] at the other end of rw. It takes over reading;
 // Close closes rw if it can be closed.
 func NewRemote(ctx context.Context, rw io.ReadWriter) (*Remote, error) {
-	r := &Remote{rw: rw, wait: map[uint64]chan reply{}}
-	go r.read()
+	w := &wire{rw: rw, wait: map[uint64]chan reply{}}
+	go w.read()
+	r, six := &Remote{wire: w}, &Remote{wire: w, ipv6: true}
 	a, err := r.call(ctx, call{Method: "unreachable"})
 	if err != nil {
 		return nil, err
 	}
 	r.nobody = a.Addr
+	if a, err := six.call(ctx, call{Method: "unreachable"}); err == nil {
+		r.six, six.nobody = six, a.Addr
+	}
 	return r, nil
 }
 
-func (r *Remote) read() {
+func (r *Remote) call(ctx context.Context, c call) (reply, error) {
+	c.IPv6 = r.ipv6
+	return r.wire.call(ctx, c)
+}
+
+func (r *wire) read() {
 	in := bufio.NewScanner(r.rw)
 	in.Buffer(make([]byte, 4096), maxLine)
 	var err error
@@ -232,7 +256,7 @@ func (r *Remote) read() {
 	}
 }
 
-func (r *Remote) call(ctx context.Context, c call) (reply, error) {
+func (r *wire) call(ctx context.Context, c call) (reply, error) {
 	ch := make(chan reply, 1)
 	r.mu.Lock()
 	if r.err != nil {
@@ -334,6 +358,14 @@ func (r *Remote) Impair(ctx context.Context, rules string) (conformance.Harm, er
 
 // Unreachable implements conformance.Peer.
 func (r *Remote) Unreachable() netip.AddrPort { return r.nobody }
+
+// IPv6 implements conformance.Peer.
+func (r *Remote) IPv6() conformance.Peer {
+	if r.six == nil {
+		return nil
+	}
+	return r.six
+}
 
 // Close ends the connection to the other process.
 func (r *Remote) Close() error {

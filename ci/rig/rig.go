@@ -86,21 +86,28 @@ func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 		return nil, fmt.Errorf("rig: %s: %w", rung, err)
 	}
 	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
-	r.host = NewPeer(dev, r.forwards)
+	r.host = r.natPeer()
 	r.ends = append(r.ends, dev.Close, r.host.Close)
 	return r, nil
 }
 
-// NewPeer makes the peer of an adapter behind nat.
-func NewPeer(dev *device.Device, forwards func(n int) ([]peer.Forward, error)) *peer.Host {
-	return newPeer(dev, peer.HostConfig{Gateway: dev.NAT().Gateway(), Forwards: forwards})
+// natPeer makes the peer of an adapter behind nat; over IPv6 as well if the host's
+// loopback has that.
+func (r *Rig) natPeer() *peer.Host {
+	nat := r.dev.NAT()
+	four := peer.HostConfig{Gateway: nat.Gateway(), Forwards: r.forwards}
+	if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
+		l.Close()
+		four.IPv6 = newPeer(r.dev, peer.HostConfig{Gateway: nat.Gateway6(), Bind: netip.IPv6Loopback(), Forwards: r.forwards6})
+	}
+	return newPeer(r.dev, four)
 }
 
 // newPeer makes the peer on an adapter's network.
 func newPeer(dev *device.Device, c peer.HostConfig) *peer.Host {
-	nobody := c.Gateway.As4()
-	nobody[3] = 99 // neither gateway, resolver nor adapter
-	c.Nobody = netip.AddrFrom4(nobody)
+	nobody := c.Gateway.AsSlice()
+	nobody[len(nobody)-1] = 99 // neither gateway, resolver nor adapter
+	c.Nobody, _ = netip.AddrFromSlice(nobody)
 	c.Impair = func(rules string) (conformance.Harm, error) {
 		im, err := port.ParseImpairments(rules)
 		if err == nil {
@@ -129,14 +136,20 @@ func newKernelRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 		return nil, errors.Join(fmt.Errorf("rig: %s: %w", rung, err), n.Close())
 	}
 	r := &Rig{rung: rung, cfg: cfg, dev: dev, ports: adapterPort}
-	r.host = newPeer(dev, peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Relay: true, Forwards: func(count int) ([]peer.Forward, error) {
-		var out []peer.Forward
-		for range count {
-			p := r.nextPort()
-			out = append(out, peer.Forward{Port: p, Host: netip.AddrPortFrom(n.Adapter(), p)})
+	ways := func(to netip.Addr) func(int) ([]peer.Forward, error) {
+		return func(count int) (out []peer.Forward, err error) {
+			for range count {
+				p := r.nextPort()
+				out = append(out, peer.Forward{Port: p, Host: netip.AddrPortFrom(to, p)})
+			}
+			return out, nil
 		}
-		return out, nil
-	}})
+	}
+	four := peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Relay: true, Forwards: ways(n.Adapter())}
+	if g := n.Gateway6(); g.IsValid() {
+		four.IPv6 = newPeer(dev, peer.HostConfig{Gateway: g, Bind: g, Do: n.Do, Relay: true, Forwards: ways(n.Adapter6())})
+	}
+	r.host = newPeer(dev, four)
 	r.ends = append(r.ends, n.Close, dev.Close, r.host.Close)
 	return r, nil
 }
@@ -163,11 +176,19 @@ func harm(w *device.WireStats) (sum conformance.Harm) {
 	return sum
 }
 
-// forwards opens ways in to n ports of the adapter.
+// forwards opens ways in to n ports of the adapter, forwards6 over IPv6.
 func (r *Rig) forwards(n int) ([]peer.Forward, error) {
+	return r.forwardsTo(n, "127.0.0.1:0", netip.Addr{})
+}
+
+func (r *Rig) forwards6(n int) ([]peer.Forward, error) {
+	return r.forwardsTo(n, "[::1]:0", r.dev.NAT().Adapter6())
+}
+
+func (r *Rig) forwardsTo(n int, address string, adapter netip.Addr) ([]peer.Forward, error) {
 	var out []peer.Forward
 	for range n {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		l, err := net.Listen("tcp", address)
 		if err != nil {
 			return nil, err
 		}
@@ -177,7 +198,7 @@ func (r *Rig) forwards(n int) ([]peer.Forward, error) {
 			return nil, err
 		}
 		p := r.nextPort()
-		if err := r.dev.NAT().Forward(l, netip.AddrPortFrom(netip.Addr{}, p)); err != nil {
+		if err := r.dev.NAT().Forward(l, netip.AddrPortFrom(adapter, p)); err != nil {
 			return nil, err
 		}
 		out = append(out, peer.Forward{Port: p, Host: host})

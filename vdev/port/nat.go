@@ -376,6 +376,12 @@ func (n *NAT) Lease() Lease {
 // Gateway is the address that stands for the host's loopback.
 func (n *NAT) Gateway() netip.Addr { return n.gateway }
 
+// Gateway6 is the gateway's IPv6 address.
+func (n *NAT) Gateway6() netip.Addr { return n.gateway6 }
+
+// Adapter6 is the adapter's.
+func (n *NAT) Adapter6() netip.Addr { return n.adapter6 }
+
 // MTU implements engine.Port.
 func (n *NAT) MTU() int { return n.cfg.MTU }
 

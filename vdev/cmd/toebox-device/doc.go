@@ -10,7 +10,7 @@
 // prints nothing, logs to its standard error, ends with status 0 on SIGTERM,
 // SIGINT, or the end of the pipe --parent-fd, with 2 for wrong arguments, 125
 // when it could not start, and 1 for what goes wrong later. Before it ends, the
-// adapter has half a second for an orderly stop (SPEC.md §11.1). Statistics are
+// adapter has half a second (--stop-time) for an orderly stop (SPEC.md §11.1). Statistics are
 // served as JSON by HTTP on the socket --control-path: GET /stats.
 //
 // A parent that starts one process after another for the same adapter keeps what

@@ -32,11 +32,9 @@ const (
 )
 
 const (
-	// closeTime bounds an orderly end, stopTime the adapter's orderly stop that
-	// it begins with (SPEC.md §11.1): who ends the process may wait for no more
-	// than a second.
-	closeTime = 5 * time.Second
-	stopTime  = 500 * time.Millisecond
+	// closeTime bounds an orderly end behind the adapter's orderly stop, which it
+	// begins with (SPEC.md §11.1).
+	closeTime = 4 * time.Second
 )
 
 type flags struct {
@@ -51,9 +49,11 @@ type flags struct {
 	NVM         string `placeholder:"FILE" name:"nvm" help:"File of the non-volatile image."`
 	Seed        uint64 `placeholder:"N" help:"Seed of everything random; 0: not repeatable."`
 	Generation  uint32 `placeholder:"N" env:"TOEBOX_GENERATION" help:"How often this adapter was started, this time included."`
-	ParentFD    int    `placeholder:"N" name:"parent-fd" help:"Inherited pipe at whose end the process ends."`
-	Pprof       bool   `help:"Serve /debug/pprof/ on the control socket."`
-	Verbose     bool   `short:"v" help:"Log more."`
+	// Who ends the process may wait for no more than a second.
+	StopTime time.Duration `default:"500ms" placeholder:"T" name:"stop-time" help:"How long the adapter may take for an orderly stop when the process ends (${default})."`
+	ParentFD int           `placeholder:"N" name:"parent-fd" help:"Inherited pipe at whose end the process ends."`
+	Pprof    bool          `help:"Serve /debug/pprof/ on the control socket."`
+	Verbose  bool          `short:"v" help:"Log more."`
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
@@ -93,8 +93,9 @@ func run(args []string, stderr io.Writer) int {
 	}
 	// An end that hangs is not an end.
 	context.AfterFunc(ctx, func() {
-		time.AfterFunc(closeTime, func() {
-			fmt.Fprintln(stderr, "toebox-device: did not end within", closeTime)
+		limit := c.StopTime + closeTime
+		time.AfterFunc(limit, func() {
+			fmt.Fprintln(stderr, "toebox-device: did not end within", limit)
 			os.Exit(exitFailed)
 		})
 	})
@@ -109,13 +110,14 @@ func run(args []string, stderr io.Writer) int {
 type process struct {
 	device  *device.Device
 	client  *net.UnixListener
-	control *control // nil without a socket for it
+	control *control      // nil without a socket for it
+	stop    time.Duration // that an orderly stop may take
 	log     *slog.Logger
 }
 
 // open makes everything that can fail. On error nothing stays open.
 func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
-	p := &process{log: log}
+	p := &process{stop: c.StopTime, log: log}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -204,7 +206,7 @@ func (p *process) serve(ctx context.Context) error {
 	defer end()
 	defer context.AfterFunc(ctx, func() {
 		defer end()
-		limited, cancel := context.WithTimeout(serving, stopTime)
+		limited, cancel := context.WithTimeout(serving, p.stop)
 		defer cancel()
 		if err := p.device.Stop(limited); err != nil {
 			p.log.Warn("adapter ends without an orderly stop", "err", err)
