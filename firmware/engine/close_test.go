@@ -162,6 +162,53 @@ func TestResetAfterFIN(t *testing.T) {
 	}
 }
 
+// A FIN that is lost does not make the acknowledgements that follow it into
+// data that nobody reads: an orderly end of both stays one.
+func TestCloseWhenTheFINIsLost(t *testing.T) {
+	var lost atomic.Bool
+	a, b := twoEngines(t, enginetest.PipeOptions{Drop: func(port int, frame []byte) bool {
+		flags, _, ok := segment(frame)
+		return ok && port == 1 && flags&flagFIN != 0 && lost.CompareAndSwap(false, true)
+	}}, nil)
+	c, s := connected(t, a, b)
+	send(t, c, []byte("request"))
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, s, 7)
+	send(t, s, []byte("answer"))
+	s.ev.until(t, "the acknowledgement", func() bool { return s.Info().Acked == 6 })
+	if !lost.Load() {
+		t.Fatal("no FIN was lost")
+	}
+	s.Close()
+	if got := string(receive(t, c, 6)); got != "answer" {
+		t.Errorf("client read %q", got)
+	}
+	c.ev.until(t, "the end", func() bool { return c.ev.seen(engine.EventClosed) })
+	if err := ending(t, c); !errors.Is(err, engine.ErrEndOfStream) || c.Err() != nil {
+		t.Errorf("client's end: %v, %v", err, c.Err())
+	}
+	if n := a.Stats().ResetsSent + b.Stats().ResetsSent; n != 0 {
+		t.Errorf("%d resets", n)
+	}
+}
+
+// What a peer sends to a connection that is closed resets it.
+func TestDataAfterClose(t *testing.T) {
+	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
+	c, s := connected(t, a, b)
+	s.Close()
+	if err := ending(t, c); !errors.Is(err, engine.ErrEndOfStream) {
+		t.Errorf("client's end: %v", err)
+	}
+	send(t, c, []byte("for nobody"))
+	c.ev.until(t, "the reset", func() bool { return c.ev.seen(engine.EventClosed) })
+	if err := c.Err(); !errors.Is(err, engine.ErrReset) {
+		t.Errorf("client: %v", err)
+	}
+}
+
 func TestReset(t *testing.T) {
 	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
 	client, server := connected(t, a, b)

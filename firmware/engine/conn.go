@@ -538,7 +538,7 @@ func (c *conn) drain() {
 func (c *conn) Close() {
 	if c.end() {
 		c.unlist()
-		c.ep.Close()
+		c.part()
 		c.dropGate()
 		c.engine.forget(c)
 	}

@@ -43,9 +43,10 @@ type netstack struct {
 	prefixes []netip.Prefix
 	routes   []Route
 
-	mu     sync.Mutex
-	open   map[closer]struct{}
-	closed bool
+	mu      sync.Mutex
+	open    map[closer]struct{}
+	parting map[*parting]struct{} // closed by their owners
+	closed  bool
 }
 
 // closer is an endpoint as its engine sees it.
@@ -72,6 +73,7 @@ func New(cfg Config) (Engine, error) {
 		port:    cfg.Port,
 		log:     cfg.Logger,
 		open:    make(map[closer]struct{}),
+		parting: make(map[*parting]struct{}),
 		unacked: unacked,
 		link:    newLink(cfg.Port, tcpip.LinkAddress(cfg.MAC), cfg.MTU),
 	}
@@ -379,6 +381,9 @@ func (n *netstack) Close() error {
 	all := make([]closer, 0, len(n.open))
 	for e := range n.open {
 		all = append(all, e)
+	}
+	for p := range n.parting {
+		all = append(all, p)
 	}
 	n.mu.Unlock()
 	for _, e := range all {
