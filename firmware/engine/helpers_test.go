@@ -78,6 +78,7 @@ func (e *events) until(t testing.TB, what string, cond func() bool) {
 // side is an engine with its addresses.
 type side struct {
 	engine.Engine
+	port   *enginetest.PipePort
 	v4, v6 netip.Addr
 }
 
@@ -109,7 +110,7 @@ func twoEngines(t testing.TB, po enginetest.PipeOptions, change func(*engine.Con
 			}
 			_ = p.Close()
 		})
-		sides[i] = side{Engine: e, v4: nets[i][0].Addr(), v6: nets[i][1].Addr()}
+		sides[i] = side{Engine: e, port: p, v4: nets[i][0].Addr(), v6: nets[i][1].Addr()}
 	}
 	return sides[0], sides[1]
 }

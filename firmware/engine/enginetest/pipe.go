@@ -58,6 +58,8 @@ type PipePort struct {
 	receive  func([]engine.Frame)
 	attached chan struct{} // closed when the receiver's goroutine has ended
 	dropped  uint64
+	busy     bool   // frames are being received
+	batches  uint64 // of frames that were
 	pool     sync.Pool
 }
 
@@ -158,6 +160,8 @@ func (p *PipePort) deliver(receive func([]engine.Frame), ended chan struct{}) {
 		}
 		batch := p.queue
 		p.queue, p.bytes = spare[:0], 0
+		p.busy = true
+		p.batches++
 		p.mu.Unlock()
 		frames = frames[:0]
 		for i := range batch {
@@ -169,7 +173,25 @@ func (p *PipePort) deliver(receive func([]engine.Frame), ended chan struct{}) {
 			batch[i] = queued{}
 		}
 		spare = batch
+		p.mu.Lock()
+		p.busy = false
+		p.mu.Unlock()
 	}
+}
+
+// Settled says whether no frame is under way in either direction, nor being
+// received. Of what receivers do on goroutines of their own it knows nothing.
+func (p *PipePort) Settled() bool {
+	before, here := p.resting()
+	_, there := p.peer.resting()
+	after, still := p.resting()
+	return here && there && still && before == after // nothing has come and gone meanwhile
+}
+
+func (p *PipePort) resting() (batches uint64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.batches, len(p.queue) == 0 && !p.busy
 }
 
 // Dropped counts the frames to this port that were lost, for whatever reason.
