@@ -15,7 +15,7 @@ import (
 	"toebox/firmware/engine/enginetest"
 )
 
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
 
 // events collects what an endpoint reports.
 type events struct {
