@@ -18,6 +18,7 @@ import (
 type adapter struct {
 	outThreshold   atomic.Uint64 // 0: 1/8 of the table
 	maxConnections atomic.Uint64
+	sendCache      atomic.Uint64
 	table          atomic.Pointer[table]
 
 	mu        sync.Mutex // guards the rest
@@ -59,6 +60,7 @@ func (f *Firmware) resetAttributes() {
 	a := &f.adapter
 	a.outThreshold.Store(scalars[abi.AttrOutThreshold])
 	a.maxConnections.Store(scalars[abi.AttrMaxConnections])
+	a.sendCache.Store(scalars[abi.AttrSendCache])
 	if t := a.table.Load(); t != nil {
 		f.memory.release(len(t.copy))
 	}
@@ -270,6 +272,8 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 		n = a.outThreshold.Load()
 	case abi.AttrMaxConnections:
 		n = a.maxConnections.Load()
+	case abi.AttrSendCache:
+		n = a.sendCache.Load()
 	case abi.AttrBufferTableMode:
 		if a.table.Load().keep {
 			n = 1
@@ -382,6 +386,11 @@ func (f *Firmware) setAdapterScalar(id abi.Attribute, v uint64) abi.Status {
 			return abi.StatusBadValue
 		}
 		a.maxConnections.Store(v)
+	case abi.AttrSendCache:
+		if v > maxSendCache {
+			return abi.StatusBadValue
+		}
+		a.sendCache.Store(v)
 	default:
 		return abi.StatusNotSupported
 	}

@@ -25,14 +25,14 @@ func (r *rig) set(conn uint64, a abi.Attribute, v uint64) {
 // at once, and lets it go on.
 func (r *rig) held(fs ...abi.Fields) {
 	r.t.Helper()
-	r.fw.Command(0, abi.QueuePause, r.Config)
+	r.fw.Command(r.Queue, abi.QueuePause, r.Config)
 	if err := r.State(abi.QueuePaused); err != nil {
 		r.t.Fatal(err)
 	}
 	for _, f := range fs {
 		r.Publish(f)
 	}
-	r.fw.Command(0, abi.QueueResume, r.Config)
+	r.fw.Command(r.Queue, abi.QueueResume, r.Config)
 }
 
 // dmaLog is the order in which payload is moved, by the addresses of buffers.

@@ -67,6 +67,10 @@ func (q *queue) cancel(id uint64, tag uint32, t target) (s abi.Status, later boo
 	}
 	switch r.kind {
 	case abi.TypeBufferSend:
+		if r.crowd != 0 {
+			q.cancelGroupSend(r)
+			break
+		}
 		c := r.conn
 		q.answerSend(c, r, abi.StatusCancelled, q.reached(c))
 		if c.phase == open {

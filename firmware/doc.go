@@ -9,6 +9,7 @@
 // vectors, events. Files follow the journeys of a request: create.go, queue.go
 // (taking requests, handing slots back, sleeping), request.go (the ledger and
 // what is refused), control.go, connect.go, listen.go, send.go, receive.go,
+// broadcast.go (one send on many connections), copies.go (what is kept of sends),
 // senddelay.go (when sends are read), receivedelay.go (when received bytes go),
 // pick.go, history.go, group.go and table.go (which buffer), bulk.go (whose turn it
 // is), protocol.go and datagram.go (where datagrams part from streams),

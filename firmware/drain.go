@@ -84,7 +84,12 @@ func (q *queue) end() {
 	for _, l := range q.notices.lists {
 		q.fw.memory.release(l.n * noticeCharge)
 	}
+	q.copies.clear()
 	for _, r := range q.tags {
+		q.leaveCopy(r)
+		for m := r.members; m != nil; m = m.sibling {
+			q.leaveCopy(m)
+		}
 		q.fw.memory.release(requestCharge + r.extra)
 		if j := r.job; j != nil {
 			q.fw.memory.release(len(j.buf))

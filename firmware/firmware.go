@@ -24,6 +24,8 @@ type Firmware struct {
 	now        func() time.Duration
 	counters   Counters
 	memory     memory
+	copies     atomic.Int64 // of sends, that queues have listed
+	keeping    keeping
 	policy     policyClock
 	checking   atomic.Bool // CHECKER bit 0
 	violations violations
@@ -50,6 +52,7 @@ type Firmware struct {
 // New makes a firmware that waits for [Firmware.Run].
 func New(c Config) *Firmware {
 	f := &Firmware{config: c, chip: c.Chip, engine: c.Engine, log: c.Logger, now: c.Clock}
+	f.chip = writes{c.Chip, f}
 	if f.log == nil {
 		f.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}

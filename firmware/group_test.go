@@ -77,12 +77,6 @@ func TestGroupRefused(t *testing.T) {
 		r.post(b)
 		r.expect(abi.Fields{Type: abi.TypeBufferDone, Flags: abi.FlagFinal, Tag: b.Tag, Aux: 36, Conn: id, Base: b.Base})
 	}
-	send := r.buffer(abi.TypeBufferSend, 0x08_00_0050_0000_0000, 16)
-	send.Flags = abi.FlagGroup
-	r.post(send)
-	if got := r.next(); got.Aux != 16 {
-		t.Errorf("send to a group: %+v", got)
-	}
 }
 
 // TestGroupEnds cancels and drains buffers of groups, and finds that idle groups

@@ -100,7 +100,10 @@ type queue struct {
 	wait    bulk     // data without a buffer
 	parked  parkings // sends that are left in host memory
 	load    load
-	timed   bool // time was read in this pass
+	copies  copies  // of what was sent
+	crowd   []*conn // scratch: members of a group
+	scanned int     // connections that group sends looked at in this pass
+	timed   bool    // time was read in this pass
 	time    uint64
 	move    mover
 	ctl     []byte                // scratch for control buffers
@@ -132,6 +135,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 		deliver: q.deliver, probe: q.probe, drop: q.drop, look: q.look,
 		datagram: q.putDatagram,
 	}
+	q.copies.fw = f
 	q.shownState.Store(uint32(q.state))
 	return q
 }
@@ -191,7 +195,7 @@ func (q *queue) pass() bool {
 	}
 	q.count(abi.CounterQueuePasses, 1)
 	q.progress = false
-	q.now, q.timed = q.fw.now(), false
+	q.now, q.timed, q.scanned = q.fw.now(), false, 0
 	q.obey()
 	if q.checked != q.fw.checking.Load() {
 		q.switchChecker()
@@ -396,7 +400,7 @@ func (q *queue) takePiece(p []byte) error {
 
 // requests acts on the run that was taken, as long as responses have room.
 func (q *queue) requests() {
-	for q.runPos < q.runEnd && q.state != abi.QueueError && !q.dying.Load() && !q.stalled() {
+	for q.runPos < q.runEnd && q.state != abi.QueueError && !q.dying.Load() && !q.stalled() && q.scanned < scanLimit {
 		d := abi.Descriptor(q.run[q.runPos : q.runPos+abi.DescriptorSize])
 		q.runPos += abi.DescriptorSize
 		q.progress = true

@@ -15,7 +15,7 @@ type request struct {
 	kind   abi.Type
 	flags  abi.Flags
 	asap   bool
-	bad    bool // send: its memory could not be read
+	bad    bool // send: its memory could not be read; of a group send: of one member or more
 	past   bool // send: nothing of it is to be fetched any more
 	conn   *conn
 	group  *group // whose buffer it is
@@ -31,6 +31,14 @@ type request struct {
 	sum    uint32     // taken by summed
 	summed *checker
 
+	kept *kept // send: adapter memory with its bytes; nil: none
+
+	// Of a group send: what the host posted, and a request for each member.
+	crowd   uint64 // the group's id
+	parent  *request
+	members *request
+	sibling *request
+
 	prev, next *request
 }
 
@@ -45,7 +53,7 @@ func (r *request) named() uint64 {
 	case r.group != nil:
 		return r.group.id
 	}
-	return 0
+	return r.crowd
 }
 
 // end is the stream position behind what was moved.
@@ -138,7 +146,7 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 	reserved := false
 	switch f.Type {
 	case abi.TypeBufferSend, abi.TypeBufferAvailable:
-		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 || f.Flags&abi.FlagGroup != 0 && f.Type == abi.TypeBufferSend {
+		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 {
 			return abi.StatusNotSupported
 		}
 		return q.checkBuffer(f)
@@ -209,17 +217,22 @@ func (q *queue) hold(f *abi.Fields, c *conn) *request {
 		q.refuse(f, abi.StatusNoMemory)
 		return nil
 	}
-	r := q.spare
-	if r == nil {
-		r = new(request)
-	} else {
-		q.spare = r.next
-	}
+	r := q.newRequest()
 	*r = request{
 		tag: f.Tag, kind: f.Type, flags: f.Flags, asap: f.ASAP, conn: c,
 		base: f.Base, length: f.Length, offset: f.Offset,
 	}
 	q.tags[f.Tag] = r
+	return r
+}
+
+// newRequest takes a request from the free list.
+func (q *queue) newRequest() *request {
+	r := q.spare
+	if r == nil {
+		return new(request)
+	}
+	q.spare = r.next
 	return r
 }
 
@@ -249,6 +262,7 @@ func (q *queue) settle(r *request) {
 		return
 	}
 	delete(q.tags, r.tag)
+	q.leaveCopy(r)
 	q.fw.memory.release(requestCharge + r.extra)
 	*r = request{next: q.spare}
 	q.spare = r

@@ -32,6 +32,10 @@ type mover struct {
 
 // requestSend queues a send (SPEC.md §5.4).
 func (q *queue) requestSend(f *abi.Fields) {
+	if f.Flags&abi.FlagGroup != 0 {
+		q.requestGroupSend(f)
+		return
+	}
 	c, s := q.lookup(f.Conn)
 	switch {
 	case s != abi.StatusOK:
@@ -57,6 +61,14 @@ func (q *queue) requestSend(f *abi.Fields) {
 	if q.check != nil {
 		q.check.posted(r)
 	}
+	if keep := c.attrs.of(abi.AttrKeepSends) != 0; keep || f.Modify {
+		q.present(r, f.Modify, keep)
+	}
+	q.enqueueSend(c, r)
+}
+
+// enqueueSend puts a send behind those that c has.
+func (q *queue) enqueueSend(c *conn, r *request) {
 	if c.parked == nil && c.attrs.of(abi.AttrDelayCriteria) != 0 {
 		q.switchParking(c)
 	}
@@ -161,8 +173,20 @@ func (q *queue) fill(p []byte) error {
 			return io.ErrUnexpectedEOF // the engine asks for more than it was offered
 		}
 		own := min(len(p), int(r.length-r.offset-m.pos))
+		if r.kept != nil {
+			done, err := q.fillKept(r, m.pos, p[:own])
+			if err != nil {
+				m.bad = r
+				return err
+			}
+			if done {
+				p = p[own:]
+				m.advance(own)
+				continue
+			}
+		}
 		n, more := own, 0
-		if !apart {
+		if !apart && r.kept == nil {
 			n, more = m.adjacent(own, len(p))
 		}
 		err := q.fetch(r.base+uint64(r.offset)+uint64(m.pos), p[:n])
@@ -202,7 +226,7 @@ func (q *queue) fetch(iova uint64, p []byte) error {
 func (m *mover) adjacent(n, limit int) (size, more int) {
 	for r := m.r; n < limit; more++ {
 		end := r.base + uint64(r.length)
-		if r = r.next; r == nil || r.bad || end == 0 || r.base+uint64(r.offset) != end {
+		if r = r.next; r == nil || r.bad || r.kept != nil || end == 0 || r.base+uint64(r.offset) != end {
 			break
 		}
 		n += min(limit-n, r.todo())
@@ -346,6 +370,10 @@ func (q *queue) endSend(c *conn, r *request, s abi.Status, n uint32) {
 	c.sends.remove(r)
 	if q.check != nil {
 		q.check.unchanged(r)
+	}
+	if r.parent != nil {
+		q.answerMember(r, s, n)
+		return
 	}
 	if s == abi.StatusOK {
 		q.count(abi.CounterSendsDone, 1)

@@ -96,6 +96,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrDelayAge:          {max: maxTime},
 		abi.AttrDelayDynamic:      {max: 1},
 		abi.AttrASAPMode:          {max: 1},
+		abi.AttrKeepSends:         {max: 1},
 		abi.AttrCompletionPoint:   {max: 2},
 		abi.AttrLinger:            {max: math.MaxUint64},
 		abi.AttrSteering:          {max: math.MaxUint32},

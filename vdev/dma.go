@@ -24,6 +24,9 @@ type DMA interface {
 	// Backed reports whether the range is wholly mapped with that
 	// protection in memory that View reaches.
 	Backed(iova uint64, n uint64, prot vfiouser.Prot) bool
+	// Generation is another number, never used before, after any of the
+	// range was mapped anew, and 0 while it is not wholly mapped.
+	Generation(iova, n uint64) uint64
 }
 
 var _ chip.Chip = (*Function)(nil)
@@ -143,6 +146,15 @@ func (f *Function) View(iova uint64, n int, write bool, fn func(p []byte) error)
 func (f *Function) Shared(iova, n uint64) bool {
 	d, err := f.dmaGate()
 	return err == nil && d.Backed(iova, n, vfiouser.ProtRead|vfiouser.ProtWrite)
+}
+
+// Mapping implements [chip.Chip].
+func (f *Function) Mapping(iova, n uint64) uint64 {
+	d, err := f.dmaGate()
+	if err != nil {
+		return 0
+	}
+	return d.Generation(iova, n)
 }
 
 // Signal implements [chip.Chip].

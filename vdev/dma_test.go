@@ -40,9 +40,15 @@ func TestTestDMA(t *testing.T) {
 	r.want(0xa4, 0)
 	for _, n := range []int{4, 4096, 5000, 65536} {
 		clear(r.dma.mem)
+		r.fw.with(func(w *fakeFirmware) { w.wrote = 0 })
 		if s := r.transferTest(0x10_0010, uint32(n), 1); s != 2 {
 			t.Fatalf("%d bytes: status %d", n, s)
 		}
+		r.fw.with(func(w *fakeFirmware) {
+			if w.wrote != uint64(n) {
+				t.Errorf("the firmware was told of %d bytes written, want %d", w.wrote, n)
+			}
+		})
 		want := pattern(0x12345678, n)
 		r.want(0xa8, crc32.ChecksumIEEE(want))
 		if !bytes.Equal(r.dma.mem[0x10:0x10+n], want) || r.dma.mem[0xf] != 0 || r.dma.mem[0x10+n] != 0 {

@@ -34,6 +34,7 @@ type fakeFirmware struct {
 	config   firmware.QueueConfig
 	lastBell abi.Index
 	policy   uint64
+	wrote    uint64
 	onReset  func()
 }
 
@@ -80,6 +81,7 @@ func (w *fakeFirmware) SetPolicyClock(m bool) {
 }
 func (w *fakeFirmware) StepPolicyClock(ns uint64) { w.with(func(w *fakeFirmware) { w.policy += ns }) }
 func (w *fakeFirmware) PolicyNow() uint64         { w.mu.Lock(); defer w.mu.Unlock(); return w.policy }
+func (w *fakeFirmware) Wrote(_, n uint64)         { w.with(func(w *fakeFirmware) { w.wrote += n }) }
 func (w *fakeFirmware) SetChecker(on bool) {
 	w.with(func(w *fakeFirmware) { w.call("checker %v", on) })
 }
@@ -156,6 +158,13 @@ func (d *fakeDMA) View(iova uint64, n int, _ vfiouser.Prot, fn func([]byte) erro
 func (d *fakeDMA) Backed(iova, n uint64, _ vfiouser.Prot) bool {
 	_, err := d.piece(iova, int(n))
 	return err == nil && iova+n <= d.remote
+}
+
+func (d *fakeDMA) Generation(iova, n uint64) uint64 {
+	if _, err := d.piece(iova, int(n)); err != nil {
+		return 0
+	}
+	return 1
 }
 
 // fakeIRQs records triggers. It is of the kind that sees edges.

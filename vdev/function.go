@@ -39,6 +39,8 @@ type Firmware interface {
 	StepPolicyClock(ns uint64)
 	PolicyNow() uint64
 	SetChecker(on bool)
+	// Wrote says that the function itself wrote to host memory.
+	Wrote(iova, n uint64)
 	Close() error
 }
 

@@ -108,7 +108,9 @@ func (f *Function) testAccess(run uint64, write bool, iova uint64, b []byte) err
 		return unix.ECANCELED
 	}
 	if write {
-		return f.Write(iova, b)
+		err := f.Write(iova, b)
+		f.core().firmware.Wrote(iova, uint64(len(b)))
+		return err
 	}
 	return f.Read(iova, b)
 }

@@ -136,6 +136,31 @@ func (d *DMA) Backed(iova, n uint64, prot Prot) bool {
 	return true
 }
 
+// Generation returns a number that is greater after any of the n bytes from iova
+// on was mapped anew, and 0 while one of them is not mapped. Who has a copy of
+// the bytes learns by it that they may be others.
+func (d *DMA) Generation(iova, n uint64) uint64 {
+	if checkRange(iova, n) != nil {
+		return 0
+	}
+	root := d.root.Load()
+	newest := uint64(0)
+	for n > 0 {
+		m := root.find(iova)
+		if m == nil {
+			return 0
+		}
+		newest = max(newest, m.serial)
+		rest := m.last - iova // bytes of m after iova
+		if n-1 <= rest {
+			break
+		}
+		n -= rest + 1
+		iova += rest + 1
+	}
+	return newest
+}
+
 // Map is a DMA map of a client's.
 type Map struct {
 	IOVA, Size uint64 // Size is 0 if it is 2^64
@@ -276,7 +301,7 @@ func (d *DMA) mapFile(r dmaMap, prot Prot, fd int, l limits) error {
 	if r.size == 0 || last < r.addr || (r.addr|r.size)&(gran-1) != 0 || fd >= 0 && r.flags&dmaMapFileIO == 0 && r.offset&(pageSize-1) != 0 {
 		return fmt.Errorf("map of %#x bytes at %#x: %w", r.size, r.addr, syscall.EINVAL)
 	}
-	m := mapping{iova: r.addr, last: last, prot: prot}
+	m := mapping{iova: r.addr, last: last, prot: prot, serial: d.epoch.Load() + 1}
 	root := d.root.Load().tree
 	clash := root.overlaps(r.addr, last)
 	if clash != nil && (clash.iova != m.iova || clash.last != m.last) {

@@ -140,6 +140,47 @@ func TestDMA(t *testing.T) {
 	errno(t, "read of the unmapped", d.Read(0x20000, got), 0x20000, syscall.EFAULT)
 }
 
+// TestGeneration: a range has another generation when a part of it was mapped anew,
+// and none while a part is not mapped.
+func TestGeneration(t *testing.T) {
+	srv, c := start(t, nil)
+	d := srv.DMA()
+	f := filled(t, 0x4000)
+	mapAll(t, c, f, mapping{0x1000, 0x1000, 0, rd}, mapping{0x2000, 0x1000, 0x1000, rd | wr}, mapping{0xffff_ffff_ffff_f000, 0x1000, 0x2000, rd})
+	both, first := d.Generation(0x1ff0, 0x20), d.Generation(0x1000, 0x1000)
+	if both == 0 || first == 0 || d.Generation(0x1fff, 1) != first {
+		t.Fatalf("generations %d and %d", both, first)
+	}
+	if n := d.Generation(0xffff_ffff_ffff_f000, 0x1000); n == 0 {
+		t.Error("the last page has no generation")
+	}
+	for _, r := range [][2]uint64{{0xfff, 1}, {0x2fff, 2}, {0x1000, 1 << 63}, {0xffff_ffff_ffff_ff00, 0x101}} {
+		if n := d.Generation(r[0], r[1]); n != 0 {
+			t.Errorf("generation of %#x bytes at %#x is %d", r[1], r[0], n)
+		}
+	}
+	remap := func(iova, offset uint64) {
+		t.Helper()
+		if _, err := c.Unmap(iova, 0x1000); err != nil {
+			t.Fatal(err)
+		}
+		if n := d.Generation(0x1ff0, 0x20); n != 0 {
+			t.Errorf("generation %d while a part is not mapped", n)
+		}
+		mapAll(t, c, f, mapping{iova, 0x1000, offset, rd | wr})
+		if n := d.Generation(0x1ff0, 0x20); n <= both {
+			t.Errorf("generation %d after %d", n, both)
+		}
+		both = d.Generation(0x1ff0, 0x20)
+	}
+	remap(0x2000, 0x1000)
+	if n := d.Generation(0x1000, 0x1000); n != first {
+		t.Errorf("generation of the page that stayed is %d, was %d", n, first)
+	}
+	remap(0x1000, 0)
+	remap(0x2000, 0x1000)
+}
+
 // TestUnmapCounts tells unmaps that find just what they name, parts of it, and
 // nothing.
 func TestUnmapCounts(t *testing.T) {

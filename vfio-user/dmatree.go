@@ -10,6 +10,7 @@ type mapping struct {
 	off        uint64    // of iova in file
 	file       *hostFile // nil: reached by messages
 	prot       Prot
+	serial     uint64 // of the map; it grows from one to the next
 }
 
 func (m *mapping) size() uint64 { return m.last - m.iova + 1 }

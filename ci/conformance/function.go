@@ -175,20 +175,24 @@ func TestRIG02_Raise(t *T) {
 	want(t, "interrupts of a vector not raised", other.seen(), 0)
 }
 
+// testDMA runs a command of the test registers and returns TEST_STATUS.
+func (c *card) testDMA(addr uint64, n, seed, cmd uint32) uint32 {
+	c.Helper()
+	c.write(0x0090, uint32(addr))
+	c.write(0x0094, uint32(addr>>32))
+	c.write(0x0098, n)
+	c.write(0x009c, seed)
+	c.write(0x00a0, cmd)
+	var s uint32
+	c.until("the test DMA", func() bool { s = c.read(0x00a4); return s > 1 })
+	return s
+}
+
 // TestRIG02_DMA writes and reads the test pattern (SPEC.md §12).
 func TestRIG02_DMA(t *T) {
 	c := t.open()
 	m := c.alloc(65536 + 8)
-	run := func(addr uint64, n, seed, cmd uint32) uint32 {
-		c.write(0x0090, uint32(addr))
-		c.write(0x0094, uint32(addr>>32))
-		c.write(0x0098, n)
-		c.write(0x009c, seed)
-		c.write(0x00a0, cmd)
-		var s uint32
-		c.until("the test DMA", func() bool { s = c.read(0x00a4); return s > 1 })
-		return s
-	}
+	run := c.testDMA
 	for _, n := range []uint32{4, 32, 4096, 65536} {
 		const seed = 0x1234567
 		clear(m.Bytes)

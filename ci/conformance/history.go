@@ -170,9 +170,9 @@ func (th *thread) judge(d desc, say func(string, ...any)) {
 	case reqSend:
 		todo := uint64(q.Length) - uint64(q.Offset)
 		switch {
-		case !d.final():
+		case !d.final() && q.Flags&flagGroup == 0:
 			say("a send with more than one response")
-		case d.Base != q.Base || d.Conn != q.Conn || d.Offset != q.Offset:
+		case d.Base != q.Base || d.Conn != q.Conn && q.Flags&flagGroup == 0 || d.Offset != q.Offset:
 			say("the answer names another buffer than %v", q)
 		case d.Aux == stOK && uint64(d.Length) != todo, q.Offset <= q.Length && uint64(d.Length) > todo:
 			say("a send of %d bytes", todo)

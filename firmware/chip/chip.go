@@ -28,6 +28,9 @@ type Chip interface {
 	// Shared reports whether [iova, iova+n) is wholly mapped for reading and
 	// writing in memory that View reaches.
 	Shared(iova, n uint64) bool
+	// Mapping is another number, never used before, after any of [iova, iova+n)
+	// was unmapped or mapped anew, and 0 while not all of it is mapped.
+	Mapping(iova, n uint64) uint64
 
 	// Signal raises an interrupt vector: MSI-X or INTx, whatever is enabled.
 	Signal(vector int)

@@ -37,6 +37,7 @@ type Chip struct {
 	holes [][2]uint64  // [from, to)
 	fixed [][2]uint64  // read-only, for Write
 	next  uint64       // of Alloc
+	maps  uint64       // Unmaps and MapAlls
 }
 
 // NewChip makes a chip with size bytes of memory, which View hands out in
@@ -69,6 +70,7 @@ func (c *Chip) Bytes(iova uint64, n int) []byte {
 func (c *Chip) Unmap(iova, n uint64) {
 	c.mu.Lock()
 	c.holes = append(c.holes, [2]uint64{iova, iova + n})
+	c.maps++
 	c.mu.Unlock()
 }
 
@@ -83,6 +85,7 @@ func (c *Chip) ReadOnly(iova, n uint64) {
 func (c *Chip) MapAll() {
 	c.mu.Lock()
 	c.holes = nil
+	c.maps++
 	c.mu.Unlock()
 }
 
@@ -163,6 +166,16 @@ func (c *Chip) Shared(iova, n uint64) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return c.mappedLocked(iova, n)
+}
+
+// Mapping implements firmware.Chip.
+func (c *Chip) Mapping(iova, n uint64) uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if !c.mappedLocked(iova, n) {
+		return 0
+	}
+	return 1 + c.maps
 }
 
 // Signal implements firmware.Chip.

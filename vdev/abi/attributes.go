@@ -38,6 +38,7 @@ const (
 	AttrCheckerReport   Attribute = 0x0114 // CHECKER_REPORT
 	AttrAliases         Attribute = 0x0115 // ALIASES
 	AttrAnnounce        Attribute = 0x0116 // ANNOUNCE
+	AttrSendCache       Attribute = 0x0117 // SEND_CACHE
 	AttrRecords         Attribute = 0x0120 // RECORDS
 )
 
@@ -81,6 +82,7 @@ const (
 	AttrStarvation        Attribute = 0x0226 // STARVATION
 	AttrLinkTransferSize  Attribute = 0x0227 // LINK_TRANSFER_SIZE
 	AttrGatherThreshold   Attribute = 0x0228 // GATHER_THRESHOLD
+	AttrKeepSends         Attribute = 0x0229 // KEEP_SENDS
 	AttrGroup             Attribute = 0x0230 // GROUP
 	AttrGroupBy           Attribute = 0x0231 // GROUP_BY
 	AttrBufferPolicy      Attribute = 0x0232 // BUFFER_POLICY
@@ -175,6 +177,7 @@ func Attributes() []AttributeInfo {
 		{AttrCheckerReport, "CHECKER_REPORT", false, false, KindBytes, 0},
 		{AttrAliases, "ALIASES", false, true, KindAddress, 0},
 		{AttrAnnounce, "ANNOUNCE", false, true, KindAddress, 0},
+		{AttrSendCache, "SEND_CACHE", false, true, KindScalar, 16 << 20},
 		{AttrRecords, "RECORDS", false, false, KindBytes, 0},
 		{AttrProtocol, "PROTOCOL", true, false, KindScalar, 0},
 		{AttrLocal, "LOCAL", true, false, KindAddress, 0},
@@ -214,6 +217,7 @@ func Attributes() []AttributeInfo {
 		{AttrStarvation, "STARVATION", true, true, KindScalar, 10_000_000},
 		{AttrLinkTransferSize, "LINK_TRANSFER_SIZE", true, true, KindScalar, 64 << 10},
 		{AttrGatherThreshold, "GATHER_THRESHOLD", true, true, KindScalar, 128 << 10},
+		{AttrKeepSends, "KEEP_SENDS", true, true, KindScalar, 0},
 		{AttrGroup, "GROUP", true, true, KindScalar, 0},
 		{AttrGroupBy, "GROUP_BY", true, true, KindScalar, 1},
 		{AttrBufferPolicy, "BUFFER_POLICY", true, true, KindScalar, 0},

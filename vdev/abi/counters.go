@@ -121,8 +121,14 @@ const (
 	CounterDelayAge        // run by DELAY_AGE
 	CounterDelayASAP       // run by an ASAP send
 	CounterDelayOver       // connections that left the list because no criterion held any longer
+	CounterCopiesKept      // copies of sends made
+	CounterCopiesFound     // sends that found a copy
+	CounterCopiesEvicted   // copies given up for want of room
+	CounterCopiesDropped   // copies dropped because of MODIFY, of a write into their memory, or of another mapping
+	CounterBytesKept       // payload bytes read into copies
+	CounterGroupSends      // sends made of sends to groups, one for each connection
 
-	NumCounters = 114
+	NumCounters = 120
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -249,5 +255,11 @@ func counterNames() [NumCounters]string {
 		"delay_age",
 		"delay_asap",
 		"delay_over",
+		"copies_kept",
+		"copies_found",
+		"copies_evicted",
+		"copies_dropped",
+		"bytes_kept",
+		"group_sends",
 	}
 }

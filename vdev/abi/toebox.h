@@ -303,6 +303,7 @@
 #define TOEBOX_ATTR_CHECKER_REPORT              0x0114u
 #define TOEBOX_ATTR_ALIASES                     0x0115u
 #define TOEBOX_ATTR_ANNOUNCE                    0x0116u
+#define TOEBOX_ATTR_SEND_CACHE                  0x0117u
 #define TOEBOX_ATTR_RECORDS                     0x0120u
 
 /* Attributes of connections (SPEC.md §7, IF14). */
@@ -344,6 +345,7 @@
 #define TOEBOX_ATTR_STARVATION                  0x0226u
 #define TOEBOX_ATTR_LINK_TRANSFER_SIZE          0x0227u
 #define TOEBOX_ATTR_GATHER_THRESHOLD            0x0228u
+#define TOEBOX_ATTR_KEEP_SENDS                  0x0229u
 #define TOEBOX_ATTR_GROUP                       0x0230u
 #define TOEBOX_ATTR_GROUP_BY                    0x0231u
 #define TOEBOX_ATTR_BUFFER_POLICY               0x0232u
@@ -550,7 +552,13 @@
 #define TOEBOX_COUNTER_DELAY_AGE                111 /* run by DELAY_AGE */
 #define TOEBOX_COUNTER_DELAY_ASAP               112 /* run by an ASAP send */
 #define TOEBOX_COUNTER_DELAY_OVER               113 /* connections that left the list because no criterion held any longer */
-#define TOEBOX_NUM_COUNTERS                     114
+#define TOEBOX_COUNTER_COPIES_KEPT              114 /* copies of sends made */
+#define TOEBOX_COUNTER_COPIES_FOUND             115 /* sends that found a copy */
+#define TOEBOX_COUNTER_COPIES_EVICTED           116 /* copies given up for want of room */
+#define TOEBOX_COUNTER_COPIES_DROPPED           117 /* copies dropped because of MODIFY, of a write into their memory, or of another mapping */
+#define TOEBOX_COUNTER_BYTES_KEPT               118 /* payload bytes read into copies */
+#define TOEBOX_COUNTER_GROUP_SENDS              119 /* sends made of sends to groups, one for each connection */
+#define TOEBOX_NUM_COUNTERS                     120
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1

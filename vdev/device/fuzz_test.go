@@ -24,6 +24,13 @@ func (h *heap) Backed(at, n uint64, _ vfiouser.Prot) bool {
 	return at >= iova && at-iova <= uint64(len(h.b)) && n <= uint64(len(h.b))-(at-iova)
 }
 
+func (h *heap) Generation(at, n uint64) uint64 {
+	if !h.Backed(at, n, vfiouser.ProtRead) {
+		return 0
+	}
+	return 1
+}
+
 func (h *heap) View(at uint64, n int, prot vfiouser.Prot, fn func([]byte) error) error {
 	if !h.Backed(at, uint64(n), prot) {
 		return &vfiouser.DMAError{IOVA: at, Len: uint64(n), Errno: unix.EFAULT}

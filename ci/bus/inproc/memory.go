@@ -144,6 +144,18 @@ func (m *Memory) View(iova uint64, n int, _ vfiouser.Prot, f func(p []byte) erro
 	return err
 }
 
+// Generation is the address of the allocation that [iova, iova+n) lies in, or 0:
+// none gets the address of another.
+func (m *Memory) Generation(iova, n uint64) uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if _, err := m.rangeLocked(iova, n); err != nil {
+		return 0
+	}
+	i, _ := m.find(iova)
+	return m.chunks[i].iova
+}
+
 // Backed reports whether [iova, iova+n) lies in one allocation.
 func (m *Memory) Backed(iova, n uint64, _ vfiouser.Prot) bool {
 	m.mu.RLock()
