@@ -301,7 +301,7 @@ func TestConnectionAttributes(t *testing.T) {
 	set(id, abi.AttrState, 0, 49)
 	set(id, abi.AttrMAC, 0, 48)
 	set(id, abi.AttrSendBuffer, 4095, 52)
-	set(id, abi.AttrDMAWhen, 1, 16)
+	set(id, abi.AttrDMAWhen, 2, 52)
 	set(id, abi.AttrPriority, 8, 52)
 
 	// Defaults hold for connections made afterwards, and until a reset.
@@ -343,12 +343,12 @@ func TestConnectionAttributes(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	r := newRig(t, 4, func(c *firmware.Config) {
 		c.Defaults = map[abi.Attribute]uint64{
-			abi.AttrTTL: 9, abi.AttrTOS: 256, abi.AttrMaxConnections: 17, abi.AttrRTT: 5, abi.AttrDMAWhen: 1, 0x7000: 1,
+			abi.AttrTTL: 9, abi.AttrTOS: 256, abi.AttrMaxConnections: 17, abi.AttrRTT: 5, abi.AttrPlacement: 1, 0x7000: 1,
 		}
 	})
 	id, _ := r.connect()
 	le := binary.LittleEndian
-	for a, want := range map[abi.Attribute]uint64{abi.AttrTTL: 9, abi.AttrTOS: 0, abi.AttrDMAWhen: 0} {
+	for a, want := range map[abi.Attribute]uint64{abi.AttrTTL: 9, abi.AttrTOS: 0, abi.AttrPlacement: 0} {
 		if got := le.Uint64(r.attribute(id, a, 8)); got != want {
 			t.Errorf("attribute %#x is %d, want %d", a, got, want)
 		}

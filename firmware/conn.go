@@ -84,6 +84,8 @@ type conn struct {
 	// Receiving.
 	buffers   requestList
 	room      uint64 // bytes that go into them
+	reads     int32  // of these, posted with ONCE
+	unread    bool   // bytes wait for such a one
 	delay     *delay // nil: no byte has waited yet
 	delivered uint64
 	deaf      bool    // the host ended receiving

@@ -51,6 +51,9 @@ const (
 // posted, else one of its group, else a bulk buffer of the queue; nil: there is
 // none, or it depends on the bytes whether there is one for them.
 func (q *queue) pick(c *conn) *request {
+	if c.awaitsRead() {
+		return nil // starve looks what there is
+	}
 	if r := c.buffers.front; r != nil {
 		return r
 	}
@@ -65,6 +68,9 @@ func (q *queue) pick(c *conn) *request {
 
 // pickAny is pick for bytes that cannot wait.
 func (q *queue) pickAny(c *conn) *request {
+	if c.awaitsRead() {
+		return nil
+	}
 	if r := c.buffers.front; r != nil {
 		return r
 	}
@@ -146,9 +152,13 @@ func (q *queue) endWait(x *choice, s choiceState) {
 	x.state = s
 }
 
+// awaitsRead reports whether bytes of c move only when the host has posted a read.
+func (c *conn) awaitsRead() bool { return c.reads == 0 && c.attrs.of(abi.AttrDMAWhen) != 0 }
+
 // delivered notes that bytes of c went into r.
 func (q *queue) delivered(c *conn, r *request) {
 	own := true
+	c.unread = false
 	switch {
 	case r.conn != nil:
 		q.count(abi.CounterOwnDeliveries, 1)

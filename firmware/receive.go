@@ -52,6 +52,9 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		}
 		c.buffers.push(r)
 		c.room += uint64(r.todo())
+		if r.flags&abi.FlagOnce != 0 {
+			c.reads++
+		}
 		q.receiveSoon(c)
 	}
 }
@@ -151,6 +154,11 @@ func (q *queue) receive(c *conn, since uint64) {
 func (q *queue) starve(c *conn, since uint64) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
 	switch {
+	case err == nil && c.awaitsRead():
+		if !c.unread {
+			q.count(abi.CounterReadWaits, 1)
+			c.unread = true
+		}
 	case err == nil && q.awaits(c):
 		q.joinGroup(c, since)
 	case err == nil && q.pool.front != nil:
@@ -261,6 +269,9 @@ func (q *queue) removeBuffer(r *request) {
 	case r.conn != nil:
 		r.conn.buffers.remove(r)
 		r.conn.room -= uint64(r.todo())
+		if r.flags&abi.FlagOnce != 0 {
+			r.conn.reads--
+		}
 	case r.group != nil:
 		r.group.buffers.remove(r)
 		q.idleGroup(r.group)

@@ -110,6 +110,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrHistoryTime:       {max: maxTime},
 		abi.AttrHistoryThreshold:  {max: 100},
 		abi.AttrHistoryMode:       {max: 1},
+		abi.AttrDMAWhen:           {max: 1},
 		abi.AttrStarvation:        {max: maxTime},
 		abi.AttrNotifyTime:        {max: maxTime},
 		abi.AttrNotifyBytes:       {max: maxWindow},
@@ -258,7 +259,7 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	case abi.AttrBufferPolicy:
 		q.emptied(c)
 		q.regroup(c)
-	case abi.AttrGroup, abi.AttrGroupBy, abi.AttrPriority, abi.AttrQoSClass:
+	case abi.AttrDMAWhen, abi.AttrGroup, abi.AttrGroupBy, abi.AttrPriority, abi.AttrQoSClass:
 		q.regroup(c)
 	}
 	return scalar(old), abi.StatusOK

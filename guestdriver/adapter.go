@@ -52,6 +52,11 @@ type Options struct {
 	CarryOver bool
 	// NoReadAhead has connections begin as after SetReadAhead(false).
 	NoReadAhead bool
+	// Debug turns a mode on, and is told of each mistake, that finds buffers
+	// posted twice, memory written while the adapter has it, and segments used
+	// or released after their release, and names the call that gave the memory
+	// away: each is an [OwnershipError]. It must not call into this package.
+	Debug func(error)
 	// ZeroCopy is the length from which Read and Write use registered memory as
 	// it is; 0: 16 KiB, negative: never.
 	ZeroCopy int
@@ -102,6 +107,7 @@ type Adapter struct {
 	generation uint32
 	down       bool // the last restart failed: the watch tries again
 
+	groups  atomic.Uint32             // ids given to pools
 	regMu   sync.Mutex                // held to change regions
 	regions atomic.Pointer[[]*Memory] // by address
 
@@ -114,7 +120,8 @@ type Adapter struct {
 	dialing   int                // connections asked for and not there yet
 	listeners map[uint64]*Listener
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
-	up        chan struct{}          // closed while the adapter is not being restarted
+	pools     []*Pool
+	up        chan struct{} // closed while the adapter is not being restarted
 	closing   bool
 	idle      chan struct{}  // closed when closing and no connection is left
 	address   [2]abi.Address // its own, by family
@@ -279,6 +286,7 @@ func (a *Adapter) bringUp(ctx context.Context) error {
 		if err := ln.postReports(); err != nil {
 			return err
 		}
+		a.postPools(ln)
 	}
 	a.write(abi.RegEventMask, eventMask)
 	return nil

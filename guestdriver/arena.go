@@ -46,6 +46,11 @@ type buffer struct {
 	tag   uint32  // of the request that posted it
 
 	recalled bool // the driver has asked for it back
+	lent     int  // segments of it that consumers have
+
+	pool     *Pool  // that it belongs to; nil: none
+	lane     int    // of a pool: whose connections it is for
+	released *trace // of a pool, in the debug mode: by whom
 
 	filled   uint32 // bytes the adapter reported, from the start
 	consumed uint32 // of these, bytes that the reader has taken
@@ -129,6 +134,7 @@ func (a *arena) allocLocked(class int) *buffer {
 		a.usedRes += len(p.data)
 	}
 	p.filled, p.consumed, p.parts, p.final, p.err, p.recalled = 0, 0, 0, false, nil, false
+	p.lent = 0
 	return p
 }
 

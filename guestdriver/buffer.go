@@ -60,6 +60,11 @@ type Buffer struct {
 
 	earlier, later *Buffer // in the connection's list of receive buffers
 
+	// For the debug mode: see debug.go.
+	since    atomic.Pointer[trace] // of the post
+	sum      uint32                // of a send, at its post
+	poisoned bool                  // of a receive: behind what was received
+
 	// cq.mu protects these, conn.mu if there is no cq.
 	queued bool
 	next   *Buffer // in the queue
@@ -100,7 +105,7 @@ func (b *Buffer) SetLen(n int) error {
 		return fmt.Errorf("guestdriver: length %d of a buffer of %d bytes: %w", n, len(b.whole), errMemory)
 	}
 	if !b.busy.CompareAndSwap(false, true) {
-		return fmt.Errorf("guestdriver: set the length of a buffer: %w", ErrBusy)
+		return fmt.Errorf("guestdriver: set the length of a buffer: %w", b.refuse("SetLen"))
 	}
 	b.buf.data = b.whole[:n:n]
 	b.busy.Store(false)
@@ -110,7 +115,10 @@ func (b *Buffer) SetLen(n int) error {
 // claim takes a free buffer for a post.
 func (b *Buffer) claim(op Op, c *Conn, cq *CompletionQueue) error {
 	if !b.busy.CompareAndSwap(false, true) {
-		return ErrBusy
+		if op == OpSend {
+			return b.refuse("SendBuffer")
+		}
+		return b.refuse("PostBuffer")
 	}
 	if b.m.a != c.lane().a {
 		b.busy.Store(false)
@@ -130,7 +138,7 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.op, b.cq = op, cq
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
 	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
-	b.once, b.given, b.copied = false, false, false
+	b.once, b.given, b.copied, b.poisoned = false, false, false, false
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil
 	b.buf.filled, b.buf.consumed, b.buf.parts, b.buf.final = 0, 0, 0, false
 }

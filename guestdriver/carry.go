@@ -153,6 +153,14 @@ func (c *Conn) skipLocked(n uint64) bool {
 	return true
 }
 
+// keptOffLocked is how many bytes of a send were acknowledged in a life before.
+func (c *Conn) keptOffLocked(buf *buffer) uint32 {
+	if i := slices.IndexFunc(c.kept, func(k keptSend) bool { return k.buf == buf }); i >= 0 {
+		return c.kept[i].off
+	}
+	return 0
+}
+
 // keepLocked notes the end of a send, and reports whether its buffer stays for
 // a life to come: it was cancelled, as a stop does, or lost with the adapter
 // after c had left it.

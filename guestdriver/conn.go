@@ -59,6 +59,9 @@ type Conn struct {
 	waiting             bool    // a reader waits for the driver's buffers
 	paused              bool    // a stop is under way
 
+	pool  *Pool    // whose buffers are used; nil: the driver's own
+	spare *Segment // to be used again
+
 	// Send.
 	held   int // bytes of DMA memory: posted, or being filled
 	sends  int // posted

@@ -22,7 +22,9 @@
 // WriteBuffers and Read. It has the memory back with the final completion, or
 // with the return of the call, and not before the adapter is done with it: when a
 // call's deadline passes meanwhile the adapter is asked for it first. Who gets
-// which bytes when both kinds meet stands in postbuffer.go.
+// which bytes when both kinds meet stands in postbuffer.go. Several consumers share
+// what came by a [Segment] each, connections share receive buffers by a [Pool].
+// Options.Debug finds memory that is touched by whom it does not belong to.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.
 // DMA memory is bounded by Options.Memory: how sends and receive buffers share

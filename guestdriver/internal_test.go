@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -158,6 +159,92 @@ func TestDirectAllocations(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("send: %v allocations", n)
+	}
+	p := m.Bytes()
+	c.posting = true // no buffers of the driver from now on
+	if n := testing.AllocsPerRun(1000, func() {
+		if err := c.PostBuffer(b, cq); err != nil {
+			t.Fatal(err)
+		}
+		// Its own the driver has asked for first, once.
+		f := take(q, &in)
+		for ; f.Type == abi.TypeCancellation; f = take(q, &in) {
+			answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Offset, Conn: 7, Aux: 2})
+			answer(q, &out, abi.Fields{Type: 22, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7})
+			ln.pass()
+		}
+		answer(q, &out, abi.Fields{Type: 16, Tag: f.Tag, Conn: 7, Length: 100})
+		answer(q, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: 64<<10 - 100, Offset: 100})
+		ln.pass()
+		if cq.Poll(dst[:]) != 1 || dst[0].N != 64<<10 {
+			t.Fatal("lost")
+		}
+	}); n != 0 {
+		t.Errorf("receive: %v allocations", n)
+	}
+	over := make(chan int)
+	ready := make(chan struct{})
+	defer close(ready)
+	go func() {
+		for range ready {
+			n, err := c.Read(p)
+			if err != nil {
+				n = -1
+			}
+			over <- n
+		}
+	}()
+	if n := testing.AllocsPerRun(1000, func() {
+		ready <- struct{}{}
+		f := take(q, &in)
+		for ; f.Type != abi.TypeBufferAvailable; f = take(q, &in) {
+			runtime.Gosched()
+		}
+		answer(q, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: 5})
+		ln.pass()
+		if <-over != 5 {
+			t.Fatal("lost")
+		}
+	}); n != 0 {
+		t.Errorf("read: %v allocations", n)
+	}
+}
+
+// TestSegmentAllocations: lending and releasing allocates nothing.
+func TestSegmentAllocations(t *testing.T) {
+	a, ln := still(t)
+	q := ln.queue
+	var in, out abi.Index
+	c := newConn(ln, 7, "tcp", nil, nil)
+	a.enter(c)
+	c.begin()
+	rx := take(q, &in)
+	var rxNext abi.Fields
+	at := uint32(0)
+	if n := testing.AllocsPerRun(1000, func() {
+		r := abi.Fields{Type: 16, Tag: rx.Tag, Conn: 7, Length: 1024, Offset: at}
+		if at += 1024; at == rx.Length {
+			r.Flags = abi.FlagFinal
+		}
+		answer(q, &out, r)
+		ln.pass()
+		s, err := c.ReadSegment()
+		if err != nil {
+			t.Fatal(err)
+		}
+		more, err := s.Retain()
+		if err != nil || s.Release() != nil || more.Release() != nil {
+			t.Fatal("not released")
+		}
+		// The next buffer is posted while this one has room still.
+		if f := take(q, &in); f.Type == abi.TypeBufferAvailable {
+			rxNext = f
+		}
+		if at == rx.Length {
+			rx, at = rxNext, 0
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 

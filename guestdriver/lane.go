@@ -289,7 +289,12 @@ func (ln *lane) handle(f *abi.Fields) {
 	}
 	// Bounds are judged before the request ends, so that a wrong response
 	// takes nothing away from the right one.
-	if f.Type == abi.TypeBufferReceive {
+	if r.kind == kindPool {
+		if !r.buf.pool.fits(r.buf, f) {
+			ln.a.bad.length.Add(1)
+			return
+		}
+	} else if f.Type == abi.TypeBufferReceive {
 		if !r.conn.received(f, r.buf, final) {
 			ln.a.bad.length.Add(1)
 			return
@@ -305,6 +310,8 @@ func (ln *lane) handle(f *abi.Fields) {
 	ln.reqs.remove(f.Tag)
 	ln.mu.Unlock()
 	switch {
+	case r.kind == kindPool:
+		ln.pooled(r.buf, f)
 	case f.Type == abi.TypeBufferReceive: // done above
 	case r.kind == kindSend:
 		r.conn.sent(r.buf, abi.Status(f.Aux), f.Length)

@@ -22,6 +22,7 @@ type Listener struct {
 	on      atomic.Pointer[lane] // another adapter's after a fail-over
 	group   *GroupListener       // that it is a part of; nil: none
 	network string
+	pool    atomic.Pointer[Pool] // of connections that arrive
 
 	opening sync.Mutex // held by who has the adapter listen; before mu
 
@@ -99,7 +100,7 @@ func (l *Listener) open(at netip.AddrPort) error {
 	_, err := ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
 		Protocol: 6, Count: 1, Local: at, V6: at.Addr().Is6(),
 		Backlog: uint32(ln.a.opts.Backlog),
-	}, ln.a.carryAttrs()...)
+	}, append(ln.a.carryAttrs(), l.pool.Load().attrs()...)...)
 	return err
 }
 
@@ -196,6 +197,9 @@ func (ln *lane) arrived(f *abi.Fields) {
 	a.mu.RUnlock()
 	c.remote = net.TCPAddrFromAddrPort(remote)
 	c.local = &net.TCPAddr{IP: net.IP(local.AsSlice()), Port: localPort}
+	if l != nil {
+		c.pool = l.pool.Load()
+	}
 	if !a.enter(c) {
 		if f.Conn == 0 || a.conn(f.Conn) != nil {
 			a.bad.conn.Add(1)

@@ -69,6 +69,7 @@ func (c *Conn) SetReadAhead(on bool) {
 
 // enqueueLocked enters a claimed buffer behind the others.
 func (c *Conn) enqueueLocked(b *Buffer) {
+	b.guard()
 	b.posted.Store(true)
 	b.earlier, b.later = c.userLast, nil
 	if c.userLast == nil {
@@ -97,7 +98,7 @@ func (c *Conn) endUserLocked(b *Buffer, err error) {
 	} else {
 		b.later.earlier = b.earlier
 	}
-	b.endLocked(b.buf.filled, err)
+	b.endLocked(b.buf.filled, b.inspect(err))
 }
 
 // advanceLocked goes on with receiving after anything that may let it.
@@ -172,6 +173,7 @@ func (c *Conn) giveLocked(b *Buffer) bool {
 	if b.once {
 		f.Flags = abi.FlagOnce
 	}
+	b.guardFree()
 	tag, err := c.lane().start(request{kind: kindReceive, conn: c, buf: &b.buf}, f, true)
 	switch {
 	case err == nil:

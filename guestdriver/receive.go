@@ -33,7 +33,7 @@ const (
 // replenishLocked posts buffers while the adapter has less room than one
 // buffer of the present class.
 func (c *Conn) replenishLocked() {
-	if (c.posting || c.onDemand) && !c.waiting {
+	if (c.posting || c.onDemand) && !c.waiting || c.drawsLocked() {
 		return
 	}
 	rx := c.lane().a.rx
@@ -141,9 +141,12 @@ func (c *Conn) finalLocked(buf *buffer) {
 
 // recycleLocked frees a buffer that is neither the adapter's nor a reader's.
 func (c *Conn) recycleLocked(buf *buffer) {
-	if buf.final && buf.consumed == buf.filled {
+	if buf.final && buf.consumed == buf.filled && buf.lent == 0 {
 		c.bufs--
-		if buf.block != nil { // else it came behind a state record
+		switch {
+		case buf.pool != nil:
+			buf.pool.put(buf)
+		case buf.block != nil: // else it came behind a state record
 			buf.release()
 		}
 	}

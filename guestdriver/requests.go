@@ -17,6 +17,7 @@ const (
 	kindTerminate      // conn or listener
 	kindHalfClose      // conn
 	kindReport         // buf (of the lane)
+	kindPool           // buf (of a pool)
 	kindCancel         // buf (of a send that the application posted), or nothing
 )
 
@@ -25,7 +26,7 @@ func (k kind) answeredBy(t abi.Type) bool {
 	switch k {
 	case kindSend:
 		return t == abi.TypeBufferDone
-	case kindReceive:
+	case kindReceive, kindPool:
 		return t == abi.TypeBufferReceive || t == abi.TypeBufferDone
 	case kindConnect:
 		return t == abi.TypeCompletion

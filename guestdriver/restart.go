@@ -208,6 +208,8 @@ func (a *Adapter) endRequest(r request, err error) {
 		r.conn.sendLost(r.buf, err)
 	case r.kind == kindReceive:
 		r.conn.bufferLost(r.buf, err)
+	case r.kind == kindPool:
+		r.buf.pool.lostBuffer(r.buf)
 	case r.kind == kindCancel:
 		if r.buf != nil {
 			r.buf.user.cancelled(abi.StatusTooLate, 0)

@@ -303,6 +303,7 @@ func (c *Conn) sent(buf *buffer, s abi.Status, n uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests--
+	n += c.keptOffLocked(buf) // of what was posted again the response counts the rest
 	if c.keepLocked(buf, s) {
 		return
 	}

@@ -45,7 +45,10 @@ func (c *Conn) CancelBuffer(b *Buffer) error {
 }
 
 // post posts a claimed buffer as a send.
-func (c *Conn) post(b *Buffer) error { return c.send(&b.buf, len(b.buf.data)) }
+func (c *Conn) post(b *Buffer) error {
+	b.guard()
+	return c.send(&b.buf, len(b.buf.data))
+}
 
 // sendOverLocked ends a send of which n bytes count.
 func (c *Conn) sendOverLocked(buf *buffer, s abi.Status, n uint32) {
@@ -90,7 +93,7 @@ func (b *Buffer) endSendLocked() {
 		err = statusErr("write", b.status)
 	}
 	c.lane().a.host.direct.Add(uint64(n))
-	b.endLocked(n, err)
+	b.endLocked(n, b.inspect(err))
 }
 
 // cancelled acts on the response to the cancellation of a send: fetched bytes

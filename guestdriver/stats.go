@@ -25,6 +25,8 @@ type hostCounters struct {
 
 	carried, uncarried, takenOver atomic.Uint64
 
+	mistakes atomic.Uint64
+
 	directReads, bufferedReads, directWrites, bufferedWrites atomic.Uint64
 }
 
@@ -38,6 +40,7 @@ type Stats struct {
 	HostCopyBytes             uint64 // payload copied by the host (MM01)
 	DirectBytes               uint64 // payload that callers handled in DMA memory without a copy
 	MissedInterrupts          uint64 // responses found by the watch, not by an interrupt
+	Mistakes                  uint64 // found by Options.Debug
 	DirectReads               uint64 // calls of Read that took bytes where they stand in registered memory
 	BufferedReads             uint64 // ... by a copy
 	DirectWrites              uint64 // calls of Write, or pieces of WriteBuffers, that went without a copy
@@ -66,7 +69,7 @@ func (a *Adapter) Stats() Stats {
 		BadTags: a.bad.tag.Load(), BadTypes: a.bad.kind.Load(), BadFinals: a.bad.final.Load(),
 		BadConns: a.bad.conn.Load(), BadLengths: a.bad.length.Load(), LostBuffers: a.host.lost.Load(),
 		CarriedOver: a.host.carried.Load(), CarryFailed: a.host.uncarried.Load(), TakenOver: a.host.takenOver.Load(),
-		DirectReads: a.host.directReads.Load(), BufferedReads: a.host.bufferedReads.Load(),
+		Mistakes: a.host.mistakes.Load(), DirectReads: a.host.directReads.Load(), BufferedReads: a.host.bufferedReads.Load(),
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
@@ -109,7 +112,7 @@ func (s Stats) List() []Stat {
 		{"doorbells_in", s.DoorbellsIn}, {"doorbells_out", s.DoorbellsOut},
 		{"interrupts", s.Interrupts}, {"events", s.Events}, {"polls", s.Polls},
 		{"host_copy_bytes", s.HostCopyBytes}, {"direct_bytes", s.DirectBytes},
-		{"direct_reads", s.DirectReads}, {"buffered_reads", s.BufferedReads},
+		{"mistakes", s.Mistakes}, {"direct_reads", s.DirectReads}, {"buffered_reads", s.BufferedReads},
 		{"direct_writes", s.DirectWrites}, {"buffered_writes", s.BufferedWrites},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},

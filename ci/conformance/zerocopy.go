@@ -250,3 +250,44 @@ func TestMM03_ReadDirect(t *T) {
 	}
 	check(t, "deregister", m.Deregister())
 }
+
+// TestMM02_DMAWhen: with DMA_WHEN 1 posted buffers get nothing until a read of
+// the connection is posted, one with ONCE; then those before it come first.
+func TestMM02_DMAWhen(t *T) {
+	const ctrReadWaits = 120
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	_, id := r.serve(Script{{Op: OpSend, N: 600, Seed: 37}, {Op: OpDiscard}}, attr(0x0239, 1))
+	want(t, "DMA_WHEN", r.scalar(reqConnAttr, id, 0x0239), 1)
+	bulk, first := r.buffer(1000), r.buffer(200)
+	r.available(0, bulk, 0)
+	tag := r.available(id, first, 0)
+	c.until("read_waits to move", func() bool { return c.counter(ctrReadWaits) > 0 })
+	c.until("all to arrive", func() bool { return r.scalar(reqConnAttr, id, 0x0284) == 600 })
+	want(t, "BYTES_DELIVERED without a read", r.scalar(reqConnAttr, id, 0x0285), 0)
+	read := r.buffer(300)
+	once := r.available(id, read, flagOnce)
+	d := r.answer(tag)
+	if terminal(t, "the buffer before the read", d, rspReceive, stOK); d.Length != 200 {
+		t.Errorf("delivery %v", d)
+	}
+	d = r.answer(once)
+	if terminal(t, "the read", d, rspReceive, stOK); d.Length != 300 {
+		t.Errorf("delivery %v", d)
+	}
+	expect := make([]byte, 600)
+	Payload(expect, 37, 0)
+	if !bytes.Equal(first.Bytes, expect[:200]) || !bytes.Equal(read.Bytes, expect[200:500]) {
+		t.Errorf("bytes differ")
+	}
+	r.quiet("a delivery without a read", func(d desc) bool { return d.Type == rspReceive })
+	status, _ := r.setScalar(reqConnAttr, id, 0x0239, 0)
+	want(t, "status of DMA_WHEN 0", status, stOK)
+	d = r.take("the rest in the bulk buffer", func(d desc) bool { return d.Type == rspReceive })
+	if d.Conn != id || d.Length != 100 || !bytes.Equal(bulk.Bytes[:100], expect[500:]) {
+		t.Errorf("delivery %v", d)
+	}
+	status, _ = r.setScalar(reqConnAttr, id, 0x0239, 2)
+	want(t, "status of DMA_WHEN 2", status, stBadValue)
+	r.finish(id)
+}

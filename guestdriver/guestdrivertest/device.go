@@ -529,7 +529,8 @@ func (f *Fake) valueLocked(c *conn, attr abi.Attribute) (abi.Status, []byte) {
 			return abi.StatusOK, addr(c.remote.Addr(), c.remote.Port())
 		}
 	case abi.AttrMTU, abi.AttrNagle, abi.AttrLinger, abi.AttrKeepalive, abi.AttrKeepaliveIdle,
-		abi.AttrKeepaliveInterval, abi.AttrReceiveWindow, abi.AttrSendBuffer:
+		abi.AttrKeepaliveInterval, abi.AttrReceiveWindow, abi.AttrSendBuffer,
+		abi.AttrGroup, abi.AttrGroupBy:
 		return abi.StatusOK, binary.LittleEndian.AppendUint64(nil, f.scalars[attr])
 	}
 	return abi.StatusUnknownAttribute, nil

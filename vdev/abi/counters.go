@@ -127,8 +127,9 @@ const (
 	CounterCopiesDropped   // copies dropped because of MODIFY, of a write into their memory, or of another mapping
 	CounterBytesKept       // payload bytes read into copies
 	CounterGroupSends      // sends made of sends to groups, one for each connection
+	CounterReadWaits       // times that received bytes waited for a read
 
-	NumCounters = 120
+	NumCounters = 121
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -261,5 +262,6 @@ func counterNames() [NumCounters]string {
 		"copies_dropped",
 		"bytes_kept",
 		"group_sends",
+		"read_waits",
 	}
 }

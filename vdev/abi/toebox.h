@@ -558,7 +558,8 @@
 #define TOEBOX_COUNTER_COPIES_DROPPED           117 /* copies dropped because of MODIFY, of a write into their memory, or of another mapping */
 #define TOEBOX_COUNTER_BYTES_KEPT               118 /* payload bytes read into copies */
 #define TOEBOX_COUNTER_GROUP_SENDS              119 /* sends made of sends to groups, one for each connection */
-#define TOEBOX_NUM_COUNTERS                     120
+#define TOEBOX_COUNTER_READ_WAITS               120 /* times that received bytes waited for a read */
+#define TOEBOX_NUM_COUNTERS                     121
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
