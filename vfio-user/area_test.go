@@ -484,7 +484,7 @@ func TestClientAreas(t *testing.T) {
 		if tt.bad != errors.Is(err, syscall.EPROTO) || !tt.bad && err != nil || !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %+v, %v, want %+v", tt.name, got, err, tt.want)
 		}
-		if after := openFDs(t); after != before {
+		if after := openFDs(t); after > before {
 			t.Errorf("%s: %d descriptors before, %d after", tt.name, before, after)
 		}
 		c.Close()
