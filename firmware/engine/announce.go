@@ -3,7 +3,9 @@
 package engine
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,7 +74,12 @@ func (n *netstack) Announce(addresses []netip.Addr) {
 func (n *netstack) Expect() { n.link.gates.quiet(hushTime) }
 
 // Deafen implements [Announcer].
-func (n *netstack) Deafen(deaf bool) { n.link.deaf.Store(deaf) }
+func (n *netstack) Deafen(deaf bool) {
+	n.link.deaf.Store(deaf)
+	if deaf {
+		n.announcer.keep(nil) // another may have these addresses now
+	}
+}
 
 // greet has the next hop to a peer know where this connection's end is.
 func (n *netstack) greet(local, remote netip.Addr) {
@@ -125,6 +132,15 @@ func (a *announcer) again() {
 	if len(a.left) > 0 {
 		a.timer = a.after(announceEvery, a.again)
 	}
+}
+
+// keep gives up the claims to other addresses than these.
+func (a *announcer) keep(addresses []netip.Prefix) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(a.left, func(c claim, _ int) bool {
+		return !slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == c.address })
+	})
 }
 
 func (a *announcer) end() {

@@ -5,6 +5,7 @@ package engine_test
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -128,6 +129,23 @@ func TestAnnounce(t *testing.T) {
 				}
 			}
 			clock.Advance(time.Second)
+		}
+	}
+	for name, end := range map[string]func() error{
+		"it is deaf": func() error { a.Deafen(true); a.Deafen(false); return nil },
+		"the address is gone": func() error {
+			own := []netip.Prefix{netip.MustParsePrefix("10.0.2.15/24")}
+			return errors.Join(e.SetAddresses(own), e.SetAddresses(append(own, netip.MustParsePrefix("fd00::15/64"))))
+		},
+	} {
+		a.Announce([]netip.Addr{netip.MustParseAddr("fd00::15")})
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		port.take()
+		clock.Advance(time.Minute)
+		if got := port.take("86dd"); len(got) != 0 {
+			t.Errorf("%d frames after %s", len(got), name)
 		}
 	}
 	a.Announce([]netip.Addr{netip.MustParseAddr("fd00::15")})

@@ -188,6 +188,7 @@ func (n *netstack) SetAddresses(prefixes []netip.Prefix) error {
 		}
 	}
 	n.prefixes = append([]netip.Prefix(nil), prefixes...)
+	n.announcer.keep(prefixes)
 	for _, p := range prefixes {
 		if _, add := want[p.Addr()]; !add {
 			continue
