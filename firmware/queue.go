@@ -106,6 +106,8 @@ type queue struct {
 	timed   bool    // time was read in this pass
 	time    uint64
 	move    mover
+	gather  gatherer
+	combine combiner
 	ctl     []byte                // scratch for control buffers
 	header  [abi.AddressSize]byte // scratch for a datagram's
 }
@@ -116,6 +118,8 @@ type pieces struct {
 	take, put, scan, load, store func([]byte) error
 	copyOut, copyIn, fill        func([]byte) error
 	deliver, probe, drop, look   func([]byte) int
+	assemble                     func([]byte) int
+	copyAll                      func([]byte) error
 	datagram                     func(netip.AddrPort, []byte)
 }
 
@@ -132,6 +136,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 	q.looks = pieces{
 		take: q.takePiece, put: q.putPiece, scan: q.scanPiece, load: q.loadPiece, store: q.storePiece,
 		copyOut: q.copyOut, copyIn: q.copyIn, fill: q.fill,
+		assemble: q.assemble, copyAll: q.copyAll,
 		deliver: q.deliver, probe: q.probe, drop: q.drop, look: q.look,
 		datagram: q.putDatagram,
 	}

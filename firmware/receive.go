@@ -55,6 +55,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		if r.flags&abi.FlagOnce != 0 {
 			c.reads++
 		}
+		q.notePost(c)
 		q.receiveSoon(c)
 	}
 }
@@ -184,9 +185,7 @@ func (q *queue) probe(p []byte) int { return min(len(p), 1) }
 func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 	m := &q.move
 	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most), 0, nil
-	// The engine's count is of what deliver took: the one to believe is ours.
-	_, err := c.ep.Read(m.left, q.looks.deliver)
-	m.piece = nil
+	err := q.readStream(c, most)
 	n := m.moved
 	if n == 0 && m.err == nil {
 		if err == nil {
@@ -207,6 +206,7 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 		if !bulk {
 			c.room -= uint64(n)
 		}
+		q.noteTold(c)
 		q.delivered(c, r)
 	}
 	if m.err != nil {
@@ -221,11 +221,13 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 		if q.check != nil && r.summed == q.check {
 			q.check.remember(r)
 		}
-		q.respond(f)
+		q.respondBytes(c, r, &f)
 		return n, err
 	}
 	q.removeBuffer(r)
-	q.terminal(&f)
+	f.Flags |= abi.FlagFinal
+	q.answered(f.Tag, f.Aux)
+	q.respondBytes(c, r, &f)
 	q.settle(r)
 	return n, err
 }

@@ -24,28 +24,39 @@ type delay struct {
 	seen  uint64 // bytes that have come
 	ripe  uint64 // up to where they may go
 	first uint64 // when the first byte from ripe on came, while some wait
+
+	delayCriteria      // of the wait
+	judged        bool // they are computed
+	unit          unit // whole ones go; none: all
+
+	pace  unitPace
+	tempo *receiveTempo // nil until NOTIFY_DYNAMIC asks for it
 }
 
-// delayCharge is what a connection whose bytes have waited is charged.
-const delayCharge = 128
+// What a connection whose bytes may wait is charged, and one whose waits are
+// dynamic besides.
+const (
+	delayCharge = 192
+	tempoCharge = 256
+)
 
 // waits is how many bytes wait.
 func (d *delay) waits() uint64 { return d.seen - d.ripe }
 
-// arrive notes how many bytes the engine has received and handed out. It
-// reports whether a wait begins.
-func (d *delay) arrive(now, received, delivered uint64) bool {
+// arrive notes how many bytes the engine has received and handed out, and
+// returns how many are new.
+func (d *delay) arrive(now, received, delivered uint64) uint64 {
 	d.ripe = max(d.ripe, delivered)
 	d.seen = max(d.seen, d.ripe)
 	if received <= d.seen {
-		return false
+		return 0
 	}
-	begins := d.waits() == 0
-	if begins {
-		d.first = now
+	if d.waits() == 0 {
+		d.first, d.judged = now, false
 	}
+	n := received - d.seen
 	d.seen = received
-	return begins
+	return n
 }
 
 // criteria of a wait: the least time and amount that a policy asks for, and
@@ -67,27 +78,51 @@ func (l *delayCriteria) at(bytes uint64, by abi.Counter) {
 	}
 }
 
-// criteria are those of the attributes v.
-func (d *delay) criteria(v *values) delayCriteria {
-	l := delayCriteria{time: v.of(abi.AttrNotifyMax), byTime: abi.CounterReceiveByMax, amount: math.MaxUint64}
-	if ns := v.of(abi.AttrNotifyTime); ns != 0 {
-		l.after(ns, abi.CounterReceiveByTime)
+// say computes the criteria of a wait from the attributes v, and from the units
+// by which the buffer is filled. It reports false when nothing asks for a wait.
+func (d *delay) say(v *values, now uint64, u unit) bool {
+	most := v.of(abi.AttrNotifyMax)
+	l := &d.delayCriteria
+	*l = delayCriteria{time: never, amount: never}
+	d.unit = unit{}
+	var gather delayCriteria // of a unit: what is dynamic asks for no less
+	if ns := d.pace.patience(now, most); u.size != 0 && ns != 0 {
+		gather.time, gather.amount = ns, u.first
 	}
-	if n := v.of(abi.AttrNotifyBytes); n != 0 {
-		l.at(n, abi.CounterReceiveByBytes)
+	if v.delays() {
+		if ns := v.of(abi.AttrNotifyTime); ns != 0 {
+			l.after(ns, abi.CounterReceiveByTime)
+		}
+		if n := v.of(abi.AttrNotifyBytes); n != 0 {
+			l.at(n, abi.CounterReceiveByBytes)
+		}
+		if mask := v.of(abi.AttrNotifyDynamic); mask != 0 && d.tempo != nil {
+			d.tempo.add(l, mask, most, &gather)
+		}
 	}
-	return l
+	if gather.amount != 0 && l.time == never && l.amount == never {
+		d.unit = u
+		l.at(gather.amount, abi.CounterGatheredUnits)
+		l.after(gather.time, abi.CounterGatheredParts)
+	}
+	if l.time == never && l.amount == never {
+		return false
+	}
+	if most < l.time {
+		l.time, l.byTime = most, abi.CounterReceiveByMax
+	}
+	return true
 }
 
 // due reports whether the wait ends, and by what. Otherwise it says when it
 // ends by time.
-func (d *delay) due(now uint64, l *delayCriteria) (by abi.Counter, when uint64, due bool) {
-	when = after(d.first, l.time)
+func (d *delay) due(now uint64) (by abi.Counter, when uint64, due bool) {
+	when = after(d.first, d.time)
 	switch {
-	case d.waits() >= l.amount:
-		return l.byAmount, now, true
+	case d.waits() >= d.amount:
+		return d.byAmount, now, true
 	case now >= when:
-		return l.byTime, now, true
+		return d.byTime, now, true
 	}
 	return 0, when, false
 }
@@ -95,10 +130,43 @@ func (d *delay) due(now uint64, l *delayCriteria) (by abi.Counter, when uint64, 
 // release makes ripe what waits.
 func (d *delay) release() { d.ripe = d.seen }
 
+// releaseUnits makes ripe the whole units that wait. The rest waits anew.
+func (d *delay) releaseUnits(now uint64) {
+	d.ripe += d.unit.whole(d.waits())
+	d.first, d.judged = now, false
+}
+
 // delays reports whether received bytes of streams wait.
 func (v *values) delays() bool {
-	return v.of(abi.AttrNotifyTime)|v.of(abi.AttrNotifyBytes) != 0 &&
-		v.of(abi.AttrExpedited) == 0 && v.of(abi.AttrNotifyMax) != 0
+	return v.of(abi.AttrNotifyTime)|v.of(abi.AttrNotifyBytes)|v.of(abi.AttrNotifyDynamic) != 0 && v.patient()
+}
+
+// patient reports whether anything may wait.
+func (v *values) patient() bool { return v.of(abi.AttrExpedited) == 0 && v.of(abi.AttrNotifyMax) != 0 }
+
+// unit is how large buffers are filled (MM08): in transfers of a size, the first
+// of which may be shorter. Size 0: as bytes come.
+type unit struct{ size, first uint64 }
+
+// hostPage is what transfers end at multiples of, in host memory (RX12).
+const hostPage = 4 << 10
+
+// transfer is the length of a transfer to address iova that ends with a page:
+// size, or less than a page less.
+func transfer(iova, size uint64) uint64 { return size - iova%hostPage }
+
+// whole is how many of n bytes, which are enough for the first unit, make whole
+// ones.
+func (u *unit) whole(n uint64) uint64 { return u.first + (n-u.first)/u.size*u.size }
+
+// unit is how the first buffer of c is filled.
+func (c *conn) unit() unit {
+	r, threshold := c.buffers.front, c.attrs.of(abi.AttrGatherThreshold)
+	if r == nil || threshold == 0 || uint64(r.length) < threshold || !c.attrs.patient() {
+		return unit{}
+	}
+	size := c.attrs.of(abi.AttrLinkTransferSize)
+	return unit{size: size, first: min(transfer(r.base+uint64(r.offset)+uint64(r.done), size), uint64(r.todo()))}
 }
 
 // unlimited is what receivable says of bytes that nothing delays.
@@ -107,34 +175,22 @@ const unlimited = math.MaxInt
 // receivable is how many of the received bytes of a stream may go now; 0: they
 // wait, and a time limit or an event of the connection lets it be asked again.
 func (q *queue) receivable(c *conn) int {
-	d := c.delay
+	d, u := c.delay, c.unit()
 	if d == nil {
-		if !c.attrs.delays() || c.proto.number() != engine.TCP {
+		if u.size == 0 && !c.attrs.delays() || c.proto.number() != engine.TCP || !q.newDelay(c) {
 			return unlimited
 		}
-		if !q.fw.memory.charge(delayCharge) {
-			return unlimited
-		}
-		d = &delay{conn: c}
-		c.delay = d
+		d = c.delay
 	}
 	i := c.ep.Info()
-	now := q.fw.policy.now()
-	begins := d.arrive(now, i.Received, i.Delivered)
-	switch {
-	case d.waits() == 0:
-	case !c.attrs.delays():
-		d.release()
-	default:
-		if begins {
-			q.count(abi.CounterReceiveWaits, 1)
+	now := q.policyTime()
+	if n := d.arrive(now, i.Received, i.Delivered); n > 0 {
+		d.pace.arrive(now, n, c.attrs.of(abi.AttrLinkTransferSize))
+		if q.dynamic(c) {
+			d.tempo.arrive(now, n, c.attrs.of(abi.AttrNotifyMax))
 		}
-		if by, when, due := q.judge(c, now, i.State); due {
-			q.count(by, 1)
-			d.release()
-		} else {
-			q.delays.set(d, alarmAt(when))
-		}
+	}
+	for d.waits() > 0 && q.judge(c, now, u, i.State) {
 	}
 	if d.waits() == 0 {
 		q.delays.clear(d)
@@ -148,20 +204,94 @@ func (q *queue) receivable(c *conn) int {
 	return unlimited // nothing is there, or the end
 }
 
-// judge reports whether the wait of c ends, and by what; otherwise when it ends
-// by time.
-func (q *queue) judge(c *conn, now uint64, s engine.State) (by abi.Counter, when uint64, due bool) {
+// judge reports whether the wait of c has ended, with all that waits or a part
+// of it. Otherwise it goes on, until an alarm at the latest.
+func (q *queue) judge(c *conn, now uint64, u unit, s engine.State) bool {
 	d := c.delay
-	l := d.criteria(c.attrs)
-	by, when, due = d.due(now, &l)
+	if !d.judged {
+		if !d.say(c.attrs, now, u) {
+			d.release()
+			return true
+		}
+		d.judged = true
+		q.count(abi.CounterReceiveWaits, 1)
+	}
+	by, when, due := d.due(now)
 	switch {
 	case due:
 	case c.failed || peerEnded(s):
-		return abi.CounterReceiveByEnd, now, true
+		by, due = abi.CounterReceiveByEnd, true
 	case c.crowded(d.waits()):
-		return abi.CounterReceiveByRoom, now, true
+		by, due = abi.CounterReceiveByRoom, true
 	}
-	return by, when, due
+	switch {
+	case !due:
+		q.delays.set(d, alarmAt(when))
+		return false
+	case by == abi.CounterGatheredUnits:
+		d.releaseUnits(now)
+	default:
+		d.release()
+	}
+	q.count(by, 1)
+	return true
+}
+
+// newDelay makes the state of c, if there is adapter memory.
+func (q *queue) newDelay(c *conn) bool {
+	if !q.fw.memory.charge(delayCharge) {
+		return false
+	}
+	c.delay = &delay{conn: c}
+	return true
+}
+
+// delayAnew judges what waits of c by attributes that were set. What is there
+// when they first ask for a wait does not wait for them.
+func (q *queue) delayAnew(c *conn) {
+	d := c.delay
+	switch {
+	case d == nil && c.phase == open && c.attrs.delays() && c.proto.number() == engine.TCP && q.newDelay(c):
+		d = c.delay
+		d.seen = c.ep.Info().Received
+		d.release()
+		return
+	case d == nil:
+		return
+	}
+	if d.judged && !d.say(c.attrs, q.policyTime(), c.unit()) {
+		d.release()
+	}
+	q.receiveSoon(c)
+}
+
+// notePost notes, for NOTIFY_DYNAMIC, that a buffer of c was posted.
+func (q *queue) notePost(c *conn) {
+	if c.attrs.of(abi.AttrNotifyDynamic) == 0 || c.proto.number() != engine.TCP || c.delay == nil && !q.newDelay(c) {
+		return
+	}
+	if q.dynamic(c) {
+		c.delay.tempo.post(q.policyTime())
+	}
+}
+
+// noteTold notes, for NOTIFY_DYNAMIC, that the host is told of bytes of c.
+func (q *queue) noteTold(c *conn) {
+	if d := c.delay; d != nil && d.tempo != nil {
+		d.tempo.tell(q.policyTime())
+	}
+}
+
+// dynamic reports whether c remembers its tempo, and lets it begin.
+func (q *queue) dynamic(c *conn) bool {
+	d := c.delay
+	switch {
+	case c.attrs.of(abi.AttrNotifyDynamic) == 0:
+		return false
+	case d.tempo == nil && q.fw.memory.charge(tempoCharge):
+		d.tempo = new(receiveTempo)
+	}
+	return d.tempo != nil
 }
 
 // crowded reports whether n bytes are so many that more would have no place:
@@ -180,7 +310,7 @@ func (q *queue) expireDelays() {
 	if len(q.delays) == 0 {
 		return
 	}
-	now := alarmAt(q.fw.policy.now())
+	now := alarmAt(q.policyTime())
 	for d := q.delays.next(); d != nil && d.when <= now && q.ripe < ripeTurns; d = q.delays.next() {
 		q.delays.clear(d)
 		q.receiveSoon(d.conn)
@@ -205,6 +335,9 @@ func (q *queue) endDelay(c *conn) {
 func (q *queue) forgetDelay(c *conn) {
 	if c.delay != nil {
 		q.delays.clear(c.delay)
+		if c.delay.tempo != nil {
+			q.fw.memory.release(tempoCharge)
+		}
 		q.fw.memory.release(delayCharge)
 		c.delay = nil
 	}

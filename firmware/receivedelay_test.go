@@ -101,9 +101,39 @@ const (
 	byEnd
 )
 
+const (
+	byArrivals = 121 + iota
+	byPosts
+	byConsumption
+	byAmounts
+	byUnits
+	byParts
+)
+
+// bursts are arrivals of 10 bytes, at offsets in ms, of bursts 100 ms apart.
+func bursts(offsets ...[]uint64) (in []step) {
+	for i, b := range offsets {
+		for _, at := range b {
+			in = append(in, step{(uint64(i)*100 + at) * ms, 10})
+		}
+	}
+	return in
+}
+
+// atOnce are deliveries of what came in the first n steps.
+func atOnce(in []step, n int, more ...delivery) (want []delivery) {
+	for _, s := range in[:n] {
+		want = append(want, delivery{s.at, s.n})
+	}
+	return append(want, more...)
+}
+
 // TestReceiveDelay compares when received bytes are told of with what SPEC.md
 // §14.6 says.
 func TestReceiveDelay(t *testing.T) {
+	three := []uint64{0, 2, 5}
+	learnt := bursts(three, three, three, three, three, []uint64{0, 2}, three)
+	single := bursts(three, []uint64{0}, three, three, three)
 	for _, c := range []struct {
 		name     string
 		attrs    []uint64
@@ -127,6 +157,18 @@ func TestReceiveDelay(t *testing.T) {
 		{"expedited", []uint64{notifyTime, 5 * ms, notifyMax, 50 * ms, expedited, 1}, []step{{0, 3}}, []delivery{{0, 3}}, nil},
 		{"half of the window", []uint64{notifyTime, 5 * ms, notifyMax, 50 * ms, receiveWindow, 8192},
 			[]step{{0, 4095}, {ms, 1}}, []delivery{{ms, 4096}}, map[abi.Counter]uint64{waits: 1, byRoom: 1}},
+		// Four bursts of 30 bytes in 5 ms are remembered when the fifth begins, which is told of as a whole, with
+		// its last byte; the next stops at 20, which are told of after 6.25 ms; the last is judged by that one.
+		{"arrivals", []uint64{notifyDynamic, 1, notifyMax, 20 * ms}, learnt,
+			atOnce(learnt, 12, delivery{405 * ms, 30}, delivery{506*ms + ms/4, 20}, delivery{602 * ms, 20}, delivery{607*ms + ms/2, 10}),
+			map[abi.Counter]uint64{waits: 4, byArrivals: 4}},
+		{"arrivals, one alone", []uint64{notifyDynamic, 1, notifyMax, 20 * ms}, single, atOnce(single, 13), nil},
+		{"arrivals, one alone, and a time", []uint64{notifyDynamic, 1, notifyMax, 20 * ms, notifyTime, 19 * ms}, single[:4],
+			[]delivery{{19 * ms, 30}, {119 * ms, 10}}, map[abi.Counter]uint64{waits: 2, byTime: 2}},
+		{"amounts", []uint64{notifyDynamic, 8, notifyMax, 20 * ms}, learnt,
+			atOnce(learnt, 12, delivery{405 * ms, 30}, delivery{520 * ms, 20}, delivery{602 * ms, 20}, delivery{625 * ms, 10}),
+			map[abi.Counter]uint64{waits: 4, byAmounts: 2, byMax: 2}},
+		{"all inputs without history", []uint64{notifyDynamic, 15}, []step{{0, 1}, {1, 2}}, []delivery{{0, 1}, {1, 2}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, 6)
@@ -139,7 +181,7 @@ func TestReceiveDelay(t *testing.T) {
 				r.post(r.buffer(abi.TypeBufferAvailable, 0, 16384))
 			}
 			l.arrivals(ep, c.in, c.want)
-			for k := abi.Counter(waits); k <= byEnd; k++ {
+			for k := abi.Counter(waits); k <= byParts; k++ {
 				r.wantCounter(k, c.counters[k])
 			}
 		})
@@ -316,7 +358,7 @@ func TestReceiveDelayEnds(t *testing.T) {
 			r := newRig(t, 6)
 			id, ep, l := r.waiting()
 			c.run(r, id, ep, l)
-			for k := abi.Counter(byTime); k <= byEnd; k++ {
+			for k := abi.Counter(byTime); k <= byParts; k++ {
 				if n := r.counter(k); (n != 0) != (k == c.by) {
 					t.Errorf("%v is %d", k, n)
 				}

@@ -43,6 +43,7 @@ func (r *ring) drop(n int) {
 // respond queues a response.
 func (q *queue) respond(f abi.Fields) {
 	q.held.push(&f)
+	q.combine.open = false
 	if q.check != nil {
 		q.check.responded(&f)
 	}

@@ -61,6 +61,8 @@ const (
 
 	maxNotifyCount = 1 << 20
 	maxDelayCount  = 1 << 20
+	minTransfer    = 4 << 10
+	maxTransfer    = 1 << 20
 )
 
 func makeSettings() map[abi.Attribute]setting {
@@ -114,8 +116,12 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrStarvation:        {max: maxTime},
 		abi.AttrNotifyTime:        {max: maxTime},
 		abi.AttrNotifyBytes:       {max: maxWindow},
+		abi.AttrNotifyDynamic:     {max: dynamicAll},
 		abi.AttrNotifyMax:         {max: maxTime},
+		abi.AttrLinkTransferSize:  {min: minTransfer, max: maxTransfer},
+		abi.AttrGatherThreshold:   {max: math.MaxUint32},
 		abi.AttrExpedited:         {max: 1},
+		abi.AttrCombine:           {max: 1},
 		abi.AttrNotifyCount:       {max: maxNotifyCount},
 		abi.AttrNotifyAmount:      {max: maxNotifyCount * abi.ReportSize},
 		abi.AttrNotifyFirst:       {max: maxTime},
@@ -241,9 +247,7 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 		c.full = false
 		q.sendSoon(c)
 	}
-	if c.delay != nil {
-		q.receiveSoon(c) // what waits may have to go
-	}
+	q.delayAnew(c)
 	switch t.Attr {
 	case abi.AttrReportPeriod:
 		q.armReport(c)

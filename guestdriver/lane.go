@@ -265,6 +265,10 @@ func (ln *lane) handle(f *abi.Fields) {
 		ln.unsolicited(f)
 		return
 	}
+	if f.Type == abi.TypeBufferReceive && f.Flags&abi.FlagCombined != 0 {
+		ln.combined(f)
+		return
+	}
 	ln.mu.Lock()
 	p := ln.reqs.find(f.Tag)
 	if p == nil {

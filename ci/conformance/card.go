@@ -81,7 +81,7 @@ const (
 )
 
 // counters is how many there are.
-const counters = 121
+const counters = 128
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

@@ -28,6 +28,16 @@ const (
 	ctrByRxEnd
 )
 
+const (
+	ctrByArrivals = 121 + iota
+	ctrByPosts
+	ctrByConsumption
+	ctrByAmounts
+	ctrUnits
+	ctrParts
+	ctrCombined
+)
+
 // delayed is a connection whose peer sends the pieces of a stream, one at each
 // signal, under a policy clock that the test moves.
 type delayed struct {
@@ -50,7 +60,7 @@ func (t *T) delay(pieces []int, rest Script, attrs ...func(*ctl)) *delayed {
 	}
 	n := t.notifier(append(s, rest...))
 	d := &delayed{notifier: n, pieces: pieces}
-	for i := uint32(ctrWaits); i <= ctrByRxEnd; i++ {
+	for i := uint32(ctrWaits); i <= ctrCombined; i++ {
 		n.before[i] = n.counter(i)
 	}
 	d.conn = n.dial(n.addr, attrs...)

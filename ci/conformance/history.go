@@ -2,7 +2,10 @@
 
 package conformance
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // history is the model of IF10: what a host may expect of the tags that it
 // gave. It is told of requests and responses in their order, and says what
@@ -13,6 +16,8 @@ import "fmt"
 //   - a send says how much of it is done, all of it when it is OK;
 //   - a receive buffer is filled in order from its offset on, never beyond its
 //     end, and is FINAL when it is full;
+//   - a combined response is of buffers that lie one behind the other, all but
+//     the last full, under consecutive tags;
 //   - each target of a control request has one result, by a response or in a
 //     report buffer;
 //   - a cancellation and its target agree on who won, the target first;
@@ -64,7 +69,11 @@ func (h *history) response(d desc, b []byte) (broken []string) {
 	say := func(format string, args ...any) {
 		broken = append(broken, fmt.Sprintf(format, args...)+": "+d.String())
 	}
-	if d.Flags&flagReport == 0 {
+	switch {
+	case d.Type == rspReceive && d.Flags&flagCombined != 0:
+		h.run(d, say)
+		return broken
+	case d.Flags&flagReport == 0:
 		h.one(d, say)
 		return broken
 	}
@@ -120,6 +129,51 @@ func (h *history) one(d desc, say func(string, ...any)) {
 	}
 	if d.final() {
 		h.end(th, d)
+	}
+}
+
+// covers are the tags of a combined response, the first first: from the last
+// downwards until one has its base.
+func (h *history) covers(d desc) (tags []uint32) {
+	for tag := d.Tag; ; tag-- {
+		th := h.open[tag]
+		if th == nil || th.d.Type != reqAvailable {
+			return nil
+		}
+		tags = append(tags, tag)
+		if th.d.Base == d.Base {
+			slices.Reverse(tags)
+			return tags
+		}
+	}
+}
+
+// run is told of a combined response: of buffers that lie one behind the other,
+// each FINAL, and all but the last full.
+func (h *history) run(d desc, say func(string, ...any)) {
+	tags := h.covers(d)
+	if len(tags) < 2 || !d.final() || d.Aux != stOK {
+		say("a combined result of %d buffers", len(tags))
+		return
+	}
+	one, left := d, d.Length
+	one.Flags &^= flagCombined
+	for i, tag := range tags {
+		q := h.open[tag].d
+		if i > 0 && (q.Base != one.Base || q.Offset != 0) {
+			say("a combined result over %v", q)
+			return
+		}
+		one.Tag, one.Length = tag, left
+		if i < len(tags)-1 {
+			if one.Length = q.Length - one.Offset; one.Length >= left {
+				say("a combined result that leaves nothing for the last buffer")
+				return
+			}
+		}
+		left -= one.Length
+		h.one(one, say)
+		one.Base, one.Offset = q.Base+uint64(q.Length), 0
 	}
 }
 
@@ -214,8 +268,8 @@ func (th *thread) filled(d desc, say func(string, ...any)) {
 		}
 	case q.Flags&flagReport != 0:
 		say("bytes of a connection in a report buffer")
-	case d.Flags&flagCombined != 0 || d.Aux != stOK:
-		// The run's first buffer, or a length that is not what was written.
+	case d.Aux != stOK:
+		// A length that is not what was written.
 	case d.Base != q.Base || q.Conn != 0 && q.Flags&flagGroup == 0 && d.Conn != q.Conn || d.Offset != th.next:
 		say("bytes at another place than offset %d of %v", th.next, q)
 	case uint64(d.Offset)+uint64(d.Length) > uint64(q.Length):

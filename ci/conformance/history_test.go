@@ -43,6 +43,10 @@ func TestHistory(t *testing.T) {
 		return b
 	}
 	told := arrival(7)
+	next := desc{Type: 2, Tag: 3, Base: 0x2014, Conn: 7, Length: 20} // behind buffer
+	both := func(n uint32) desc {
+		return desc{Type: 16, Flags: flagCombined | final, Tag: 3, Base: 0x2000, Conn: 7, Length: n, Offset: 4}
+	}
 	tests := []struct {
 		name    string
 		steps   []desc // requests have types below 16
@@ -53,6 +57,16 @@ func TestHistory(t *testing.T) {
 		{"half of a send", []desc{send, with(sent, func(d *desc) { d.Aux, d.Length = 5, 45 })}, "", nil},
 		{"unsolicited", []desc{{Type: 18, Flags: final, Conn: 3}}, "", nil},
 		{"a buffer in parts", []desc{told, buffer, got(4, 6, 0), got(10, 10, final)}, "", nil},
+		{"a combined result", []desc{told, buffer, next, both(36)}, "", nil},
+		{"one whose last buffer is not full", []desc{told, buffer, next, both(17)}, "", nil},
+		{"one behind a part", []desc{told, buffer, next, got(4, 6, 0), with(both(20), func(d *desc) { d.Offset = 10 })}, "", nil},
+		{"one that leaves out a part", []desc{told, buffer, next, got(4, 6, 0), both(20)}, "at another place", nil},
+		{"one without bytes for the last buffer", []desc{told, buffer, next, both(16)}, "nothing for the last", nil},
+		{"one of too many bytes", []desc{told, buffer, next, both(37)}, "beyond the end", nil},
+		{"one that is not final", []desc{told, buffer, next, with(both(36), func(d *desc) { d.Flags = flagCombined })}, "a combined result of 2", nil},
+		{"one of a single buffer", []desc{told, buffer, with(got(4, 16, final|flagCombined), func(d *desc) {})}, "a combined result of 1", nil},
+		{"one over a gap", []desc{told, buffer, with(next, func(d *desc) { d.Base++ }), both(36)}, "a combined result over", nil},
+		{"one whose last buffer was answered", []desc{told, buffer, next, both(36), with(got(0, 20, final), func(d *desc) { d.Tag, d.Base = 3, 0x2014 })}, "after the terminal one", nil},
 		{"a buffer once", []desc{told, buffer, got(4, 6, final)}, "", nil},
 		{"two targets", []desc{connect, result(1, 4, 0), with(result(0, 0, final), func(d *desc) { d.Conn = 8 })}, "", nil},
 		{"refused as a whole", []desc{connect, result(0xffffffff, 41, final)}, "", nil},

@@ -198,6 +198,7 @@ func Tests() []*Test {
 		{Name: "TestMM10_Modify", IDs: ids("MM10"), Needs: peer, Func: TestMM10_Modify},
 		{Name: "TestMM10_Evicted", IDs: ids("MM10"), Needs: peer, Func: TestMM10_Evicted},
 		{Name: "TestMM11_Adjacent", IDs: ids("MM11"), Needs: peer, Func: TestMM11_Adjacent},
+		{Name: "TestMM08_Gather", IDs: ids("MM08"), Needs: peer, Func: TestMM08_Gather},
 		{Name: "TestMM12_Sends", IDs: ids("MM12", "MM09"), Needs: peer, Func: TestMM12_Sends},
 		{Name: "TestMM12_Receives", IDs: ids("MM12"), Needs: peer, Func: TestMM12_Receives},
 		{Name: "TestMM14_CompletionPoint", IDs: ids("MM14"), Needs: peer, Func: TestMM14_CompletionPoint},
@@ -207,6 +208,10 @@ func Tests() []*Test {
 		{Name: "TestMM16_Table", IDs: ids("MM16", "RX10"), Needs: peer, Func: TestMM16_Table},
 		{Name: "TestRX01_Time", IDs: ids("RX01"), Needs: peer, Func: TestRX01_Time},
 		{Name: "TestRX01_Bulk", IDs: ids("RX01", "RX06"), Needs: peer, Func: TestRX01_Bulk},
+		{Name: "TestRX02_Arrivals", IDs: ids("RX02"), Needs: peer, Func: TestRX02_Arrivals},
+		{Name: "TestRX03_Posts", IDs: ids("RX03"), Needs: peer, Func: TestRX03_Posts},
+		{Name: "TestRX04_Consumption", IDs: ids("RX04"), Needs: peer, Func: TestRX04_Consumption},
+		{Name: "TestRX05_Amounts", IDs: ids("RX05"), Needs: peer, Func: TestRX05_Amounts},
 		{Name: "TestRX05_Bytes", IDs: ids("RX05"), Needs: peer, Func: TestRX05_Bytes},
 		{Name: "TestRX06_Maximum", IDs: ids("RX06"), Needs: peer, Func: TestRX06_Maximum},
 		{Name: "TestRX06_Expedited", IDs: ids("RX06"), Needs: peer, Func: TestRX06_Expedited},
@@ -218,5 +223,6 @@ func Tests() []*Test {
 		{Name: "TestRX09_History", IDs: ids("RX09"), Needs: peer, Func: TestRX09_History},
 		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
 		{Name: "TestRX10_Match", IDs: ids("RX10"), Needs: peer, Func: TestRX10_Match},
+		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
 	}
 }

@@ -377,6 +377,11 @@ func (r *ring) consume() bool {
 func (r *ring) book(d desc) {
 	r.got = append(r.got, d)
 	b := r.reportBytes(d)
+	if d.Type == rspReceive && d.Flags&flagCombined != 0 {
+		for _, tag := range r.model.covers(d) {
+			delete(r.open, tag)
+		}
+	}
 	for _, broken := range r.model.response(d, b) {
 		if r.strict {
 			r.Errorf("%s", broken)

@@ -336,13 +336,14 @@ func (c *conn) read(limit int, take func(p []byte) int, peek bool) (int, error) 
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	w := &c.taker
+	count := w.count
 	if peek {
-		w = &taker{}
+		w.count = nil
 	}
 	w.take, w.left, w.taken = take, limit, 0
 	_, terr := c.ep.Read(w, tcpip.ReadOptions{Peek: peek})
 	n := w.taken
-	w.take = nil
+	w.take, w.count = nil, count
 	if n > 0 {
 		if !peek {
 			c.ep.ModerateRecvBuf(n)

@@ -106,7 +106,8 @@ type Endpoint interface {
 	// It returns ErrWouldBlock when nothing is there, ErrEndOfStream after
 	// the peer's FIN, ErrReset and the like after a failure.
 	Read(limit int, take func(p []byte) int) (int, error)
-	// Peek is Read without consuming.
+	// Peek is Read without consuming. What it has offered stands still until
+	// it returns.
 	Peek(limit int, take func(p []byte) int) (int, error)
 	// Write queues up to n bytes. fill is called one or more times to fill
 	// the engine's memory with the next bytes; an error from fill ends the

@@ -99,6 +99,7 @@ const (
 	AttrNotifyDynamic     Attribute = 0x0242 // NOTIFY_DYNAMIC
 	AttrNotifyMax         Attribute = 0x0243 // NOTIFY_MAX
 	AttrExpedited         Attribute = 0x0244 // EXPEDITED
+	AttrCombine           Attribute = 0x0245 // COMBINE
 	AttrNotifyCount       Attribute = 0x0250 // NOTIFY_COUNT
 	AttrNotifyAmount      Attribute = 0x0251 // NOTIFY_AMOUNT
 	AttrNotifyFirst       Attribute = 0x0252 // NOTIFY_FIRST
@@ -234,6 +235,7 @@ func Attributes() []AttributeInfo {
 		{AttrNotifyDynamic, "NOTIFY_DYNAMIC", true, true, KindScalar, 0},
 		{AttrNotifyMax, "NOTIFY_MAX", true, true, KindScalar, 1_000_000},
 		{AttrExpedited, "EXPEDITED", true, true, KindScalar, 0},
+		{AttrCombine, "COMBINE", true, true, KindScalar, 0},
 		{AttrNotifyCount, "NOTIFY_COUNT", true, true, KindScalar, 1},
 		{AttrNotifyAmount, "NOTIFY_AMOUNT", true, true, KindScalar, 0},
 		{AttrNotifyFirst, "NOTIFY_FIRST", true, true, KindScalar, 0},

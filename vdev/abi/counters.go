@@ -128,8 +128,15 @@ const (
 	CounterBytesKept       // payload bytes read into copies
 	CounterGroupSends      // sends made of sends to groups, one for each connection
 	CounterReadWaits       // times that received bytes waited for a read
+	CounterReceiveByArrivals
+	CounterReceiveByPosts
+	CounterReceiveByConsumption
+	CounterReceiveByAmounts
+	CounterGatheredUnits   // waits ended by a whole link transfer
+	CounterGatheredParts   // waits for one that ended by time
+	CounterResultsCombined // results of deliveries that a response covers, but the first of each
 
-	NumCounters = 121
+	NumCounters = 128
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -263,5 +270,12 @@ func counterNames() [NumCounters]string {
 		"bytes_kept",
 		"group_sends",
 		"read_waits",
+		"receive_by_arrivals",
+		"receive_by_posts",
+		"receive_by_consumption",
+		"receive_by_amounts",
+		"gathered_units",
+		"gathered_parts",
+		"results_combined",
 	}
 }

@@ -362,6 +362,7 @@
 #define TOEBOX_ATTR_NOTIFY_DYNAMIC              0x0242u
 #define TOEBOX_ATTR_NOTIFY_MAX                  0x0243u
 #define TOEBOX_ATTR_EXPEDITED                   0x0244u
+#define TOEBOX_ATTR_COMBINE                     0x0245u
 #define TOEBOX_ATTR_NOTIFY_COUNT                0x0250u
 #define TOEBOX_ATTR_NOTIFY_AMOUNT               0x0251u
 #define TOEBOX_ATTR_NOTIFY_FIRST                0x0252u
@@ -559,7 +560,14 @@
 #define TOEBOX_COUNTER_BYTES_KEPT               118 /* payload bytes read into copies */
 #define TOEBOX_COUNTER_GROUP_SENDS              119 /* sends made of sends to groups, one for each connection */
 #define TOEBOX_COUNTER_READ_WAITS               120 /* times that received bytes waited for a read */
-#define TOEBOX_NUM_COUNTERS                     121
+#define TOEBOX_COUNTER_RECEIVE_BY_ARRIVALS      121
+#define TOEBOX_COUNTER_RECEIVE_BY_POSTS         122
+#define TOEBOX_COUNTER_RECEIVE_BY_CONSUMPTION   123
+#define TOEBOX_COUNTER_RECEIVE_BY_AMOUNTS       124
+#define TOEBOX_COUNTER_GATHERED_UNITS           125 /* waits ended by a whole link transfer */
+#define TOEBOX_COUNTER_GATHERED_PARTS           126 /* waits for one that ended by time */
+#define TOEBOX_COUNTER_RESULTS_COMBINED         127 /* results of deliveries that a response covers, but the first of each */
+#define TOEBOX_NUM_COUNTERS                     128
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
