@@ -67,7 +67,7 @@ func workloads(mib int) []workload {
 			}
 			return 11_680, segment, false
 		}, total: mib << 18, buffers: 4, size: 64 << 10, think: 20 * us},
-		{name: "requests", next: func(int) (uint64, int, bool) { return 50 * us, 300, true }, total: mib << 15, buffers: 4, size: 64 << 10, think: 20 * us},
+		{name: "requests", next: func(int) (uint64, int, bool) { return 50 * us, 300, true }, total: mib << 15, buffers: 4, size: 256 << 10, think: 20 * us},
 		{name: "slow host", next: wire(116_800), total: mib << 18, buffers: 1, size: 16 << 10, think: 300 * us, bulk: 64},
 	}
 }

@@ -25,9 +25,10 @@ type delay struct {
 	ripe  uint64 // up to where they may go
 	first uint64 // when the first byte from ripe on came, while some wait
 
-	delayCriteria      // of the wait
-	judged        bool // they are computed
-	unit          unit // whole ones go; none: all
+	delayCriteria        // of the wait
+	judged        bool   // they are computed
+	unit          unit   // whole ones go, if there are; none: all
+	since         uint64 // when the first byte behind them came
 
 	pace  unitPace
 	tempo *receiveTempo // nil until NOTIFY_DYNAMIC asks for it
@@ -54,8 +55,11 @@ func (d *delay) arrive(now, received, delivered uint64) uint64 {
 	if d.waits() == 0 {
 		d.first, d.judged = now, false
 	}
-	n := received - d.seen
+	n, was := received-d.seen, d.waits()
 	d.seen = received
+	if whole := d.unit.whole(was); d.judged && (was == whole || d.unit.whole(d.waits()) > whole) {
+		d.since = now
+	}
 	return n
 }
 
@@ -84,7 +88,7 @@ func (d *delay) say(v *values, now uint64, u unit) bool {
 	most := v.of(abi.AttrNotifyMax)
 	l := &d.delayCriteria
 	*l = delayCriteria{time: never, amount: never}
-	d.unit = unit{}
+	d.unit, d.since = unit{}, d.first
 	var gather delayCriteria // of a unit: what is dynamic asks for no less
 	if ns := d.pace.patience(now, most); u.size != 0 && ns != 0 {
 		gather.time, gather.amount = ns, u.first
@@ -96,14 +100,20 @@ func (d *delay) say(v *values, now uint64, u unit) bool {
 		if n := v.of(abi.AttrNotifyBytes); n != 0 {
 			l.at(n, abi.CounterReceiveByBytes)
 		}
+		static := l.time != never || l.amount != never
 		if mask := v.of(abi.AttrNotifyDynamic); mask != 0 && d.tempo != nil {
 			d.tempo.add(l, mask, most, &gather)
 		}
+		if static {
+			gather.amount = 0
+		}
 	}
-	if gather.amount != 0 && l.time == never && l.amount == never {
+	if gather.amount != 0 {
 		d.unit = u
-		l.at(gather.amount, abi.CounterGatheredUnits)
-		l.after(gather.time, abi.CounterGatheredParts)
+		if l.time == never && l.amount == never {
+			l.at(gather.amount, abi.CounterGatheredUnits)
+			l.after(gather.time, abi.CounterGatheredParts)
+		}
 	}
 	if l.time == never && l.amount == never {
 		return false
@@ -130,10 +140,16 @@ func (d *delay) due(now uint64) (by abi.Counter, when uint64, due bool) {
 // release makes ripe what waits.
 func (d *delay) release() { d.ripe = d.seen }
 
-// releaseUnits makes ripe the whole units that wait. The rest waits anew.
-func (d *delay) releaseUnits(now uint64) {
-	d.ripe += d.unit.whole(d.waits())
-	d.first, d.judged = now, false
+// releaseUnits makes ripe the whole units that wait, if there are any, else all.
+// The rest waits anew, from when it came.
+func (d *delay) releaseUnits() {
+	whole := d.unit.whole(d.waits())
+	if whole == 0 {
+		d.release()
+		return
+	}
+	d.ripe += whole
+	d.first, d.judged = d.since, false
 }
 
 // delays reports whether received bytes of streams wait.
@@ -155,18 +171,25 @@ const hostPage = 4 << 10
 // size, or less than a page less.
 func transfer(iova, size uint64) uint64 { return size - iova%hostPage }
 
-// whole is how many of n bytes, which are enough for the first unit, make whole
-// ones.
-func (u *unit) whole(n uint64) uint64 { return u.first + (n-u.first)/u.size*u.size }
+// whole is how many of n bytes make whole ones.
+func (u *unit) whole(n uint64) uint64 {
+	if u.size == 0 || n < u.first {
+		return 0
+	}
+	return u.first + (n-u.first)/u.size*u.size
+}
 
-// unit is how the first buffer of c is filled.
-func (c *conn) unit() unit {
+// unit is how the first buffer of c is filled, when so many bytes more are in it.
+func (c *conn) unit(more uint64) unit {
 	r, threshold := c.buffers.front, c.attrs.of(abi.AttrGatherThreshold)
 	if r == nil || threshold == 0 || uint64(r.length) < threshold || !c.attrs.patient() {
 		return unit{}
 	}
-	size := c.attrs.of(abi.AttrLinkTransferSize)
-	return unit{size: size, first: min(transfer(r.base+uint64(r.offset)+uint64(r.done), size), uint64(r.todo()))}
+	u := unit{size: c.attrs.of(abi.AttrLinkTransferSize)}
+	if u.first = u.size; more < uint64(r.todo()) {
+		u.first = min(transfer(r.base+uint64(r.offset)+uint64(r.done)+more, u.size), uint64(r.todo())-more)
+	}
+	return u
 }
 
 // unlimited is what receivable says of bytes that nothing delays.
@@ -175,9 +198,9 @@ const unlimited = math.MaxInt
 // receivable is how many of the received bytes of a stream may go now; 0: they
 // wait, and a time limit or an event of the connection lets it be asked again.
 func (q *queue) receivable(c *conn) int {
-	d, u := c.delay, c.unit()
+	d := c.delay
 	if d == nil {
-		if u.size == 0 && !c.attrs.delays() || c.proto.number() != engine.TCP || !q.newDelay(c) {
+		if !c.attrs.delays() && c.unit(0).size == 0 || c.proto.number() != engine.TCP || !q.newDelay(c) {
 			return unlimited
 		}
 		d = c.delay
@@ -190,7 +213,7 @@ func (q *queue) receivable(c *conn) int {
 			d.tempo.arrive(now, n, c.attrs.of(abi.AttrNotifyMax))
 		}
 	}
-	for d.waits() > 0 && q.judge(c, now, u, i.State) {
+	for d.waits() > 0 && q.judge(c, now, &i) {
 	}
 	if d.waits() == 0 {
 		q.delays.clear(d)
@@ -206,10 +229,10 @@ func (q *queue) receivable(c *conn) int {
 
 // judge reports whether the wait of c has ended, with all that waits or a part
 // of it. Otherwise it goes on, until an alarm at the latest.
-func (q *queue) judge(c *conn, now uint64, u unit, s engine.State) bool {
+func (q *queue) judge(c *conn, now uint64, i *engine.Info) bool {
 	d := c.delay
 	if !d.judged {
-		if !d.say(c.attrs, now, u) {
+		if !d.say(c.attrs, now, c.unit(d.ripe-i.Delivered)) {
 			d.release()
 			return true
 		}
@@ -219,19 +242,16 @@ func (q *queue) judge(c *conn, now uint64, u unit, s engine.State) bool {
 	by, when, due := d.due(now)
 	switch {
 	case due:
-	case c.failed || peerEnded(s):
-		by, due = abi.CounterReceiveByEnd, true
+		d.releaseUnits()
+	case c.failed || peerEnded(i.State):
+		by = abi.CounterReceiveByEnd
+		d.release()
 	case c.crowded(d.waits()):
-		by, due = abi.CounterReceiveByRoom, true
-	}
-	switch {
-	case !due:
+		by = abi.CounterReceiveByRoom
+		d.release()
+	default:
 		q.delays.set(d, alarmAt(when))
 		return false
-	case by == abi.CounterGatheredUnits:
-		d.releaseUnits(now)
-	default:
-		d.release()
 	}
 	q.count(by, 1)
 	return true
@@ -259,7 +279,7 @@ func (q *queue) delayAnew(c *conn) {
 	case d == nil:
 		return
 	}
-	if d.judged && !d.say(c.attrs, q.policyTime(), c.unit()) {
+	if d.judged && !d.say(c.attrs, q.policyTime(), c.unit(d.ripe-min(c.ep.Info().Delivered, d.ripe))) {
 		d.release()
 	}
 	q.receiveSoon(c)
