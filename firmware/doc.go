@@ -10,7 +10,9 @@
 // (taking requests, handing slots back, sleeping), request.go (the ledger and
 // what is refused), control.go, connect.go, listen.go, send.go, receive.go,
 // broadcast.go (one send on many connections), copies.go (what is kept of sends),
-// senddelay.go (when sends are read), receivedelay.go (when received bytes go),
+// senddelay.go (when sends are read), receivedelay.go and receivetempo.go (when
+// received bytes go), receivegather.go and combine.go (in how many transfers and
+// responses),
 // pick.go, history.go, group.go and table.go (which buffer), bulk.go (whose turn it
 // is), protocol.go and datagram.go (where datagrams part from streams),
 // notify.go (when completions and arrivals are told; the rules are in files of
