@@ -23,6 +23,7 @@ const (
 	keeperProgram = "keeper"
 	deviceLog     = "device.log"
 	statsSocket   = "stats"
+	faultsFile    = "faults" // beside it: how bad the wire was made
 	guestPort     = 80
 )
 
@@ -145,6 +146,7 @@ func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, for
 	if o.Impair != "" {
 		e.args = append(e.args, "--impair="+o.Impair)
 	}
+	e.args = append(e.args, "--faults="+filepath.Join(socketDir, faultsFile))
 	if o.NVM != "" {
 		e.args = append(e.args, "--nvm="+o.NVM)
 	}

@@ -17,8 +17,7 @@ type FaultCmd struct {
 	Net FaultNetCmd `cmd:"" help:"Make the adapter's wire bad, or good again; without rules, say how bad it is."`
 }
 
-// FaultNetCmd sets how bad the wire is. Firmware that is loaded later begins
-// with what the machine was started with.
+// FaultNetCmd sets how bad the wire is, also for firmware that is loaded later.
 type FaultNetCmd struct {
 	Rules string `arg:"" optional:"" help:"none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 }

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
 	"strings"
 	"time"
 
@@ -33,16 +35,16 @@ type control struct {
 
 // serveControl serves on l, which it owns. Pprof takes as long as it is asked to, so that
 // answers have no time limit; the socket is the owner's alone.
-func serveControl(l net.Listener, d *device.Device, profile bool, log *slog.Logger) *control {
+func serveControl(l net.Listener, d *device.Device, faults string, profile bool, log *slog.Logger) *control {
 	c := &control{done: make(chan error, 1), server: &http.Server{
-		Handler: controlHandler(d, profile), ReadTimeout: controlTimeout, IdleTimeout: controlIdle,
+		Handler: controlHandler(d, faults, profile), ReadTimeout: controlTimeout, IdleTimeout: controlIdle,
 		MaxHeaderBytes: controlHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}}
 	go func() { c.done <- c.server.Serve(l) }()
 	return c
 }
 
-func controlHandler(d *device.Device, profile bool) http.Handler {
+func controlHandler(d *device.Device, faults string, profile bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -64,6 +66,10 @@ func controlHandler(d *device.Device, profile bool) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		if err := writeFaults(faults, d); err != nil {
+			http.Error(w, "the wire is so, but not for the next process: "+err.Error(), http.StatusInternalServerError)
+			return
+		}
 		answerWire(w, d)
 	})
 	if profile {
@@ -74,6 +80,40 @@ func controlHandler(d *device.Device, profile bool) http.Handler {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// readFaults replaces the rules of the wire by those that a process before this
+// one was told, if any was.
+func readFaults(path string, im *port.Impairments) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRules))
+	if err != nil {
+		return err
+	}
+	*im, err = port.ParseImpairments(string(b))
+	return err
+}
+
+// writeFaults keeps the rules of the wire for the next process.
+func writeFaults(path string, d *device.Device) error {
+	if path == "" {
+		return nil
+	}
+	part := path + ".part"
+	if err := os.WriteFile(part, []byte(d.Wire().Rules), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(part, path)
 }
 
 // answerWire says how bad the wire is and what it did.

@@ -42,6 +42,7 @@ type flags struct {
 	FD          int    `placeholder:"N" xor:"socket" required:"" name:"fd" help:"Inherited unix socket that listens already."`
 	Net         string `default:"none" help:"Network: none, or nat[:fwd=tcp:HOSTIP:PORT-:PORT,fwd=udp:HOSTIP:PORT-:PORT,fwd-fd=N-:PORT,...], or tap:if=NAME,ip=ADDR/LEN[,gw=ADDR][,dns=ADDR][,mtu=N] (fd=N for if=NAME: an inherited file)."`
 	Impair      string `placeholder:"RULES" help:"How bad the wire is: none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
+	Faults      string `placeholder:"FILE" help:"File that keeps how bad the wire was made last; what it says holds instead of --impair."`
 	Pcap        string `placeholder:"FILE" xor:"pcap" help:"Record all frames in this pcapng file."`
 	PcapFD      int    `placeholder:"N" xor:"pcap" name:"pcap-fd" help:"Inherited pcapng file; the record goes on where it ends."`
 	ControlPath string `placeholder:"PATH" xor:"control" help:"Unix socket for statistics and faults: HTTP, GET /stats, GET and PUT /fault/net."`
@@ -153,6 +154,9 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("--impair: %w", err)
 	}
+	if err := readFaults(c.Faults, &impair); err != nil {
+		return nil, fmt.Errorf("--faults: %w", err)
+	}
 	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
 	file, err := openCapture(c)
 	if err != nil {
@@ -171,7 +175,7 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 		return nil, err
 	}
 	if statistics != nil {
-		p.control = serveControl(statistics, p.device, c.Pprof, log)
+		p.control = serveControl(statistics, p.device, c.Faults, c.Pprof, log)
 	}
 	return p, nil
 }

@@ -258,13 +258,6 @@ func TestFaultNet(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := socketDir(t)
 			p := start(t, true, nil, append(c.args, "--socket-path="+filepath.Join(dir, "s"), "--control-path="+filepath.Join(dir, "c"))...)
-			client := &http.Client{Transport: &http.Transport{
-				DisableKeepAlives: true,
-				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-					var d net.Dialer
-					return d.DialContext(ctx, "unix", filepath.Join(dir, "c"))
-				},
-			}}
 			method := http.MethodGet
 			if c.put != "" {
 				method = http.MethodPut
@@ -273,7 +266,7 @@ func TestFaultNet(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := client.Do(req)
+			resp, err := faultClient(dir).Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -290,6 +283,76 @@ func TestFaultNet(t *testing.T) {
 	}
 	c := start(t, false, nil, "--socket-path="+filepath.Join(socketDir(t), "s"), "--net=nat", "--impair=loss=x")
 	if code, stderr := c.status(t); code != 125 || !strings.Contains(stderr, "--impair") {
+		t.Errorf("status %d\n%s", code, stderr)
+	}
+}
+
+// faultClient talks to the control socket in dir.
+func faultClient(dir string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", filepath.Join(dir, "c"))
+		},
+	}}
+}
+
+// TestFaultsLast: how bad the wire was made holds for the processes that come
+// after, whatever they are started with.
+func TestFaultsLast(t *testing.T) {
+	dir := socketDir(t)
+	faults := filepath.Join(dir, "f")
+	args := []string{"--net=nat", "--impair=loss=1%", "--faults=" + faults, "--socket-path=" + filepath.Join(dir, "s"), "--control-path=" + filepath.Join(dir, "c")}
+	for _, c := range []struct{ begins, put, kept string }{
+		{"to.loss=0.01,from.loss=0.01", "", ""},
+		{"to.loss=0.01,from.loss=0.01", "to.delay=5ms", "to.delay=5ms"},
+		{"to.delay=5ms", "none", "none"},
+		{"none", "nonsense", "none"},
+		{"none", "", "none"},
+	} {
+		p := start(t, true, nil, args...)
+		ask := func(method, body string) string {
+			t.Helper()
+			req, err := http.NewRequestWithContext(t.Context(), method, "http://device/fault/net", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := faultClient(dir).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		if got := ask(http.MethodGet, ""); !strings.Contains(got, `"rules": "`+c.begins+`"`) {
+			t.Errorf("the wire begins with %s, want %s", got, c.begins)
+		}
+		if c.put != "" {
+			ask(http.MethodPut, c.put)
+		}
+		if b, err := os.ReadFile(faults); string(b) != c.kept || (err != nil) != (c.kept == "") {
+			t.Errorf("kept are %q (%v), want %q", b, err, c.kept)
+		}
+		if err := p.Process.Kill(); err != nil { // it has no time to write anything
+			t.Fatal(err)
+		}
+		p.status(t)
+		for _, name := range []string{"s", "c"} {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.WriteFile(faults, []byte("loss=lots"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, false, nil, args...)
+	if code, stderr := p.status(t); code != 125 || !strings.Contains(stderr, "--faults") {
 		t.Errorf("status %d\n%s", code, stderr)
 	}
 }
