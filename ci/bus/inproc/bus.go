@@ -3,16 +3,14 @@
 package inproc
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/bus/internal/access"
 	"toebox/guestdriver"
-	vfiouser "toebox/vfio-user"
 )
 
 // Function is the device below the bus; *vdev.Function implements it.
@@ -61,6 +59,7 @@ func (i *Interrupts) Trigger(index, vector int) error {
 
 // Bus is a guestdriver.Bus by function calls.
 type Bus struct {
+	*access.Regions
 	fn   Function
 	mem  *Memory
 	irqs *Interrupts
@@ -77,67 +76,18 @@ var _ guestdriver.Bus = (*Bus)(nil)
 // with. As firmware and kernel do before a driver starts, it enables memory
 // space.
 func New(fn Function, mem *Memory, irqs *Interrupts) (*Bus, error) {
-	b := &Bus{fn: fn, mem: mem, irqs: irqs, closed: make(chan struct{})}
-	v, err := b.ReadConfig(command, 2)
-	if err == nil {
-		err = b.WriteConfig(command, 2, v|memorySpace)
+	b := &Bus{
+		Regions: access.NewRegions(fn.ReadRegion, fn.WriteRegion, fn.WriteRegion),
+		fn:      fn, mem: mem, irqs: irqs, closed: make(chan struct{}),
 	}
-	if err != nil {
+	if err := access.EnableMemory(b); err != nil {
 		return nil, fmt.Errorf("inproc: %w", err)
 	}
 	return b, nil
 }
 
-// Registers of configuration space that the bus itself touches.
-const (
-	command     = 0x04
-	memorySpace = 1 << 1
-	capPointer  = 0x34
-	capMSIX     = 0x11
-	msixEnable  = 1 << 15
-)
-
 // Name implements guestdriver.Bus.
 func (b *Bus) Name() string { return "inproc" }
-
-// ReadConfig implements guestdriver.Bus.
-func (b *Bus) ReadConfig(offset, size int) (uint32, error) {
-	if size != 1 && size != 2 && size != 4 || offset < 0 {
-		return 0, unix.EINVAL
-	}
-	var p [4]byte
-	if err := b.fn.ReadRegion(vfiouser.RegionConfig, uint64(offset), p[:size]); err != nil {
-		return 0, err
-	}
-	return binary.LittleEndian.Uint32(p[:]), nil
-}
-
-// WriteConfig implements guestdriver.Bus.
-func (b *Bus) WriteConfig(offset, size int, v uint32) error {
-	if size != 1 && size != 2 && size != 4 || offset < 0 {
-		return unix.EINVAL
-	}
-	var p [4]byte
-	binary.LittleEndian.PutUint32(p[:], v)
-	return b.fn.WriteRegion(vfiouser.RegionConfig, uint64(offset), p[:size])
-}
-
-// Read32 implements guestdriver.Bus.
-func (b *Bus) Read32(bar int, offset uint32) uint32 {
-	var p [4]byte
-	if err := b.fn.ReadRegion(bar, uint64(offset), p[:]); err != nil {
-		return 0xffffffff
-	}
-	return binary.LittleEndian.Uint32(p[:])
-}
-
-// Write32 implements guestdriver.Bus.
-func (b *Bus) Write32(bar int, offset uint32, v uint32) {
-	var p [4]byte
-	binary.LittleEndian.PutUint32(p[:], v)
-	// As on a real bus a write that nobody claims is lost.
-	_ = b.fn.WriteRegion(bar, uint64(offset), p[:])
-}
 
 // AllocDMA implements guestdriver.Bus.
 func (b *Bus) AllocDMA(size int) (guestdriver.DMA, error) {
@@ -172,38 +122,11 @@ func (b *Bus) programLocked() error {
 	if b.enabled == 0 {
 		return nil
 	}
-	p, err := b.capability(capMSIX)
-	if err != nil {
-		return err
-	}
-	for v := range b.enabled {
-		// Address and data are the platform's own affair; here the vector
-		// alone says where it goes.
-		for i, w := range [4]uint32{0xfee00000, 0, uint32(v), 0} {
-			b.Write32(2, uint32(16*v+4*i), w)
-		}
-	}
-	v, err := b.ReadConfig(p+2, 2)
-	if err != nil {
+	access.Unmask(b, b.enabled, access.Anywhere)
+	if err := access.EnableMSIX(b); err != nil {
 		return fmt.Errorf("inproc: enable vectors: %w", err)
 	}
-	return b.WriteConfig(p+2, 2, v|msixEnable)
-}
-
-// capability finds a capability; a list that does not end is an error.
-func (b *Bus) capability(id uint32) (int, error) {
-	p, err := b.ReadConfig(capPointer, 1)
-	for i := 0; err == nil && p != 0 && i < 48; i++ {
-		var v uint32
-		if v, err = b.ReadConfig(int(p), 2); err == nil && v&0xff == id {
-			return int(p), nil
-		}
-		p = v >> 8
-	}
-	if err == nil {
-		err = errors.New("no such capability")
-	}
-	return 0, fmt.Errorf("inproc: capability %#x: %w", id, err)
+	return nil
 }
 
 // Wait implements guestdriver.Bus.
@@ -229,13 +152,7 @@ func (b *Bus) Wait(vector int) error {
 func (b *Bus) Reset() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	v, err := b.ReadConfig(command, 2)
-	if err == nil {
-		err = b.fn.Reset()
-	}
-	if err == nil {
-		err = b.WriteConfig(command, 2, v)
-	}
+	err := access.KeepCommand(b, b.fn.Reset)
 	if err == nil {
 		err = b.programLocked()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/bus/internal/access"
 	"toebox/ci/bus/internal/spans"
 	"toebox/guestdriver"
 	"toebox/images/qtest"
@@ -29,15 +30,10 @@ const (
 
 // Registers of configuration space that the bus itself touches.
 const (
-	command     = 0x04
-	memorySpace = 1 << 1
-	barBase     = 0x10
-	capPointer  = 0x34
-	capPCIe     = 0x10
-	capMSIX     = 0x11
-	devControl  = 8 // in the PCI Express capability
-	startFLR    = 1 << 15
-	msixEnable  = 1 << 15
+	barBase    = 0x10
+	capPCIe    = 0x10
+	devControl = 8 // in the PCI Express capability
+	startFLR   = 1 << 15
 )
 
 // Bus is a guestdriver.Bus under qtest.
@@ -83,14 +79,14 @@ func (b *Bus) place() error {
 			return err
 		}
 	}
-	v, err := b.m.ReadConfig(b.bdf, command, 2)
+	v, err := b.m.ReadConfig(b.bdf, access.Command, 2)
 	if err != nil {
 		return err
 	}
 	if v == 0xffff {
 		return fmt.Errorf("no function at %v", b.bdf)
 	}
-	return b.m.WriteConfig(b.bdf, command, 2, v|memorySpace)
+	return access.EnableMemory(b)
 }
 
 // Name implements guestdriver.Bus.
@@ -189,40 +185,13 @@ func (b *Bus) programLocked() error {
 	if b.enabled == 0 {
 		return nil
 	}
-	p, err := b.capability(capMSIX)
-	if err != nil {
-		return err
-	}
-	v, err := b.ReadConfig(p+2, 2)
-	if err == nil {
-		err = b.WriteConfig(p+2, 2, v|msixEnable)
-	}
-	if err != nil {
+	if err := access.EnableMSIX(b); err != nil {
 		return fmt.Errorf("qtest bus: enable vectors: %w", err)
 	}
-	for v := range b.enabled {
-		at := uint32(cookies + cookieStride*v)
-		for i, w := range [4]uint32{at, 0, uint32(v) + 1, 0} {
-			b.Write32(2, uint32(16*v+4*i), w)
-		}
-	}
+	access.Unmask(b, b.enabled, func(v int) (address uint64, data uint32) {
+		return uint64(cookies + cookieStride*v), uint32(v) + 1
+	})
 	return nil
-}
-
-// capability finds a capability; a list that does not end is an error.
-func (b *Bus) capability(id uint32) (int, error) {
-	p, err := b.ReadConfig(capPointer, 1)
-	for i := 0; err == nil && p != 0 && i < 48; i++ {
-		var v uint32
-		if v, err = b.ReadConfig(int(p), 2); err == nil && v&0xff == id {
-			return int(p), nil
-		}
-		p = v >> 8
-	}
-	if err == nil {
-		err = errors.New("no such capability")
-	}
-	return 0, fmt.Errorf("qtest bus: capability %#x: %w", id, err)
 }
 
 const longestLook = 500 * time.Microsecond
@@ -264,23 +233,20 @@ func (b *Bus) Reset() error {
 }
 
 func (b *Bus) resetLocked() error {
-	p, err := b.capability(capPCIe)
-	if err != nil {
-		return err
-	}
-	cmd, err := b.ReadConfig(command, 2)
-	if err == nil {
-		var v uint32
-		if v, err = b.ReadConfig(p+devControl, 2); err == nil {
+	err := access.KeepCommand(b, func() error {
+		p, err := access.Capability(b, capPCIe)
+		if err != nil {
+			return err
+		}
+		v, err := b.ReadConfig(p+devControl, 2)
+		if err == nil {
 			err = b.WriteConfig(p+devControl, 2, v|startFLR)
 		}
-	}
-	if err == nil {
-		err = b.place()
-	}
-	if err == nil {
-		err = b.WriteConfig(command, 2, cmd)
-	}
+		if err == nil {
+			err = b.place()
+		}
+		return err
+	})
 	if err == nil {
 		err = b.programLocked()
 	}

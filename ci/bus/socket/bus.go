@@ -4,7 +4,6 @@ package socket
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,17 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/bus/internal/access"
 	"toebox/guestdriver"
 	vfiouser "toebox/vfio-user"
-)
-
-// Registers of configuration space that the bus itself touches.
-const (
-	command     = 0x04
-	memorySpace = 1 << 1
-	capPointer  = 0x34
-	capMSIX     = 0x11
-	msixEnable  = 1 << 15
 )
 
 // vectors is how many the adapter has (SPEC.md §9.1).
@@ -31,9 +22,10 @@ const vectors = 33
 
 // Bus is a guestdriver.Bus by messages.
 type Bus struct {
-	path   string
-	client *vfiouser.Client
-	events [vectors]*os.File // eventfds
+	*access.Regions // a Write32 is sent when it returns; the system call orders stores to memory before it
+	path            string
+	client          *vfiouser.Client
+	events          [vectors]*os.File // eventfds
 
 	mu      sync.Mutex // guards what follows; orders resets, vector set-up and maps
 	mem     *memory
@@ -52,7 +44,10 @@ func Dial(ctx context.Context, path string, cfg vfiouser.ClientConfig) (*Bus, er
 	if err != nil {
 		return nil, fmt.Errorf("socket bus: %w", err)
 	}
-	b := &Bus{path: path, client: client, sizes: map[uint64]uint64{}}
+	b := &Bus{
+		Regions: access.NewRegions(client.ReadRegion, client.WriteRegion, client.PostRegion),
+		path:    path, client: client, sizes: map[uint64]uint64{},
+	}
 	if err := b.setUp(); err != nil {
 		return nil, errors.Join(fmt.Errorf("socket bus: %w", err), b.Close())
 	}
@@ -72,11 +67,7 @@ func (b *Bus) setUp() error {
 		}
 		b.events[v] = os.NewFile(uintptr(fd), "vector")
 	}
-	v, err := b.ReadConfig(command, 2)
-	if err != nil {
-		return err
-	}
-	return b.WriteConfig(command, 2, v|memorySpace)
+	return access.EnableMemory(b)
 }
 
 // watch ends every Wait when the server is gone.
@@ -89,46 +80,6 @@ func (b *Bus) watch() {
 
 // Name implements guestdriver.Bus.
 func (b *Bus) Name() string { return "socket " + b.path }
-
-// ReadConfig implements guestdriver.Bus.
-func (b *Bus) ReadConfig(offset, size int) (uint32, error) {
-	if size != 1 && size != 2 && size != 4 || offset < 0 {
-		return 0, unix.EINVAL
-	}
-	var p [4]byte
-	if err := b.client.ReadRegion(vfiouser.RegionConfig, uint64(offset), p[:size]); err != nil {
-		return 0, err
-	}
-	return binary.LittleEndian.Uint32(p[:]), nil
-}
-
-// WriteConfig implements guestdriver.Bus.
-func (b *Bus) WriteConfig(offset, size int, v uint32) error {
-	if size != 1 && size != 2 && size != 4 || offset < 0 {
-		return unix.EINVAL
-	}
-	var p [4]byte
-	binary.LittleEndian.PutUint32(p[:], v)
-	return b.client.WriteRegion(vfiouser.RegionConfig, uint64(offset), p[:size])
-}
-
-// Read32 implements guestdriver.Bus.
-func (b *Bus) Read32(bar int, offset uint32) uint32 {
-	var p [4]byte
-	if err := b.client.ReadRegion(bar, uint64(offset), p[:]); err != nil {
-		return 0xffffffff
-	}
-	return binary.LittleEndian.Uint32(p[:])
-}
-
-// Write32 implements guestdriver.Bus. The message is sent when it returns; the
-// system call is the barrier that orders stores to memory before it.
-func (b *Bus) Write32(bar int, offset uint32, v uint32) {
-	var p [4]byte
-	binary.LittleEndian.PutUint32(p[:], v)
-	// As on a real bus a write that nobody claims is lost.
-	_ = b.client.PostRegion(bar, uint64(offset), p[:])
-}
 
 // AllocDMA implements guestdriver.Bus.
 func (b *Bus) AllocDMA(size int) (guestdriver.DMA, error) {
@@ -215,41 +166,11 @@ func (b *Bus) programLocked() error {
 	if b.enabled == 0 {
 		return nil
 	}
-	p, err := b.capability(capMSIX)
-	if err != nil {
-		return err
-	}
-	for v := range b.enabled {
-		// Address and data are the platform's own affair; here the eventfd
-		// alone says where it goes.
-		for i, w := range [4]uint32{0xfee00000, 0, uint32(v), 0} {
-			b.Write32(2, uint32(16*v+4*i), w)
-		}
-	}
-	v, err := b.ReadConfig(p+2, 2)
-	if err == nil {
-		err = b.WriteConfig(p+2, 2, v|msixEnable)
-	}
-	if err != nil {
+	access.Unmask(b, b.enabled, access.Anywhere)
+	if err := access.EnableMSIX(b); err != nil {
 		return fmt.Errorf("socket bus: enable vectors: %w", err)
 	}
 	return nil
-}
-
-// capability finds a capability; a list that does not end is an error.
-func (b *Bus) capability(id uint32) (int, error) {
-	p, err := b.ReadConfig(capPointer, 1)
-	for i := 0; err == nil && p != 0 && i < 48; i++ {
-		var v uint32
-		if v, err = b.ReadConfig(int(p), 2); err == nil && v&0xff == id {
-			return int(p), nil
-		}
-		p = v >> 8
-	}
-	if err == nil {
-		err = errors.New("no such capability")
-	}
-	return 0, fmt.Errorf("socket bus: capability %#x: %w", id, err)
 }
 
 // Wait implements guestdriver.Bus. When the server is gone it fails as when
@@ -275,13 +196,7 @@ func (b *Bus) Wait(vector int) error {
 func (b *Bus) Reset() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	v, err := b.ReadConfig(command, 2)
-	if err == nil {
-		err = b.client.Reset()
-	}
-	if err == nil {
-		err = b.WriteConfig(command, 2, v)
-	}
+	err := access.KeepCommand(b, b.client.Reset)
 	if err == nil {
 		err = b.programLocked()
 	}
