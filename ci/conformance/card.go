@@ -63,6 +63,7 @@ const (
 	ctrAttributeGets    = 49
 	ctrAttributeSets    = 50
 	ctrFramesSent       = 51
+	ctrFramesReceived   = 52
 	ctrMemoryUsed       = 57
 	ctrArrivalsRefused  = 58
 	ctrViolations       = 59
@@ -78,10 +79,12 @@ const (
 	ctrCarriedOut   = 82
 	ctrCarriedIn    = 83
 	ctrCarryRefused = 84
+
+	ctrBacklogDrops = 121
 )
 
 // counters is how many there are.
-const counters = 128
+const counters = 129
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

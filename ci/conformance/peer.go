@@ -75,8 +75,22 @@ type Peer interface {
 	Impair(ctx context.Context, rules string) (Harm, error)
 	// IPv6 is the same over IPv6; nil: the host has none. Its owner closes it.
 	IPv6() Peer
+	// Flood sends segments with SYN to the adapter that nobody means.
+	Flood(ctx context.Context, f Flood) error
 	Close() error
 }
+
+// Flood is Count segments with SYN to Ports ports of the adapter in turn, the first
+// of which is Port. They come from many addresses of its link where nobody is,
+// or, of a Scan, from one of them.
+type Flood struct {
+	Port, Ports uint16
+	Count       int
+	Scan        bool
+}
+
+// MaxFlood bounds Count.
+const MaxFlood = 1 << 17
 
 // Harm counts frames, both directions together.
 type Harm struct {

@@ -43,6 +43,11 @@ type HostConfig struct {
 	Impair func(rules string) (conformance.Harm, error)
 	// IPv6 is the peer over IPv6, which the Host closes; nil: there is none.
 	IPv6 *Host
+	// Inject sends a frame to the adapter, which is at Adapter and MAC; nil: it
+	// cannot be done.
+	Inject  func(frame []byte) error
+	Adapter netip.Addr
+	MAC     [6]byte
 }
 
 // Bounds on what one peer holds.

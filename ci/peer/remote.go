@@ -20,13 +20,14 @@ import (
 // call is one line from the client; reply the line that answers it.
 type call struct {
 	ID      uint64
-	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, impair, signal, result, close
+	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, impair, flood, signal, result, close
 	Session uint64             `json:",omitempty"`
 	Script  conformance.Script `json:",omitempty"`
 	Port    uint16             `json:",omitempty"`
 	N       int                `json:",omitempty"`
 	Rules   string             `json:",omitempty"`
 	IPv6    bool               `json:",omitempty"`
+	Flood   conformance.Flood  `json:",omitzero"`
 }
 
 type reply struct {
@@ -151,6 +152,8 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 		var harm conformance.Harm
 		harm, err = p.Impair(ctx, c.Rules)
 		r.Harm = &harm
+	case "flood":
+		err = s.p.Flood(ctx, c.Flood)
 	case "unreachable":
 		r.Addr = p.Unreachable()
 	case "signal", "result", "close":
@@ -354,6 +357,12 @@ func (r *Remote) Impair(ctx context.Context, rules string) (conformance.Harm, er
 		return conformance.Harm{}, err
 	}
 	return *v.Harm, nil
+}
+
+// Flood implements conformance.Peer.
+func (r *Remote) Flood(ctx context.Context, f conformance.Flood) error {
+	_, err := r.call(ctx, call{Method: "flood", Flood: f})
+	return err
 }
 
 // Unreachable implements conformance.Peer.

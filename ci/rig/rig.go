@@ -44,6 +44,9 @@ type Config struct {
 	Logger  *slog.Logger
 	// Peer is conformance.PeerNAT, also if empty, or conformance.PeerKernel.
 	Peer string
+	// Kit is the package of the program that a guest has as the kit; empty:
+	// toebox-conformance.
+	Kit string
 	// QEMU runs QEMU; for QTest.
 	QEMU func(args ...string) *exec.Cmd
 }
@@ -95,7 +98,7 @@ func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 // loopback has that.
 func (r *Rig) natPeer() *peer.Host {
 	nat := r.dev.NAT()
-	four := peer.HostConfig{Gateway: nat.Gateway(), Forwards: r.forwards}
+	four := peer.HostConfig{Gateway: nat.Gateway(), Adapter: nat.Lease().Prefixes[0].Addr(), Forwards: r.forwards}
 	if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
 		l.Close()
 		four.IPv6 = newPeer(r.dev, peer.HostConfig{Gateway: nat.Gateway6(), Bind: netip.IPv6Loopback(), Forwards: r.forwards6})
@@ -114,6 +117,9 @@ func newPeer(dev *device.Device, c peer.HostConfig) *peer.Host {
 			err = dev.Impair(im)
 		}
 		return harm(dev.Wire()), err
+	}
+	if c.Adapter.IsValid() {
+		c.Inject, c.MAC = dev.Inject, dev.Function().Identity().MAC
 	}
 	return peer.NewHost(c)
 }
@@ -145,7 +151,7 @@ func newKernelRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 			return out, nil
 		}
 	}
-	four := peer.HostConfig{Gateway: n.Gateway(), Bind: n.Gateway(), Do: n.Do, Relay: true, Forwards: ways(n.Adapter())}
+	four := peer.HostConfig{Gateway: n.Gateway(), Adapter: n.Adapter(), Bind: n.Gateway(), Do: n.Do, Relay: true, Forwards: ways(n.Adapter())}
 	if g := n.Gateway6(); g.IsValid() {
 		four.IPv6 = newPeer(dev, peer.HostConfig{Gateway: g, Bind: g, Do: n.Do, Relay: true, Forwards: ways(n.Adapter6())})
 	}

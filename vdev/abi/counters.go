@@ -135,8 +135,9 @@ const (
 	CounterGatheredUnits   // waits ended by a whole link transfer
 	CounterGatheredParts   // waits for one that ended by time
 	CounterResultsCombined // results of deliveries that a response covers, but the first of each
+	CounterBacklogDrops    // segments of callers dropped because the backlog was full
 
-	NumCounters = 128
+	NumCounters = 129
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -277,5 +278,6 @@ func counterNames() [NumCounters]string {
 		"gathered_units",
 		"gathered_parts",
 		"results_combined",
+		"backlog_drops",
 	}
 }

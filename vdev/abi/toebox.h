@@ -567,7 +567,8 @@
 #define TOEBOX_COUNTER_GATHERED_UNITS           125 /* waits ended by a whole link transfer */
 #define TOEBOX_COUNTER_GATHERED_PARTS           126 /* waits for one that ended by time */
 #define TOEBOX_COUNTER_RESULTS_COMBINED         127 /* results of deliveries that a response covers, but the first of each */
-#define TOEBOX_NUM_COUNTERS                     128
+#define TOEBOX_COUNTER_BACKLOG_DROPS            128 /* segments of callers dropped because the backlog was full */
+#define TOEBOX_NUM_COUNTERS                     129
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1

@@ -270,6 +270,15 @@ func (d *Device) Impair(im port.Impairments) error {
 	return d.wire.Set(im)
 }
 
+// Inject sends an Ethernet frame to the adapter, beside what its network does.
+func (d *Device) Inject(frame []byte) error {
+	if d.wire == nil {
+		return errors.New("device: inject: there is no network")
+	}
+	d.wire.Inject(frame)
+	return nil
+}
+
 // Wire returns how bad the wire is and what it did to frames, nil where there
 // is no network.
 func (d *Device) Wire() *WireStats {

@@ -166,6 +166,9 @@ func (i *ImpairPort) toAdapter(f []engine.Frame) int {
 	return len(f)
 }
 
+// Inject puts a frame on the wire to the adapter, as if the network had sent it.
+func (i *ImpairPort) Inject(frame []byte) { i.to.send([]engine.Frame{{Data: [][]byte{frame}}}) }
+
 // Transmit implements engine.Port. A bad wire takes every frame.
 func (i *ImpairPort) Transmit(frames []engine.Frame) int { return i.from.send(frames) }
 
