@@ -3,6 +3,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type VM struct {
 // and source are; dir is where logs go.
 func StartVM(ctx context.Context, cfg Config, o images.Options, dir string) (*VM, error) {
 	o.Net = "none" // images starts no device of its own
+	kitPackage := cmp.Or(cfg.Kit, kitPackage)
 	programs, err := initramfs.Programs(ctx, initramfs.Config{CacheDir: o.Cache, Source: o.Source}, kitPackage)
 	if err != nil {
 		return nil, fmt.Errorf("rig: vm: %w", err)

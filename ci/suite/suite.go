@@ -96,6 +96,8 @@ func part(s string) (i, n int, err error) {
 
 type suite struct {
 	Options
+	tests         []*conformance.Test
+	kit           string // the package of what runs them in guests; empty: the kit's
 	re            *regexp.Regexp
 	shard, shards int
 	collector     runner.Collector
@@ -127,7 +129,11 @@ func (s *suite) Write(p []byte) (int, error) {
 // usage, 3 guest or firmware crashed, 4 all skipped, 124 timed out, 125 this
 // machine cannot run it.
 func Run(ctx context.Context, o Options) int {
-	s := &suite{Options: o}
+	return (&suite{Options: o, tests: conformance.Tests()}).run(ctx)
+}
+
+func (s *suite) run(ctx context.Context) int {
+	o := &s.Options
 	if s.Out == nil {
 		s.Out = io.Discard
 	}
@@ -268,7 +274,7 @@ func (s *suite) scale(bus string) float64 {
 
 func (s *suite) options(bus string) runner.Options {
 	rung, peer := split(bus)
-	tests := conformance.Tests()
+	tests := s.tests
 	if s.Driver != "" {
 		tests = foreign.Tests(nil)
 	}
@@ -402,7 +408,7 @@ func (s *suite) guest(ctx context.Context, bus, driver string) error {
 		}
 		images.Files, program = slices.Concat(images.Files, files), args
 	}
-	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger, Peer: o.Peer}, images, dir)
+	v, err := rig.StartVM(ctx, rig.Config{Seed: s.Seed, Logger: s.Logger, Peer: o.Peer, Kit: s.kit}, images, dir)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ import (
 	"toebox/ci/conformance"
 	"toebox/ci/netns"
 	"toebox/ci/runner"
+	"toebox/ci/suite/internal/deadly"
+	images "toebox/images/rig"
+	"toebox/images/toolchain/toolchaintest"
 )
 
 func TestUsage(t *testing.T) {
@@ -272,5 +275,44 @@ func TestAgain(t *testing.T) {
 	line := "again: toebox test --bus qtest+kernel --seed 7 --run '^TestIF02_Gap$'\n"
 	if want := strings.Repeat(line, maxAgain); out.String() != want {
 		t.Errorf("got %s", out.String())
+	}
+}
+
+// TestDeath: in a guest a function hangs, and is given up with all goroutines; the
+// next ones run. Then one ends the kernel: it has failed, the others were not run.
+func TestDeath(t *testing.T) {
+	toolchaintest.QEMU(t)
+	toolchaintest.Kernel(t)
+	paths, err := images.DefaultPaths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	s := &suite{
+		tests: deadly.Tests(), kit: "toebox/ci/suite/internal/deadly/cmd/toebox-deadly",
+		Options: Options{Buses: []string{"vm"}, Seed: 1, TimeoutScale: 0.25, Images: images.Options{Paths: paths}, Out: &out},
+	}
+	if code := s.run(t.Context()); code != runner.ExitCrashed {
+		t.Errorf("exit code %d, want %d", code, runner.ExitCrashed)
+	}
+	want := []struct{ name, action, output string }{
+		{"TestRIG07_APasses", runner.ActionPass, "on vm"},
+		{"TestRIG07_BHangs", runner.ActionFail, "deadly.hangs"},
+		{"TestRIG07_CPasses", runner.ActionPass, "on vm"},
+		{"TestRIG07_DPanics", runner.ActionFail, "the guest ended while this test ran"},
+		{"TestRIG07_ENeverRuns", runner.ActionFail, "not run"},
+		{"TestRIG07_FNeverRuns", runner.ActionFail, "not run"},
+	}
+	results := s.collector.Results
+	if len(results) != len(want) {
+		t.Fatalf("%d results, want %d\n%s", len(results), len(want), &out)
+	}
+	for i, w := range want {
+		if r := results[i]; r.Name != w.name || r.Action != w.action || !strings.Contains(r.Output, w.output) {
+			t.Errorf("result %d: %s %s, want %s %s and %q in\n%s", i, r.Name, r.Action, w.name, w.action, w.output, r.Output)
+		}
+	}
+	if !strings.Contains(out.String(), "sysrq triggered crash") || !strings.Contains(out.String(), "2 passed, 4 failed, 0 skipped\n") {
+		t.Errorf("output\n%s", &out)
 	}
 }
