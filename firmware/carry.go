@@ -45,13 +45,14 @@ func (q *queue) leave() {
 			continue
 		}
 		carrier, ok := c.ep.(engine.Carrier)
-		whole := c.phase == open && !c.failed && !c.broken && !c.shut && !c.deaf && !c.eos && !c.closing && len(c.terms) == 0
+		whole := c.phase == open && !c.failed && !c.broken
 		if !ok || !whole || carrier.Part() != nil {
 			q.count(abi.CounterCarryRefused, 1)
 			continue
 		}
 		c.leaving = true
 		q.states.clear(&c.state)
+		q.limits.clear(c)
 		l.list = append(l.list, c)
 	}
 	l.active = len(l.list) > 0
@@ -120,7 +121,7 @@ func (q *queue) leaveStep(c *conn) bool {
 	case errors.Is(err, engine.ErrWouldBlock) && q.now < q.leaving.quiet+leaveLimit:
 		q.leaving.limit = q.now + time.Millisecond
 		return false
-	case err != nil:
+	case err != nil, c.phase != open:
 		q.stay(c)
 		q.cancelAll(c)
 		return true
@@ -131,6 +132,7 @@ func (q *queue) leaveStep(c *conn) bool {
 	unread := f.Received - min(c.ep.Info().Delivered, f.Received)
 	r := q.recordOf(c, &f)
 	r.Flags, r.Unread = abi.RecordExact, uint32(unread)
+	r.Delivered = r.Received - unread // or dropped, where the host wants no more
 	q.completeSends(c)
 	q.cancelAll(c)
 	if !q.putCarried(c, &r) {
@@ -148,7 +150,12 @@ func (q *queue) leaveStep(c *conn) bool {
 // deliverAll delivers what was received as far as there are buffers. It reports
 // false when the host has to make room first.
 func (q *queue) deliverAll(c *conn) bool {
-	for {
+	if c.deaf || c.closing {
+		for n := 0; n < maxDiscards && c.phase == open && q.discard(c); n++ {
+		}
+		return true
+	}
+	for !c.eos {
 		r := q.pickAny(c)
 		if r == nil {
 			return true
@@ -160,6 +167,7 @@ func (q *queue) deliverAll(c *conn) bool {
 			return true // there is no more, or it is dead
 		}
 	}
+	return true
 }
 
 // putCarried writes the record of a connection that leaves, and what it has
@@ -239,7 +247,7 @@ func (q *queue) startRestore(j *job, ordinal uint32) {
 		return
 	}
 	c.remote = t.Remote
-	c.restored = true
+	c.restored, c.ends = true, r.State == uint32(engine.StateFinWait2)
 	c.base = base{sent: r.Sent, acked: r.Acked, received: r.Received}
 	j.waiting.push(c)
 	q.limit(c, c.attrs.of(abi.AttrConnectLimit))
@@ -248,7 +256,7 @@ func (q *queue) startRestore(j *job, ordinal uint32) {
 // checkRestore says whether a connection can go on (SPEC.md §6.5).
 func checkRestore(r *abi.StateRecord) abi.Status {
 	switch {
-	case r.Protocol != uint32(engine.TCP), r.State != uint32(engine.StateEstablished):
+	case r.Protocol != uint32(engine.TCP), r.State < uint32(engine.StateEstablished), r.State > uint32(engine.StateLastAck):
 		return abi.StatusNotSupported
 	case !r.Local.Addr.IsValid(), !r.Remote.Addr.IsValid(), r.Local.Addr.Is6() != r.Remote.Addr.Is6(),
 		r.Local.Addr.IsUnspecified(), r.Remote.Addr.IsUnspecified(), r.Remote.Addr.IsMulticast(), r.Local.Port == 0, r.Remote.Port == 0:

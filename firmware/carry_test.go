@@ -476,11 +476,11 @@ func TestCarryOverRefused(t *testing.T) {
 		{name: "small report buffer", reports: []int{256}},
 		{name: "small report buffer behind a bad one", reports: []int{4096, 512}, bad: true},
 		{name: "report buffer behind a bad one", reports: []int{4096, 256 + 1024}, bad: true, out: 1},
-		{name: "sending ended", reports: []int{4096, 4096}, prepare: func(r *carryRig, id uint64) {
+		{name: "sending ended", reports: []int{4096}, out: 1, prepare: func(r *carryRig, id uint64) {
 			r.post(abi.Fields{Type: abi.TypeTermination, Tag: r.Tag(), Conn: id, Length: abi.TerminateSend})
 			r.next()
 		}},
-		{name: "receiving ended", reports: []int{4096}, prepare: func(r *carryRig, id uint64) {
+		{name: "receiving ended", reports: []int{4096}, out: 1, prepare: func(r *carryRig, id uint64) {
 			r.post(abi.Fields{Type: abi.TypeTermination, Tag: r.Tag(), Conn: id, Length: abi.TerminateReceive})
 			r.next()
 		}},

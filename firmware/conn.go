@@ -64,6 +64,7 @@ type conn struct {
 
 	base     base // of a restored connection
 	restored bool
+	ends     bool // ... whose FIN was acknowledged
 	leaving  bool // an orderly stop hands it over
 
 	// Sending: sends holds all that are not answered; those before fetch are

@@ -308,6 +308,10 @@ func (q *queue) connected(c *conn) {
 	q.result(j, c, c.remote, abi.Fields{
 		Conn: c.id, Offset: c.ordinal, Base: c.cookie, Length: uint32(c.ep.Info().Local.Port()),
 	})
+	if c.ends {
+		c.shut = true
+		q.progressClose(c)
+	}
 	q.receiveSoon(c)
 }
 

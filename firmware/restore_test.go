@@ -74,7 +74,8 @@ func TestRestoreChecks(t *testing.T) {
 	try(38, make([]byte, 193))
 	try(52, append([]byte{8: 9}, make([]byte, 183)...)) // an unknown family
 	try(16, record(func(r *abi.StateRecord) { r.Protocol = 17 }))
-	try(16, record(func(r *abi.StateRecord) { r.State = 7 }))
+	try(16, record(func(r *abi.StateRecord) { r.State = 3 }))
+	try(16, record(func(r *abi.StateRecord) { r.State = 10 }))
 	try(9, record(func(r *abi.StateRecord) { r.Local = abi.Address{} }))
 	try(9, record(func(r *abi.StateRecord) { r.Remote.Port = 0 }))
 	try(9, record(func(r *abi.StateRecord) { r.Remote.Addr = netip.MustParseAddr("fd00::1") }))

@@ -49,8 +49,8 @@
 // §11.1) of the adapter, by whoever it is stopped, and go on in what runs after
 // it: reads and writes just take longer, what was not acknowledged is sent
 // again, attributes set by methods of [Conn] are set again. Those that the
-// adapter does not hand over (half closed, being closed or dialed, more unread
-// data than the report buffers take), and all of them when it was not stopped in
+// adapter does not hand over (being dialed, more unread data
+// than the report buffers take), and all of them when it was not stopped in
 // order, fail with [ErrReset] as above.
 //
 // What the adapter writes is not trusted: a response that names an unknown

@@ -161,6 +161,7 @@ func Tests() []*Test {
 		{Name: "TestCE09_Records", IDs: ids("CE09"), Needs: peer, Func: TestCE09_Records},
 		{Name: "TestCE09_Period", IDs: ids("CE09"), Needs: peer, Func: TestCE09_Period},
 		{Name: "TestCE09_CarryOver", IDs: ids("CE09", "MM14"), Needs: bulk, Func: TestCE09_CarryOver},
+		{Name: "TestCE09_CarryHalves", IDs: ids("CE09", "CE11"), Needs: bulk, Func: TestCE09_CarryHalves},
 		{Name: "TestCE09_Crash", IDs: ids("CE09"), Needs: peer, Func: TestCE09_Crash},
 		{Name: "TestCE10_Connect", IDs: ids("CE10"), Needs: peer, Func: TestCE10_Connect},
 		{Name: "TestCE10_Receive", IDs: ids("CE10"), Needs: peer, Func: TestCE10_Receive},

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+
+	"toebox/guestdriver"
 )
 
 // recordSize is the length of a state record (SPEC.md §7.1).
@@ -248,6 +250,114 @@ func TestCE09_CarryOver(t *T) {
 	want(t, "peer's error", res.Err, "")
 	want(t, "bytes at the peer", res.Received, 1<<20)
 	want(t, "SHA-256 at the peer", res.Sum, sum(m.Bytes))
+}
+
+// halted stops the adapter in order, and returns the state record of its one
+// connection, whose report buffer has tag.
+func (r *ring) halted(tag uint32, m guestdriver.DMA) stateRecord {
+	r.Helper()
+	r.write(regControl, 2)
+	r.until("STATUS.STOPPED", func() bool { return r.read(regStatus)&4 != 0 })
+	d := r.answer(tag)
+	terminal(r.T, "report buffer", d, rspConnAttr, stOK)
+	if d.Length < 64+recordSize {
+		r.Fatalf("report buffer: %v", d)
+	}
+	s := stateRecord(append([]byte(nil), m.Bytes[64:64+recordSize]...))
+	want(r.T, "flags: EXACT", s.u32(176), 1)
+	return s
+}
+
+// TestCE09_CarryHalves: connections with a direction closed are handed over, too.
+func TestCE09_CarryHalves(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	report := r.buffer(1 << 20)
+	serve := func(s Script) (Session, uint64, uint32) {
+		tag := r.available(0, report, flagReport)
+		p, id := r.serve(s, attr(0x025b, 1))
+		return p, id, tag
+	}
+	restored := func(s stateRecord) uint64 {
+		t.Helper()
+		r.again()
+		d := r.restore(s)
+		terminal(t, "restore", d, rspCompletion, stOK)
+		return d.Conn
+	}
+
+	// The host ended sending, and the peer knows.
+	p, id, tag := serve(Script{{Op: OpDiscard}, {Op: OpWait}, {Op: OpSend, N: 5000, Seed: 8}})
+	r.sendAll(id, 100, 1)
+	terminal(t, "half-close", r.terminate(id, 2), rspTerminated, stOK)
+	c.until("the peer's acknowledgement", func() bool { return r.scalar(reqConnAttr, id, 0x0203) == 6 })
+	s := r.halted(tag, report)
+	want(t, "state: fin-wait-2", s.u32(56), 6)
+	id = restored(s)
+	d := r.answer(r.send(id, r.buffer(16), 0))
+	terminal(t, "send after the half-close", d, rspDone, stClosed)
+	terminal(t, "half-close once more", r.terminate(id, 2), rspTerminated, stOK)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	r.stream(id, 8, 0, 5000, 2048)
+	want(t, "how it ended: remote end of stream", r.unsolicited(rspTerminated, id).Length, 5)
+	terminal(t, "termination", r.terminate(id, 0), rspTerminated, stOK)
+	res := t.outcome(p)
+	want(t, "bytes at the peer", res.Received, 100)
+	want(t, "peer's error", res.Err, "")
+
+	// The host ended sending behind bytes that the peer does not read yet.
+	const total, part = 24 << 20, 1 << 20
+	p, id, tag = serve(Script{{Op: OpWait}, {Op: OpDiscard}})
+	m := r.buffer(total)
+	Payload(m.Bytes, 9, 0)
+	post := func(from int) (tags []uint32) {
+		for ; from < total; from += part {
+			n := min(part, total-from)
+			tags = append(tags, r.post(desc{Type: reqSend, Modify: true, Base: m.IOVA + uint64(from), Conn: id, Length: uint32(n)}))
+		}
+		return tags
+	}
+	tags := post(0)
+	end := r.post(desc{Type: reqTerminate, Conn: id, Length: 2})
+	pong(t, r.do(r.ping())) // all are taken
+	s = r.halted(tag, report)
+	acked := 0
+	for _, tag := range tags {
+		acked += int(r.answer(tag).Length)
+	}
+	terminal(t, "half-close", r.answer(end), rspTerminated, stCancelled)
+	want(t, "bytes acknowledged", s.u64(80), uint64(acked))
+	if acked == total {
+		t.Errorf("the peer has everything already")
+	}
+	id = restored(s)
+	tags = post(acked)
+	end = r.post(desc{Type: reqTerminate, Conn: id, Length: 2})
+	check(t, "peer: signal", p.Signal(t.ctx))
+	for _, tag := range tags {
+		terminal(t, "send of what was not acknowledged", r.answer(tag), rspDone, stOK)
+	}
+	terminal(t, "half-close", r.answer(end), rspTerminated, stOK)
+	terminal(t, "termination", r.terminate(id, 0), rspTerminated, stOK)
+	res = t.outcome(p)
+	want(t, "bytes at the peer", res.Received, total)
+	want(t, "SHA-256 at the peer", res.Sum, sum(m.Bytes))
+	want(t, "peer's error", res.Err, "")
+
+	// The peer ended sending: the host is told again.
+	p, id, tag = serve(Script{{Op: OpSend, N: 700, Seed: 4}, {Op: OpFIN}, {Op: OpDiscard}})
+	r.stream(id, 4, 0, 700, 700)
+	want(t, "how it ended: remote end of stream", r.unsolicited(rspTerminated, id).Length, 5)
+	s = r.halted(tag, report)
+	want(t, "state: close-wait", s.u32(56), 7)
+	want(t, "bytes received", s.u64(88), 700)
+	id = restored(s)
+	want(t, "how it ended, once more: remote end of stream", r.unsolicited(rspTerminated, id).Length, 5)
+	r.sendAll(id, 5000, 3)
+	terminal(t, "termination", r.terminate(id, 0), rspTerminated, stOK)
+	res = t.outcome(p)
+	want(t, "bytes at the peer", res.Received, 5000)
+	want(t, "peer's error", res.Err, "")
 }
 
 // TestCE09_Crash: a connection whose last record is not exact ends with a

@@ -22,7 +22,7 @@ import (
 type Carrier interface {
 	Tracker
 	// Part stops payload: none leaves and none arrives from now on.
-	// Acknowledgements do. ErrNotSupported when a direction is closed.
+	// Acknowledgements do. ErrNotSupported when both directions are done.
 	Part() error
 	// Quiet reports whether all that was sent before Part is acknowledged.
 	Quiet() bool
@@ -34,7 +34,10 @@ type Carrier interface {
 	// Return takes Part and Leave back: the connection stays.
 	Return()
 	// Restore goes on with a connection that left another engine: it is
-	// Connect with a handshake that the peer does not see.
+	// Connect with a handshake that the peer does not see. A FIN of the peer
+	// comes again, as the end of the stream. A FIN of our own is the owner's to
+	// send again, by CloseWrite: behind what is not acknowledged, or, in
+	// StateFinWait2, at once.
 	Restore(f Flow) error
 }
 
@@ -50,9 +53,7 @@ func (c *conn) Part() error {
 	i := c.Info()
 	c.tcp.LockUser()
 	f, err := c.flowLocked(&i)
-	c.ackMu.Lock()
-	whole := err == nil && f.State == StateEstablished && !c.peerClosed && !c.finQueued.Load()
-	c.ackMu.Unlock()
+	whole := err == nil && carries(f.State)
 	if whole && !x.came && x.id == (stack.TransportEndpointID{}) {
 		x.id = c.stackID()
 		whole = c.engine.link.gates.add(x.id, x)
@@ -71,6 +72,34 @@ func (c *conn) Part() error {
 	}
 	c.engine.link.settle()
 	return nil
+}
+
+// carries reports whether a connection can leave in a state: a direction is open,
+// or its end is not acknowledged.
+func carries(s State) bool {
+	switch s {
+	case StateEstablished, StateFinWait1, StateFinWait2, StateCloseWait, StateClosing, StateLastAck:
+		return true
+	}
+	return false
+}
+
+// halves is the state of a connection by what is known of its directions: the
+// stack's own is another when it has sent a FIN again.
+func halves(finQueued, finAcked, peerClosed bool) State {
+	switch {
+	case finAcked && peerClosed:
+		return StateTimeWait
+	case finQueued && peerClosed:
+		return StateLastAck
+	case finAcked:
+		return StateFinWait2
+	case finQueued:
+		return StateFinWait1
+	case peerClosed:
+		return StateCloseWait
+	}
+	return StateEstablished
 }
 
 // Quiet reports whether what was sent is acknowledged.
@@ -96,6 +125,14 @@ func (c *conn) Leave() (Flow, error) {
 	f, err := c.flowLocked(&i)
 	if err != nil {
 		return Flow{}, err
+	}
+	c.ackMu.Lock()
+	finQueued := c.finQueued.Load()
+	finAcked := finQueued && c.acks.bytes > c.queued.Load()
+	peerClosed := c.peerClosed || i.State == StateCloseWait || i.State == StateClosing || i.State == StateLastAck
+	c.ackMu.Unlock()
+	if f.State = halves(finQueued, finAcked, peerClosed); !carries(f.State) {
+		return Flow{}, fmt.Errorf("engine: leave in state %d: %w", f.State, ErrNotSupported)
 	}
 	// What the stack sent since then has not left.
 	f.Sent = max(c.parted.Sent, f.Acked)
@@ -147,7 +184,7 @@ func (n *netstack) Disown(local, remote netip.AddrPort) {
 // Restore goes on with f.
 func (c *conn) Restore(f Flow) error {
 	switch {
-	case f.State != StateEstablished:
+	case !carries(f.State):
 		return fmt.Errorf("engine: restore in state %d: %w", f.State, ErrNotSupported)
 	case f.MSS < minMSS || f.MSS > maxMTU || f.SendScale > maxScale || f.ReceiveScale > maxScale, f.Sent < f.Acked:
 		return ErrBadOption
@@ -164,6 +201,13 @@ func (c *conn) Restore(f Flow) error {
 		RemotePort: f.Remote.Port(), RemoteAddress: toStack(f.Remote.Addr()),
 	}
 	x := &gate{id: id, came: true, flow: f}
+	switch f.State {
+	case StateFinWait2:
+		x.finAcked = 1
+	case StateCloseWait, StateClosing, StateLastAck:
+		x.peerFIN = true
+		x.flow.ReceiveSequence-- // until it comes again
+	}
 	if !c.engine.link.gates.add(id, x) {
 		return ErrAddressInUse
 	}

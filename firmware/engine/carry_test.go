@@ -330,3 +330,163 @@ func TestDisownLive(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// away takes a connection out of its engine, and back into the same.
+func away(t *testing.T, e side, p peer) (peer, engine.Flow) {
+	t.Helper()
+	old := p.Endpoint.(engine.Carrier)
+	if err := old.Part(); err != nil {
+		t.Fatal(err)
+	}
+	var f engine.Flow
+	eventually(t, "the segments that came before", func() bool {
+		var err error
+		if f, err = old.Leave(); err != nil && !errors.Is(err, engine.ErrWouldBlock) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	old.Vanish()
+	next := open(t, e, engine.TCP, f.Local.Addr().Is6())
+	if err := next.Endpoint.(engine.Carrier).Restore(f); err != nil {
+		t.Fatal(err)
+	}
+	next.ev.until(t, "the connection to be restored", func() bool { return next.ev.seen(engine.EventConnected) })
+	if err := next.ConnectResult(); err != nil {
+		t.Fatal(err)
+	}
+	return next, f
+}
+
+// A connection with a direction closed leaves and comes back, whoever closed it
+// and whether or not the other knows. What is still open goes on, and the end is
+// in order.
+func TestCarryHalves(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		mine, theirs bool // who has sent a FIN
+		unheard      bool // mine is not acknowledged
+		state        engine.State
+	}{
+		{"our FIN acknowledged", true, false, false, engine.StateFinWait2},
+		{"our FIN not acknowledged", true, false, true, engine.StateFinWait1},
+		{"the peer's FIN", false, true, false, engine.StateCloseWait},
+		{"both, ours not acknowledged", true, true, true, engine.StateLastAck},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var deaf atomic.Bool // nothing of the peer arrives
+			a, b := twoEngines(t, enginetest.PipeOptions{Drop: func(port int, _ []byte) bool { return port == 0 && deaf.Load() }}, nil)
+			client, server := connected(t, a, b)
+			send(t, client, []byte("before"))
+			receive(t, server, 6)
+			send(t, server, []byte("first"))
+			receive(t, client, 5)
+			eventually(t, "acknowledgements", func() bool {
+				return flowOf(t, client).Acked == 6 && flowOf(t, server).Acked == 5
+			})
+			if c.theirs {
+				if err := server.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if err := ending(t, client); !errors.Is(err, engine.ErrEndOfStream) {
+					t.Fatal(err)
+				}
+			}
+			deaf.Store(c.unheard)
+			if c.mine {
+				if err := client.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.mine && !c.unheard {
+				eventually(t, "our FIN's acknowledgement", func() bool { return client.Info().State == engine.StateFinWait2 })
+			}
+			client, f := away(t, b, client)
+			deaf.Store(false)
+			if f.State != c.state {
+				t.Errorf("it left in state %d, want %d", f.State, c.state)
+			}
+			if c.mine {
+				if err := client.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				send(t, client, []byte("after"))
+				if got := receive(t, server, 5); string(got) != "after" {
+					t.Errorf("the peer got %q", got)
+				}
+				if err := client.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := ending(t, server); !errors.Is(err, engine.ErrEndOfStream) {
+				t.Errorf("the peer's end of the stream: %v", err)
+			}
+			if !c.theirs {
+				send(t, server, []byte("last"))
+				if got := receive(t, client, 4); string(got) != "last" {
+					t.Errorf("got %q", got)
+				}
+				if err := server.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := ending(t, client); !errors.Is(err, engine.ErrEndOfStream) {
+				t.Errorf("end of the stream: %v", err)
+			}
+			over := func(p peer) bool {
+				s := p.Info().State
+				return s == engine.StateClosed || s == engine.StateTimeWait
+			}
+			eventually(t, "the end", func() bool { return over(client) && over(server) })
+			// Who is over answers what comes late with a reset, as any TCP does; it
+			// has ended nothing.
+			if mine, theirs := client.Err(), server.Err(); mine != nil || theirs != nil {
+				t.Errorf("ended by %v and %v", mine, theirs)
+			}
+			if err := client.Endpoint.(engine.Carrier).Part(); err == nil {
+				t.Error("a connection that is over leaves")
+			}
+			client.Close()
+			server.Close()
+		})
+	}
+}
+
+// Bytes that nobody has read, and the end of the stream behind them, are there
+// after the move: the bytes for the owner to take before, the end again.
+func TestCarryUnreadEnd(t *testing.T) {
+	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
+	client, server := connected(t, a, b)
+	send(t, server, []byte("unread"))
+	if err := server.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer's FIN", func() bool { return client.Info().State == engine.StateCloseWait })
+	old := client.Endpoint.(engine.Carrier)
+	if err := old.Part(); err != nil {
+		t.Fatal(err)
+	}
+	var f engine.Flow
+	eventually(t, "the segments that came before", func() bool {
+		var err error
+		f, err = old.Leave()
+		return err == nil
+	})
+	if got := receive(t, client, 6); string(got) != "unread" || f.Received != 6 {
+		t.Errorf("%q of %d bytes received", got, f.Received)
+	}
+	old.Vanish()
+	next := open(t, b, engine.TCP, false)
+	if err := next.Endpoint.(engine.Carrier).Restore(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := ending(t, next); !errors.Is(err, engine.ErrEndOfStream) {
+		t.Errorf("end of the stream: %v", err)
+	}
+	if g := flowOf(t, next); g.ReceiveSequence != f.ReceiveSequence || g.Received != 0 {
+		t.Errorf("restored as %+v, was %+v", g, f)
+	}
+	next.Close()
+	server.Close()
+}

@@ -39,6 +39,9 @@ type gate struct {
 	ticks uint32 // the same of time stamps
 	scale uint8  // the window scale that the stack believes in
 
+	finAcked uint32 // numbers below the flow's that our FIN has, which comes again
+	peerFIN  bool   // it comes again, behind the handshake
+
 	acked   atomic.Uint32 // what the stack has acknowledged last
 	peerAck atomic.Uint32 // what the peer has acknowledged, on the wire
 	edge    atomic.Uint32 // end of the window that it opened last
@@ -305,7 +308,7 @@ func (g *gates) handshake(x *gate, s *segment, l *link) bool {
 		return true
 	}
 	first := s.tcp.SequenceNumber() + 1
-	x.shift = x.flow.SendSequence - first
+	x.shift = x.flow.SendSequence - x.finAcked - first
 	o := header.ParseSynOptions(s.tcp[header.TCPMinimumSize:], false)
 	x.ticks = x.flow.Time + 1 - o.TSVal
 	x.scale = 0
@@ -318,10 +321,13 @@ func (g *gates) handshake(x *gate, s *segment, l *link) bool {
 	x.sent.Store(first)
 	x.joined.Store(true)
 	l.loopBack(x.synAck(s, &o))
+	if x.peerFIN {
+		l.loopBack(x.fin(s, &o))
+	}
 	return false
 }
 
-// synAck is the peer's part of the handshake: an IP packet.
+// synAck is the peer's part of the handshake.
 func (x *gate) synAck(s *segment, o *header.TCPSynOptions) (tcpip.NetworkProtocolNumber, []byte) {
 	f := &x.flow
 	opts := []byte{header.TCPOptionMSS, 4, byte(f.MSS >> 8), byte(f.MSS)}
@@ -336,6 +342,31 @@ func (x *gate) synAck(s *segment, o *header.TCPSynOptions) (tcpip.NetworkProtoco
 	if f.Scaling {
 		opts = append(opts, header.TCPOptionNOP, header.TCPOptionWS, 3, f.SendScale)
 	}
+	return ofPeer(s, opts, header.TCPFields{
+		SeqNum: f.ReceiveSequence - 1, Flags: header.TCPFlagSyn | header.TCPFlagAck,
+		// Not more than the peer's own: what is sent beyond it makes all later
+		// acknowledgements unacceptable to the peer.
+		WindowSize: uint16(min(math.MaxUint16, f.SendWindow)),
+	})
+}
+
+// fin is the peer's FIN, once more.
+func (x *gate) fin(s *segment, o *header.TCPSynOptions) (tcpip.NetworkProtocolNumber, []byte) {
+	f := &x.flow
+	var opts []byte
+	if f.Timestamps {
+		opts = append(opts, header.TCPOptionNOP, header.TCPOptionNOP, header.TCPOptionTS, 10)
+		opts = binary.BigEndian.AppendUint32(opts, f.RecentTime)
+		opts = binary.BigEndian.AppendUint32(opts, o.TSVal)
+	}
+	return ofPeer(s, opts, header.TCPFields{
+		SeqNum: f.ReceiveSequence, Flags: header.TCPFlagFin | header.TCPFlagAck,
+		WindowSize: uint16(min(math.MaxUint16, f.SendWindow>>f.SendScale)),
+	})
+}
+
+// ofPeer is an IP packet with a segment of the peer that answers s, a SYN.
+func ofPeer(s *segment, opts []byte, f header.TCPFields) (tcpip.NetworkProtocolNumber, []byte) {
 	n := header.TCPMinimumSize + len(opts)
 	from, to := s.id.RemoteAddress, s.id.LocalAddress
 	proto, ip := tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber), header.IPv4MinimumSize
@@ -353,14 +384,9 @@ func (x *gate) synAck(s *segment, o *header.TCPSynOptions) (tcpip.NetworkProtoco
 		})
 	}
 	t := header.TCP(b[ip:])
-	t.Encode(&header.TCPFields{
-		SrcPort: s.id.RemotePort, DstPort: s.id.LocalPort,
-		SeqNum: f.ReceiveSequence - 1, AckNum: s.tcp.SequenceNumber() + 1,
-		DataOffset: uint8(n), Flags: header.TCPFlagSyn | header.TCPFlagAck,
-		// Not more than the peer's own: what is sent beyond it makes all later
-		// acknowledgements unacceptable to the peer.
-		WindowSize: uint16(min(math.MaxUint16, f.SendWindow)),
-	})
+	f.SrcPort, f.DstPort = s.id.RemotePort, s.id.LocalPort
+	f.AckNum, f.DataOffset = s.tcp.SequenceNumber()+1, uint8(n)
+	t.Encode(&f)
 	copy(t[header.TCPMinimumSize:], opts)
 	return proto, b
 }
