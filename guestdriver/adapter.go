@@ -116,8 +116,9 @@ type Adapter struct {
 
 	mu        sync.RWMutex
 	conns     map[uint64]endpoint
-	carried   map[*Conn]struct{} // connections between two adapters
-	dialing   int                // connections asked for and not there yet
+	carried   map[*Conn]struct{}       // connections between two adapters
+	packets   map[*PacketConn]struct{} // to be opened again
+	dialing   int                      // connections asked for and not there yet
 	listeners map[uint64]*Listener
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
 	pools     []*Pool
@@ -148,7 +149,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 		rx:    newArena(bus, half, half/4),
 		tx:    newArena(bus, half, half/4),
 		ctl:   newArena(bus, controlMemory, 0),
-		conns: map[uint64]endpoint{}, carried: map[*Conn]struct{}{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
+		conns: map[uint64]endpoint{}, carried: map[*Conn]struct{}{}, packets: map[*PacketConn]struct{}{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
 	}
 	for i := range opts.Queues {
 		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}

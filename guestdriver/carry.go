@@ -241,6 +241,9 @@ func (a *Adapter) restoreAll() {
 			}
 		})
 	}
+	for p := range a.takePackets() {
+		a.workers.Go(func() { p.reopen(a) })
+	}
 }
 
 // restore has a connection go on, unless another goroutine does.
@@ -368,6 +371,9 @@ func (a *Adapter) loseAll(err error) {
 	a.mu.Unlock()
 	for c := range all {
 		c.lost(err)
+	}
+	for p := range a.takePackets() {
+		p.fail(err)
 	}
 }
 

@@ -369,6 +369,7 @@ func (ln *lane) unsolicited(f *abi.Fields) {
 type result struct {
 	fields abi.Fields
 	conn   *Conn
+	end    *packetEnd
 	err    error
 }
 
@@ -381,6 +382,7 @@ type call struct {
 	listener *Listener     // of a listen request
 	remote   *target       // of a connect request
 	packet   *PacketConn   // of a request for one of its ends
+	spec     packetSpec    // of that end
 	restored *Conn         // of a connect request with a RESTORE tuple
 }
 

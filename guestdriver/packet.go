@@ -3,6 +3,7 @@
 package guestdriver
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -27,9 +28,9 @@ const (
 // buffers. A datagram that came stays in its buffer until it is read, and the
 // buffer is posted again then; while all wait for the reader the adapter keeps
 // what comes, up to the read buffer's size, and drops and counts the rest.
-// A reset of the adapter ends a PacketConn with [ErrReset].
+// A reset of the adapter ends a PacketConn with [ErrReset]; with Options.CarryOver
+// it is opened again, on the same port, and datagrams under way are lost.
 type PacketConn struct {
-	a       *Adapter
 	network string
 	local   *net.UDPAddr
 	remote  *net.UDPAddr // nil: no peer
@@ -44,6 +45,12 @@ type PacketConn struct {
 	soft   error // told by the next read: the peer refused
 	err    error // of an adapter that was reset or is gone
 	closed bool
+
+	// Opening again; see packetagain.go.
+	lost     []packetSpec    // ends that the adapter has no more
+	opening  bool            // a goroutine is at it
+	next     *Adapter        // where
+	settings []packetSetting // attributes that were set
 }
 
 // packet is a datagram that waits for its reader, in a buffer of end.
@@ -57,6 +64,7 @@ type packetEnd struct {
 	p        *PacketConn
 	ln       *lane
 	id       uint64
+	spec     packetSpec
 	v6       bool
 	bufs     int // receive buffers held
 	requests int // outstanding, without the termination
@@ -69,8 +77,8 @@ var (
 	_ endpoint       = (*packetEnd)(nil)
 )
 
-func newPacketConn(a *Adapter, network string) *PacketConn {
-	p := &PacketConn{a: a, network: network}
+func newPacketConn(network string) *PacketConn {
+	p := &PacketConn{network: network}
 	p.rcond.L, p.wcond.L = &p.mu, &p.mu
 	return p
 }
@@ -83,7 +91,7 @@ func (e *packetEnd) terminate()     { e.p.terminate() }
 // beginLocked posts the first receive buffers: one always, more as there is
 // memory for them.
 func (e *packetEnd) beginLocked() error {
-	rx := e.p.a.rx
+	rx := e.ln.a.rx
 	for e.bufs < maxPackets && (e.bufs == 0 || classSize(packetClass) <= rx.room()/8) {
 		buf := rx.alloc(packetClass, false)
 		if buf == nil {
@@ -123,7 +131,7 @@ func (e *packetEnd) postLocked(buf *buffer) error {
 		e.p.failLocked(err)
 	}
 	e.bufs--
-	e.p.a.rx.release(buf)
+	buf.release()
 	return err
 }
 
@@ -144,7 +152,7 @@ func (e *packetEnd) received(f *abi.Fields, buf *buffer, final bool) bool {
 	e.requests--
 	if p.closed {
 		e.bufs--
-		p.a.rx.release(buf)
+		buf.release()
 		return true
 	}
 	p.queue = append(p.queue, packet{e, buf})
@@ -163,7 +171,7 @@ func (e *packetEnd) bufferBack(buf *buffer, s abi.Status) {
 		p.rcond.Signal()
 	case abi.StatusClosed, abi.StatusCancelled:
 		e.bufs--
-		p.a.rx.release(buf)
+		buf.release()
 		return
 	default:
 		if !p.closed {
@@ -178,7 +186,7 @@ func (e *packetEnd) bufferLost(buf *buffer, _ error) {
 	defer e.p.mu.Unlock()
 	e.requests--
 	e.bufs--
-	e.p.a.rx.release(buf)
+	buf.release()
 }
 
 func (e *packetEnd) sent(buf *buffer, s abi.Status, _ uint32) { e.sendEnded(buf, packetSendErr(s)) }
@@ -192,7 +200,7 @@ func (e *packetEnd) sendEnded(buf *buffer, err error) {
 	defer p.mu.Unlock()
 	e.requests--
 	if buf.consumed != 0 { // nobody waits
-		p.a.tx.release(buf)
+		buf.release()
 		return
 	}
 	buf.final, buf.err = true, err
@@ -232,7 +240,7 @@ func (e *packetEnd) gone() {
 	defer p.mu.Unlock()
 	e.isGone = true
 	if e.requests > 0 {
-		p.a.host.lost.Add(uint64(e.requests))
+		e.ln.a.host.lost.Add(uint64(e.requests))
 	}
 	p.failLocked(errClosed)
 }
@@ -305,9 +313,9 @@ func (p *PacketConn) read(b []byte) (int, netip.AddrPort, error) {
 		n := 0
 		if ok {
 			n = copy(b, data)
-			p.a.host.copied.Add(uint64(n))
+			d.end.ln.a.host.copied.Add(uint64(n))
 		} else {
-			p.a.bad.length.Add(1)
+			d.end.ln.a.bad.length.Add(1)
 		}
 		p.mu.Lock()
 		_ = d.end.postLocked(d.buf)
@@ -444,13 +452,29 @@ func (p *PacketConn) writeStateLocked() error {
 func (p *PacketConn) write(b []byte, to netip.AddrPort) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.writeStateLocked(); err != nil {
-		return err
+	for {
+		if err := p.writeStateLocked(); err != nil {
+			return err
+		}
+		if p.betweenLocked() {
+			p.wcond.Wait()
+			continue
+		}
+		e, err := p.endLocked(to)
+		if err == nil {
+			err = p.writeLocked(e, b, to)
+		}
+		if !errors.Is(err, ErrReset) && !errors.Is(err, ErrGone) || !e.ln.a.opts.CarryOver {
+			return err
+		}
+		if !e.isGone && p.err == nil { // lose or fail is about to say
+			p.wcond.Wait()
+		}
 	}
-	e, err := p.endLocked(to)
-	if err != nil {
-		return err
-	}
+}
+
+// writeLocked sends one datagram from an end.
+func (p *PacketConn) writeLocked(e *packetEnd, b []byte, to netip.AddrPort) error {
 	var head []byte
 	if to.IsValid() {
 		head = abi.AppendAddress(nil, abi.Address{Addr: to.Addr(), Port: to.Port()})
@@ -459,13 +483,12 @@ func (p *PacketConn) write(b []byte, to netip.AddrPort) error {
 	if n > classSize(packetClass) {
 		return os.NewSyscallError("write", syscall.EMSGSIZE)
 	}
-	tx := p.a.tx
-	buf := tx.alloc(classFor(n), false)
+	buf := e.ln.a.tx.alloc(classFor(n), false)
 	if buf == nil {
 		return os.NewSyscallError("write", syscall.ENOBUFS)
 	}
 	copy(buf.data[copy(buf.data, head):], b)
-	p.a.host.copied.Add(uint64(len(b)))
+	e.ln.a.host.copied.Add(uint64(len(b)))
 	buf.filled, buf.err = uint32(n), nil
 	f := abi.Fields{Type: abi.TypeBufferSend, Modify: true, Base: buf.iova, Conn: e.id, Length: uint32(n)}
 	if n == 0 {
@@ -485,7 +508,7 @@ func (p *PacketConn) write(b []byte, to netip.AddrPort) error {
 			err = p.writeStateLocked()
 		}
 		if err != nil {
-			tx.release(buf)
+			buf.release()
 			return err
 		}
 	}
@@ -496,8 +519,8 @@ func (p *PacketConn) write(b []byte, to netip.AddrPort) error {
 		}
 		p.wcond.Wait()
 	}
-	err = buf.err
-	tx.release(buf)
+	err := buf.err
+	buf.release()
 	return err
 }
 
@@ -542,40 +565,4 @@ func (e *packetEnd) terminateLocked() {
 		_, _ = e.ln.start(request{kind: kindTerminate, conn: e},
 			abi.Fields{Type: abi.TypeTermination, Conn: e.id, Length: abi.TerminateGraceful}, true)
 	}
-}
-
-// LocalAddr returns a *net.UDPAddr.
-func (p *PacketConn) LocalAddr() net.Addr { return p.local }
-
-// RemoteAddr returns a *net.UDPAddr, or nil without a peer.
-func (p *PacketConn) RemoteAddr() net.Addr {
-	if p.remote == nil {
-		return nil
-	}
-	return p.remote
-}
-
-// SetDeadline sets both deadlines. It reaches calls that wait already.
-func (p *PacketConn) SetDeadline(t time.Time) error { return p.setDeadline(t, true, true) }
-
-// SetReadDeadline sets the deadline of reads.
-func (p *PacketConn) SetReadDeadline(t time.Time) error { return p.setDeadline(t, true, false) }
-
-// SetWriteDeadline sets the deadline of writes. A datagram whose write it ends
-// may have been sent.
-func (p *PacketConn) SetWriteDeadline(t time.Time) error { return p.setDeadline(t, false, true) }
-
-func (p *PacketConn) setDeadline(t time.Time, rd, wr bool) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return p.setError(errClosed)
-	}
-	if rd {
-		p.rdl.setLocked(&p.mu, &p.rcond, t)
-	}
-	if wr {
-		p.wdl.setLocked(&p.mu, &p.wcond, t)
-	}
-	return nil
 }

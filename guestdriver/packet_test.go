@@ -26,7 +26,7 @@ type packets struct {
 
 func newPackets(t *testing.T, remote *net.UDPAddr) *packets {
 	a, ln := still(t)
-	s := &packets{t: t, a: a, ln: ln, p: newPacketConn(a, "udp")}
+	s := &packets{t: t, a: a, ln: ln, p: newPacketConn("udp")}
 	s.p.local, s.p.remote = &net.UDPAddr{IP: net.IPv4(10, 0, 2, 15), Port: 9}, remote
 	e := &packetEnd{p: s.p, ln: ln, id: 7}
 	a.conns[7] = e

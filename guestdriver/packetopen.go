@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"toebox/vdev/abi"
 )
@@ -39,12 +40,12 @@ func (a *Adapter) listenPacket(network, address string) (*PacketConn, error) {
 	}
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
-	p := newPacketConn(a, network)
+	p := newPacketConn(network)
 	for i, at := range addrs {
 		if at.Port() == 0 && i > 0 {
 			at = netip.AddrPortFrom(at.Addr(), uint16(p.local.Port))
 		}
-		err := p.open(ctx, a.lane(), kindListen, abi.Target{Protocol: 17, Count: 1, Local: at, V6: at.Addr().Is6()}, at)
+		_, err := p.open(ctx, a.lane(), kindListen, abi.Target{Protocol: 17, Count: 1, Local: at, V6: at.Addr().Is6()}, at)
 		if err != nil && i > 0 && at.Addr().Is6() {
 			break // "" with udp: no IPv6 here, IPv4 serves
 		}
@@ -97,11 +98,11 @@ func (a *Adapter) ListenMulticastUDP(network string, group *net.UDPAddr) (*Packe
 
 // dialPacket makes a datagram endpoint with a peer.
 func (d *Dialer) dialPacket(ctx context.Context, network string, t abi.Target) (*PacketConn, error) {
-	p := newPacketConn(d.Adapter, network)
+	p := newPacketConn(network)
 	t.Protocol = 17
 	t.Limit = 0
 	p.remote = net.UDPAddrFromAddrPort(t.Remote)
-	if err := p.open(ctx, d.Adapter.lane(), kindConnect, t, t.Remote); err != nil {
+	if _, err := p.open(ctx, d.Adapter.lane(), kindConnect, t, t.Remote); err != nil {
 		_ = p.Close()
 		return nil, ctxErr(err)
 	}
@@ -109,15 +110,16 @@ func (d *Dialer) dialPacket(ctx context.Context, network string, t abi.Target) (
 }
 
 // open adds an end. Broadcasts are allowed, as package net has it.
-func (p *PacketConn) open(ctx context.Context, ln *lane, k kind, t abi.Target, at netip.AddrPort) error {
-	if err := p.a.beginDial(); err != nil {
-		return err
+func (p *PacketConn) open(ctx context.Context, ln *lane, k kind, t abi.Target, at netip.AddrPort) (*packetEnd, error) {
+	if err := ln.a.beginDial(); err != nil {
+		return nil, err
 	}
-	defer p.a.endDial()
+	defer ln.a.endDial()
 	call := newCall()
 	call.packet, call.remote = p, &target{network: p.network, addr: at}
-	_, err := ln.openTarget(ctx, request{kind: k, call: call}, t, scalarAttr{abi.AttrBroadcast, 1})
-	return err
+	call.spec = packetSpec{k, t, at}
+	res, err := ln.openTarget(ctx, request{kind: k, call: call}, t, scalarAttr{abi.AttrBroadcast, 1})
+	return res.end, err
 }
 
 // packetOpened acts on the answer to a request for an end.
@@ -131,7 +133,7 @@ func (ln *lane) packetOpened(r request, f *abi.Fields) {
 		a.finish(r, result{err: statusErr(op, s)})
 		return
 	}
-	e := &packetEnd{p: p, ln: ln, id: f.Conn, v6: r.call.remote.addr.Addr().Is6()}
+	e := &packetEnd{p: p, ln: ln, id: f.Conn, spec: r.call.spec, v6: r.call.remote.addr.Addr().Is6()}
 	if !a.enter(e) {
 		if f.Conn == 0 || a.conn(f.Conn) != nil {
 			a.bad.conn.Add(1)
@@ -160,7 +162,7 @@ func (ln *lane) packetOpened(r request, f *abi.Fields) {
 	p.mu.Unlock()
 	if err != nil {
 		a.finish(r, result{err: err}) // the caller closes
-	} else if !r.call.deliver(result{}) {
+	} else if !r.call.deliver(result{end: e}) {
 		a.ctl.release(r.buf)
 		_ = p.Close() // at most the second time
 	}
@@ -202,10 +204,13 @@ func (p *PacketConn) set(attr abi.Attribute, value []byte, group netip.Addr) err
 			continue
 		}
 		done = true
-		if err := p.a.SetAttribute(ctx, e.id, attr, value); err != nil {
+		if err := e.ln.a.SetAttribute(ctx, e.id, attr, value); err != nil {
 			return p.setError(err)
 		}
 	}
+	p.mu.Lock()
+	p.noteLocked(packetSetting{attr, value, group})
+	p.mu.Unlock()
 	if !done {
 		return p.setError(&net.AddrError{Err: errNoSuitable.Error(), Addr: group.String()})
 	}
@@ -257,4 +262,40 @@ func (p *PacketConn) SetReadBuffer(bytes int) error {
 // SetWriteBuffer sets how much may be on its way to the network.
 func (p *PacketConn) SetWriteBuffer(bytes int) error {
 	return p.setScalar(abi.AttrSendBuffer, uint64(bytes))
+}
+
+// LocalAddr returns a *net.UDPAddr.
+func (p *PacketConn) LocalAddr() net.Addr { return p.local }
+
+// RemoteAddr returns a *net.UDPAddr, or nil without a peer.
+func (p *PacketConn) RemoteAddr() net.Addr {
+	if p.remote == nil {
+		return nil
+	}
+	return p.remote
+}
+
+// SetDeadline sets both deadlines. It reaches calls that wait already.
+func (p *PacketConn) SetDeadline(t time.Time) error { return p.setDeadline(t, true, true) }
+
+// SetReadDeadline sets the deadline of reads.
+func (p *PacketConn) SetReadDeadline(t time.Time) error { return p.setDeadline(t, true, false) }
+
+// SetWriteDeadline sets the deadline of writes. A datagram whose write it ends
+// may have been sent.
+func (p *PacketConn) SetWriteDeadline(t time.Time) error { return p.setDeadline(t, false, true) }
+
+func (p *PacketConn) setDeadline(t time.Time, rd, wr bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return p.setError(errClosed)
+	}
+	if rd {
+		p.rdl.setLocked(&p.mu, &p.rcond, t)
+	}
+	if wr {
+		p.wdl.setLocked(&p.mu, &p.wcond, t)
+	}
+	return nil
 }

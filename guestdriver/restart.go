@@ -192,6 +192,9 @@ func (a *Adapter) endAll(err error) (ended map[uint64]endpoint) {
 	a.signalIdleLocked()
 	a.mu.Unlock()
 	for _, c := range conns {
+		if e, ok := c.(*packetEnd); ok && e.lose(err) {
+			continue
+		}
 		c.fail(err)
 		c.gone()
 	}

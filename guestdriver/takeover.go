@@ -62,6 +62,9 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 			}
 		})
 	}
+	for p := range from.takePackets() {
+		from.workers.Go(func() { p.reopen(to) })
+	}
 	from.workers.Go(func() { to.bury(ended) })
 	for _, l := range again {
 		l.again()

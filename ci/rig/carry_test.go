@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -251,12 +253,22 @@ func TestCarryOverStates(t *testing.T) {
 	}
 	idle, idlePeer := dial()
 	full, fullPeer := dial()
-	half, _ := dial()
+	half, halfPeer := dial()
+	ended, endedPeer := dial()
 	if err := idle.SetTOS(32); err != nil {
 		t.Fatal(err)
 	}
 	if err := half.CloseWrite(); err != nil {
 		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(halfPeer); err != nil || len(all) != 0 {
+		t.Errorf("the peer of a half-closed connection got %q, %v", all, err)
+	}
+	if err := endedPeer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(ended); err != nil || len(all) != 0 {
+		t.Errorf("got %q, %v of a peer that only closed", all, err)
 	}
 	got := make(chan error, 1)
 	b := make([]byte, 1)
@@ -300,8 +312,22 @@ func TestCarryOverStates(t *testing.T) {
 	if all, err := io.ReadAll(full); err != nil || !bytes.Equal(all, waits) {
 		t.Errorf("%d bytes that waited, %v, want %d", len(all), err, len(waits))
 	}
-	if _, err := half.Read(b); !errors.Is(err, guestdriver.ErrReset) {
-		t.Errorf("a half-closed connection: %v", err)
+	if _, err := half.Write(b); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("write after CloseWrite: %v", err)
+	}
+	if _, err := halfPeer.Write([]byte("late")); err != nil {
+		t.Error(err)
+	}
+	halfPeer.Close()
+	if all, err := io.ReadAll(half); err != nil || string(all) != "late" {
+		t.Errorf("a half-closed connection: %q, %v", all, err)
+	}
+	if _, err := ended.Write([]byte("late, too")); err != nil {
+		t.Error(err)
+	}
+	ended.Close()
+	if all, err := io.ReadAll(endedPeer); err != nil || string(all) != "late, too" {
+		t.Errorf("the peer that closed got %q, %v", all, err)
 	}
 	if _, err := idle.Write([]byte("bye")); err != nil {
 		t.Fatal(err)
@@ -318,7 +344,86 @@ func TestCarryOverStates(t *testing.T) {
 	if err := <-got; !errors.Is(err, guestdriver.ErrReset) {
 		t.Errorf("after a reset: %v", err)
 	}
-	if s := c.a.Stats(); s.CarriedOver != 2 || s.CarryFailed != 0 {
+	if s := c.a.Stats(); s.CarriedOver != 4 || s.CarryFailed != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestCarryOverPackets: datagram endpoints are opened again, where they were and
+// with what was set, after a stop and after a reset; a write and a read that wait
+// go on.
+func TestCarryOverPackets(t *testing.T) {
+	c := newCarrier(t, 2)
+	host, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Close() })
+	go func() {
+		b := make([]byte, 2000)
+		for {
+			n, from, err := host.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			_, _ = host.WriteToUDPAddrPort(b[:n], from)
+		}
+	}()
+	_, port, _ := net.SplitHostPort(host.LocalAddr().String())
+	to, err := net.ResolveUDPAddr("udp4", "10.0.2.2:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := c.a.Dial("udp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialed := nc.(*guestdriver.PacketConn)
+	pc, err := c.a.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := pc.(*guestdriver.PacketConn)
+	for _, p := range []*guestdriver.PacketConn{dialed, bound} {
+		t.Cleanup(func() { p.Close() })
+		p.SetDeadline(time.Now().Add(patience))
+		if err := p.SetTTL(9); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchange := func(word string) {
+		t.Helper()
+		b := make([]byte, 100)
+		if _, err := dialed.Write([]byte(word)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := dialed.Read(b); err != nil || string(b[:n]) != word {
+			t.Fatalf("%q, %v, want %q", b[:n], err, word)
+		}
+		if _, err := bound.WriteToUDP([]byte(word), to); err != nil {
+			t.Fatal(err)
+		}
+		if n, from, err := bound.ReadFromUDP(b); err != nil || string(b[:n]) != word || from.String() != to.String() {
+			t.Fatalf("%q from %v, %v, want %q", b[:n], from, err, word)
+		}
+	}
+	exchange("first")
+	local, at, id := dialed.LocalAddr().String(), bound.LocalAddr().String(), dialed.ID()
+	for i, restart := range []func(){
+		func() { c.stop(false) },
+		func() { c.stop(true) },
+		func() { c.bus.Write32(0, 0x0010, 1<<31) },
+	} {
+		resets := c.a.Stats().Resets
+		restart()
+		c.until("the driver to start over", func() bool { return c.a.Stats().Resets > resets && dialed.ID() != 0 && dialed.ID() != id })
+		exchange(strconv.Itoa(i))
+		if dialed.LocalAddr().String() != local || bound.LocalAddr().String() != at {
+			t.Errorf("they are at %v and %v, not at %s and %s", dialed.LocalAddr(), bound.LocalAddr(), local, at)
+		}
+		for _, p := range []*guestdriver.PacketConn{dialed, bound} {
+			c.until("TTL", func() bool { v, err := c.a.Scalar(t.Context(), p.ID(), 0x0212); return err == nil && v == 9 })
+		}
+		id = dialed.ID()
 	}
 }
