@@ -73,8 +73,9 @@ func serve(t *testing.T, path string, run func(context.Context, *net.UnixListene
 	})
 }
 
-// boot starts a guest behind an IOMMU of that kind.
-func boot(t *testing.T, iommu string) *machine {
+// prepare makes what a machine is started with, for a guest that has the probe. The
+// directory is short enough for sockets.
+func prepare(t *testing.T, network, iommu string) (o rig.Options, parts *rig.Parts, sockets string) {
 	t.Helper()
 	toolchaintest.QEMU(t)
 	toolchaintest.Kernel(t)
@@ -83,8 +84,8 @@ func boot(t *testing.T, iommu string) *machine {
 		t.Fatal(err)
 	}
 	c := toolchaintest.Config(t)
-	o := rig.Options{
-		Paths: paths, QEMU: c.QEMU, Kernel: c.Kernel, Modules: c.Modules, Accel: os.Getenv("TOEBOX_ACCEL"), Net: device.ModeNAT, IOMMU: iommu,
+	o = rig.Options{
+		Paths: paths, QEMU: c.QEMU, Kernel: c.Kernel, Modules: c.Modules, Accel: os.Getenv("TOEBOX_ACCEL"), Net: network, IOMMU: iommu,
 	}
 	programs, err := initramfs.Programs(t.Context(), initramfs.Config{CacheDir: o.Cache, Source: o.Source}, probePackage)
 	if err != nil {
@@ -95,15 +96,22 @@ func boot(t *testing.T, iommu string) *machine {
 		t.Fatal(err)
 	}
 	o.Files = []initramfs.File{{Path: probe[1:], Mode: 0o755, Data: b}}
-	parts, err := rig.Prepare(t.Context(), o)
+	parts, err = rig.Prepare(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	sockets, err := os.MkdirTemp(o.Runtime, "tbx") // short enough for sockets
+	sockets, err = os.MkdirTemp(o.Runtime, "tbx")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
+	return o, parts, sockets
+}
+
+// boot starts a guest behind an IOMMU of that kind.
+func boot(t *testing.T, iommu string) *machine {
+	t.Helper()
+	o, parts, sockets := prepare(t, device.ModeNAT, iommu)
 	m := &machine{t: t, dir: t.TempDir()}
 	mc := o.MachineConfig(parts, m.dir, sockets)
 	mc.Reboot = true
@@ -114,14 +122,21 @@ func boot(t *testing.T, iommu string) *machine {
 		serve(t, path, s.Serve)
 		mc.Args = append(mc.Args, "-device", deviceArg(6+i, path))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if m.VM, err = vm.Start(ctx, mc, nil); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Stop)
+	m.start(mc)
 	m.up()
 	return m
+}
+
+// start starts the machine.
+func (m *machine) start(c vm.Config) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	defer cancel()
+	var err error
+	if m.VM, err = vm.Start(ctx, c, nil); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(m.Stop)
 }
 
 func (m *machine) serveAdapter(path string) {

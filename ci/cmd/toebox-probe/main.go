@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,7 +28,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: toebox-probe edu | edu-load | sample | repeat PROGRAM [ARGUMENT...] | reboot")
+		fmt.Fprintln(os.Stderr, "usage: toebox-probe edu | edu-load | sample | failover ECHO BYTES | repeat PROGRAM [ARGUMENT...] | reboot")
 		os.Exit(2)
 	}
 	if err := run(ctx, os.Args[1], os.Args[2:]); err != nil {
@@ -44,6 +45,15 @@ func run(ctx context.Context, verb string, args []string) error {
 		return withEdu(func(e *edu) error { return load(ctx, e) })
 	case "sample":
 		return sample()
+	case "failover":
+		if len(args) != 2 {
+			return errors.New("failover: where is the echo, and how many bytes?")
+		}
+		total, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return failover(ctx, args[0], total)
 	case "repeat":
 		return repeat(ctx, args)
 	case "reboot":
