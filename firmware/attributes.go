@@ -61,6 +61,11 @@ func (f *Firmware) resetAttributes() {
 	a.outThreshold.Store(scalars[abi.AttrOutThreshold])
 	a.maxConnections.Store(scalars[abi.AttrMaxConnections])
 	a.sendCache.Store(scalars[abi.AttrSendCache])
+	f.spill.on.Store(false)
+	f.spill.threshold.Store(0)
+	if n := scalars[abi.AttrSpillThreshold]; n != f.table[abi.AttrSpillThreshold].Default {
+		f.spill.threshold.Store(int64(min(n, maxMemory)))
+	}
 	if t := a.table.Load(); t != nil {
 		f.memory.release(len(t.copy))
 	}
@@ -266,6 +271,8 @@ func (f *Firmware) getAdapter(id abi.Attribute) ([]byte, abi.Status) {
 		n = a.mtu
 	case abi.AttrMemorySize:
 		n = uint64(f.memory.limit.Load())
+	case abi.AttrSpillThreshold:
+		n = uint64(f.spillAt())
 	case abi.AttrMemoryUsed:
 		n = f.memory.load()
 	case abi.AttrOutThreshold:
@@ -376,6 +383,13 @@ func (f *Firmware) setAdapterScalar(id abi.Attribute, v uint64) abi.Status {
 			return abi.StatusBadValue
 		}
 		f.memory.limit.Store(int64(v))
+		f.watchMemory()
+	case abi.AttrSpillThreshold:
+		if v > maxMemory {
+			return abi.StatusBadValue
+		}
+		f.spill.threshold.Store(int64(v))
+		f.watchMemory()
 	case abi.AttrOutThreshold:
 		if v > 1<<abi.MaxRingLog2 {
 			return abi.StatusBadValue

@@ -142,7 +142,7 @@ func TestAdapterAttributes(t *testing.T) {
 	set(abi.AttrMemorySize, scalar(1<<30+1), 52)
 	set(abi.AttrOutThreshold, scalar(65537), 52)
 	set(abi.AttrMaxConnections, scalar(1<<24+1), 52)
-	set(abi.AttrSpillThreshold, scalar(1), 16)
+	set(abi.AttrSpillThreshold, scalar(1<<30+1), 52)
 	set(abi.AttrBufferTable, make([]byte, 16), 0)
 	set(abi.AttrRTT, scalar(1), 48)
 

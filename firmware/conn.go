@@ -95,6 +95,7 @@ type conn struct {
 	inWait    int32   // place in queue.wait, 0: none
 	choice    *choice // nil: bytes never waited for a buffer of its own
 	groupID   uint64  // of its buffer group; 0: not known, or none
+	squeezed  int32   // 1 + place in queue.squeezed: its window is closed; 0: it is not
 
 	// Ending.
 	terms   []target
@@ -164,6 +165,9 @@ func (q *queue) event(c *conn, e engine.Events) {
 			if e&(engine.EventReadable|engine.EventClosed) != 0 {
 				q.receiveSoon(c)
 			}
+			if e&engine.EventReadable != 0 && q.held.n >= holdLimit {
+				q.squeeze(c) // no turn comes until the host takes responses
+			}
 		}
 	}
 }
@@ -217,6 +221,7 @@ func (q *queue) forget(c *conn) {
 	q.limits.clear(c)
 	q.states.clear(&c.state)
 	q.dropChoice(c)
+	q.unsqueeze(c)
 	q.unlist(c)
 	q.fw.memory.release(charge)
 	if c.id != 0 {
@@ -270,6 +275,7 @@ func (q *queue) die(c *conn) {
 	q.limits.clear(c)
 	q.states.clear(&c.state)
 	q.dropChoice(c)
+	q.unsqueeze(c)
 	if c.closing {
 		q.finish(c, c.ended)
 		return

@@ -44,7 +44,7 @@ func (c *Counters) Load(i abi.Counter) uint64 {
 	case abi.CounterMemoryUsed:
 		return c.memory.load()
 	case abi.CounterFramesSent, abi.CounterFramesReceived, abi.CounterFramesDropped,
-		abi.CounterSegmentsSent, abi.CounterSegmentsReceived, abi.CounterRetransmits, abi.CounterBacklogDrops:
+		abi.CounterSegmentsSent, abi.CounterSegmentsReceived, abi.CounterRetransmits, abi.CounterSegmentsRefused, abi.CounterBacklogDrops:
 		s := c.stats()
 		return engineCounter(i, &s)
 	}
@@ -103,6 +103,8 @@ func engineCounter(i abi.Counter, s *engine.Stats) uint64 {
 		return s.Retransmits
 	case abi.CounterBacklogDrops:
 		return s.ListenOverflows
+	case abi.CounterSegmentsRefused:
+		return s.SegmentsRefused
 	}
 	return 0
 }

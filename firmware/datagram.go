@@ -163,7 +163,7 @@ func (datagrams) deliver(q *queue, c *conn, r *request, _ int) (int, error) {
 	q.count(abi.CounterBytesReceived, uint64(m.size-header))
 	q.count(abi.CounterBytesDelivered, uint64(payload))
 	q.count(abi.CounterDatagramsDelivered, 1)
-	q.delivered(c, r)
+	q.delivered(c, r, payload)
 	f := abi.Fields{
 		Type: abi.TypeBufferReceive, Tag: r.tag, Base: r.base, Conn: c.id,
 		Length: uint32(m.size), Offset: r.offset,

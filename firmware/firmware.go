@@ -26,6 +26,7 @@ type Firmware struct {
 	memory     memory
 	copies     atomic.Int64 // of sends, that queues have listed
 	keeping    keeping
+	spill      spill
 	policy     policyClock
 	checking   atomic.Bool // CHECKER bit 0
 	violations violations
@@ -70,6 +71,10 @@ func New(c Config) *Firmware {
 		f.table[info.ID] = info
 	}
 	f.resetAttributes()
+	if h, ok := c.Engine.(engine.Holder); ok {
+		f.memory.engine = h
+		h.Refuse(f.refuse)
+	}
 	return f
 }
 
@@ -296,6 +301,9 @@ func (f *Firmware) Close() error {
 	defer f.mu.Unlock()
 	f.closed = true
 	f.resetLocked()
+	if h := f.memory.engine; h != nil {
+		h.Refuse(nil)
+	}
 	return nil
 }
 

@@ -100,7 +100,7 @@ func (q *queue) postGroup(f *abi.Fields) {
 		return
 	}
 	g := q.groups[f.Conn]
-	if g == nil && !q.fw.memory.charge(groupCharge) {
+	if g == nil && !q.fw.memory.admit(groupCharge) {
 		q.refuse(f, abi.StatusNoMemory)
 		return
 	}
@@ -114,7 +114,7 @@ func (q *queue) postGroup(f *abi.Fields) {
 	}
 	r.group = g
 	if q.check != nil {
-		q.check.remember(r)
+		q.check.posted(r)
 	}
 	g.buffers.push(r)
 	q.stir(g)

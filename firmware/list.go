@@ -19,6 +19,18 @@ func (l *requestList) push(r *request) {
 	l.n++
 }
 
+// insert puts r behind at, or, if that is nil, at the end.
+func (l *requestList) insert(at, r *request) {
+	if at == nil || at == l.back {
+		l.push(r)
+		return
+	}
+	r.prev, r.next = at, at.next
+	at.next.prev = r
+	at.next = r
+	l.n++
+}
+
 func (l *requestList) remove(r *request) {
 	if r.prev != nil {
 		r.prev.next = r.next

@@ -34,6 +34,9 @@ type choice struct {
 	state choiceState
 	past  *history // nil until BUFFER_POLICY asks for one
 
+	virtuals map[uint8]*virtual // by number, from its first piece on
+	early    requestList        // pieces that cannot be used yet
+
 	// While it waits for a buffer of its group.
 	group *group
 	place int32 // in the group's list; 0: out of it, to have a turn
@@ -55,7 +58,12 @@ func (q *queue) pick(c *conn) *request {
 		return nil // starve looks what there is
 	}
 	if r := c.buffers.front; r != nil {
-		return r
+		if !q.fragments(c, r) {
+			return r
+		}
+		q.count(abi.CounterFragments, 1)
+		q.returnBuffer(r, abi.StatusOK)
+		return c.buffers.front
 	}
 	if r := q.groupBuffer(c); r != nil {
 		return r
@@ -94,6 +102,9 @@ func (q *queue) awaits(c *conn) bool {
 	now := q.fw.policy.now()
 	switch {
 	case x.state == choiceReleased:
+		return false
+	case q.spills:
+		q.endWait(x, choiceReleased)
 		return false
 	case c.failed || c.proto.number() == engine.TCP && peerEnded(c.ep.Info().State):
 		q.endWait(x, choiceReleased) // the host is to hear of the end
@@ -155,8 +166,8 @@ func (q *queue) endWait(x *choice, s choiceState) {
 // awaitsRead reports whether bytes of c move only when the host has posted a read.
 func (c *conn) awaitsRead() bool { return c.reads == 0 && c.attrs.of(abi.AttrDMAWhen) != 0 }
 
-// delivered notes that bytes of c went into r.
-func (q *queue) delivered(c *conn, r *request) {
+// delivered notes that n bytes of c went into r.
+func (q *queue) delivered(c *conn, r *request, n int) {
 	own := true
 	c.unread = false
 	switch {
@@ -167,6 +178,9 @@ func (q *queue) delivered(c *conn, r *request) {
 	default:
 		own = false
 		q.count(abi.CounterPoolDeliveries, 1)
+		if q.spills {
+			q.count(abi.CounterSpilledBytes, uint64(n))
+		}
 	}
 	if x := c.choice; x != nil && own {
 		if x.state == choiceWaiting {
@@ -192,6 +206,7 @@ func (q *queue) delivered(c *conn, r *request) {
 
 // emptied notes that no bytes of c are left in the adapter.
 func (q *queue) emptied(c *conn) {
+	q.unsqueeze(c)
 	if c.choice != nil {
 		q.endWait(c.choice, choiceIdle)
 	}
@@ -209,6 +224,7 @@ func (q *queue) dropChoice(c *conn) {
 	if x.past != nil {
 		q.fw.memory.release(historyCharge)
 	}
+	q.fw.memory.release(len(x.virtuals) * virtualCharge)
 	c.choice = nil
 }
 

@@ -78,38 +78,40 @@ type queue struct {
 	held     ring
 	looks    pieces // View callbacks, made once
 
-	tags    map[uint32]*request
-	recent  []uint32
-	spare   *request // free list
-	conns   map[uint64]*conn
-	limits  timers[*conn]
-	jobs    fifo[*job]
-	pool    requestList // bulk buffers
-	reports reports
-	notices notices
-	roster  roster // connections by id
-	leaving leaving
-	states  timers[*stateTimer]
-	choices timers[*choice] // that wait
-	groups  map[uint64]*group
-	stirred []*group
-	table   tableReader
-	delays  timers[*delay]
-	ripe    int      // of them, ended in this pass
-	tx, rx  bulk     // who has something to send, or to deliver or accept
-	wait    bulk     // data without a buffer
-	parked  parkings // sends that are left in host memory
-	load    load
-	copies  copies  // of what was sent
-	crowd   []*conn // scratch: members of a group
-	scanned int     // connections that group sends looked at in this pass
-	timed   bool    // time was read in this pass
-	time    uint64
-	move    mover
-	gather  gatherer
-	combine combiner
-	ctl     []byte                // scratch for control buffers
-	header  [abi.AddressSize]byte // scratch for a datagram's
+	tags     map[uint32]*request
+	recent   []uint32
+	spare    *request // free list
+	conns    map[uint64]*conn
+	limits   timers[*conn]
+	jobs     fifo[*job]
+	pool     requestList // bulk buffers
+	reports  reports
+	notices  notices
+	roster   roster // connections by id
+	leaving  leaving
+	states   timers[*stateTimer]
+	choices  timers[*choice] // that wait
+	groups   map[uint64]*group
+	stirred  []*group
+	table    tableReader
+	spills   bool    // adapter memory was above SPILL_THRESHOLD at the last look
+	squeezed []*conn // whose windows are narrowed
+	delays   timers[*delay]
+	ripe     int      // of them, ended in this pass
+	tx, rx   bulk     // who has something to send, or to deliver or accept
+	wait     bulk     // data without a buffer
+	parked   parkings // sends that are left in host memory
+	load     load
+	copies   copies  // of what was sent
+	crowd    []*conn // scratch: members of a group
+	scanned  int     // connections that group sends looked at in this pass
+	timed    bool    // time was read in this pass
+	time     uint64
+	move     mover
+	gather   gatherer
+	combine  combiner
+	ctl      []byte                // scratch for control buffers
+	header   [abi.AddressSize]byte // scratch for a datagram's
 }
 
 // pieces are the callbacks of [Chip.View]. Made once, they cost no allocation
@@ -210,6 +212,7 @@ func (q *queue) pass() bool {
 		if q.check != nil {
 			q.check.look()
 		}
+		q.turnSpill()
 		q.expire()
 		q.expireNotices()
 		q.expireDelays()

@@ -41,6 +41,8 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		s = abi.StatusClosed
 	case c.eos:
 		s = abi.StatusEndOfStream
+	case f.Aux != 0:
+		s = q.checkPiece(f, c)
 	}
 	if s != abi.StatusOK {
 		q.refuse(f, s)
@@ -50,8 +52,12 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		if q.check != nil {
 			q.check.posted(r)
 		}
-		c.buffers.push(r)
-		c.room += uint64(r.todo())
+		if r.piece = f.Aux; r.piece != 0 {
+			q.postPiece(c, r)
+		} else {
+			c.buffers.push(r)
+			c.room += uint64(r.todo())
+		}
 		if r.flags&abi.FlagOnce != 0 {
 			c.reads++
 		}
@@ -156,16 +162,19 @@ func (q *queue) starve(c *conn, since uint64) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
 	switch {
 	case err == nil && c.awaitsRead():
+		q.squeeze(c)
 		if !c.unread {
 			q.count(abi.CounterReadWaits, 1)
 			c.unread = true
 		}
 	case err == nil && q.awaits(c):
 		q.joinGroup(c, since)
+		q.squeeze(c)
 	case err == nil && q.pool.front != nil:
 		return q.poolBuffer(c)
 	case err == nil:
 		q.joinGroup(c, since)
+		q.squeeze(c)
 		if c.inWait == 0 {
 			q.count(abi.CounterPoolEmpty, 1)
 			c.inWait = q.wait.add(c, c.receiveRank(), since, c.patience())
@@ -207,7 +216,7 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 			c.room -= uint64(n)
 		}
 		q.noteTold(c)
-		q.delivered(c, r)
+		q.delivered(c, r, n)
 	}
 	if m.err != nil {
 		f.Aux = uint16(abi.StatusBadMemory)
@@ -224,11 +233,15 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 		q.respondBytes(c, r, &f)
 		return n, err
 	}
+	end := r.breaks()
 	q.removeBuffer(r)
 	f.Flags |= abi.FlagFinal
 	q.answered(f.Tag, f.Aux)
 	q.respondBytes(c, r, &f)
 	q.settle(r)
+	if m.err != nil {
+		q.endPieces(end, abi.StatusBadMemory)
+	}
 	return n, err
 }
 
@@ -268,7 +281,13 @@ func (q *queue) copyOut(dst []byte) error {
 func (q *queue) removeBuffer(r *request) {
 	q.count(abi.CounterBuffersReturned, 1)
 	switch {
+	case r.early:
+		q.removePiece(r)
+		r.conn.choice.early.remove(r)
 	case r.conn != nil:
+		if r.piece != 0 {
+			q.removePiece(r)
+		}
 		r.conn.buffers.remove(r)
 		r.conn.room -= uint64(r.todo())
 		if r.flags&abi.FlagOnce != 0 {
@@ -284,8 +303,15 @@ func (q *queue) removeBuffer(r *request) {
 	}
 }
 
-// returnBuffer answers a posted buffer that gets no more bytes.
+// returnBuffer answers a posted buffer that gets no more bytes, and pieces behind
+// it.
 func (q *queue) returnBuffer(r *request, s abi.Status) {
+	end := r.breaks()
+	q.returnOne(r, s)
+	q.endPieces(end, s)
+}
+
+func (q *queue) returnOne(r *request, s abi.Status) {
 	q.removeBuffer(r)
 	if q.check != nil {
 		q.check.unchanged(r)
@@ -302,6 +328,9 @@ func (q *queue) returnBuffer(r *request, s abi.Status) {
 func (q *queue) failBuffers(c *conn, s abi.Status) {
 	for r := c.buffers.front; r != nil; r = c.buffers.front {
 		q.returnBuffer(r, s)
+	}
+	for early := c.early(); early.front != nil; {
+		q.returnBuffer(early.front, s)
 	}
 }
 

@@ -246,7 +246,7 @@ func (q *queue) judge(c *conn, now uint64, i *engine.Info) bool {
 	case c.failed || peerEnded(i.State):
 		by = abi.CounterReceiveByEnd
 		d.release()
-	case c.crowded(d.waits()):
+	case q.spills || c.crowded(d.waits()):
 		by = abi.CounterReceiveByRoom
 		d.release()
 	default:

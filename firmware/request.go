@@ -19,6 +19,8 @@ type request struct {
 	past   bool // send: nothing of it is to be fetched any more
 	conn   *conn
 	group  *group // whose buffer it is
+	piece  uint16 // of a virtual buffer; 0: of none
+	early  bool   // a piece that cannot be used yet
 	job    *job   // of connect and listen
 	base   uint64
 	length uint32
@@ -146,8 +148,11 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 	reserved := false
 	switch f.Type {
 	case abi.TypeBufferSend, abi.TypeBufferAvailable:
-		if f.Flags&unbuiltFlags != 0 || f.Aux != 0 {
+		if f.Flags&unbuiltFlags != 0 {
 			return abi.StatusNotSupported
+		}
+		if f.Aux != 0 && !mayBePiece(f) {
+			return abi.StatusReserved
 		}
 		return q.checkBuffer(f)
 	case abi.TypeConnect, abi.TypeListen:
@@ -213,7 +218,7 @@ func (q *queue) answered(tag uint32, status uint16) {
 // hold enters a request into the ledger, or refuses it for want of adapter
 // memory and returns nil.
 func (q *queue) hold(f *abi.Fields, c *conn) *request {
-	if !q.fw.memory.charge(requestCharge) {
+	if !q.fw.memory.admit(requestCharge) {
 		q.refuse(f, abi.StatusNoMemory)
 		return nil
 	}

@@ -258,6 +258,10 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	case abi.AttrDelayCriteria, abi.AttrDelayCount, abi.AttrDelayBytes, abi.AttrDelayAge, abi.AttrDelayDynamic, abi.AttrASAPMode:
 		q.switchParking(c)
 		q.sendSoon(c)
+	case abi.AttrReceiveWindow:
+		if c.squeezed != 0 {
+			q.window(c)
+		}
 	}
 	switch t.Attr {
 	case abi.AttrBufferPolicy:
@@ -331,7 +335,7 @@ func (q *queue) getConnection(c *conn, a abi.Attribute) ([]byte, abi.Status) {
 // each in order.
 func (c *conn) heldBuffers() []byte {
 	b := make([]byte, 0, c.heldSize())
-	for _, l := range []*requestList{&c.sends, &c.buffers} {
+	for _, l := range []*requestList{&c.sends, &c.buffers, c.early()} {
 		for r := l.front; r != nil; r = r.next {
 			b = abi.AppendHeldBuffer(b, abi.HeldBuffer{Tag: r.tag, Length: r.length, Base: r.base})
 		}
@@ -340,6 +344,6 @@ func (c *conn) heldBuffers() []byte {
 }
 
 // heldSize is the length of heldBuffers.
-func (c *conn) heldSize() int { return abi.HeldBufferSize * (c.sends.n + c.buffers.n) }
+func (c *conn) heldSize() int { return abi.HeldBufferSize * (c.sends.n + c.buffers.n + c.early().n) }
 
 func scalar(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }

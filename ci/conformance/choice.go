@@ -45,7 +45,7 @@ func (t *T) chooser(signals int, attrs ...func(*ctl)) *chooser {
 	}
 	c := &chooser{notifier: t.notifier(Script{{Op: OpWait}}), marks: map[uint32]uint64{}}
 	c.peer, c.id = c.serve(append(s, Step{Op: OpDiscard}), attrs...)
-	for i := uint32(ctrBufferWaits); i <= ctrTableReads; i++ {
+	for i := uint32(ctrBufferWaits); i < counters; i++ {
 		c.marks[i] = c.counter(i)
 	}
 	return c

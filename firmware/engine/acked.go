@@ -84,14 +84,17 @@ func (t *connTable) remove(id stack.TransportEndpointID, c *conn) {
 	s.mu.Unlock()
 }
 
-// observe is the probe.
-func (t *connTable) observe(state *tcp.TCPEndpointState) {
-	id := stack.TransportEndpointID(state.ID)
+// find is the connection with these addresses, if there is one.
+func (t *connTable) find(id stack.TransportEndpointID) *conn {
 	s := t.shard(id)
 	s.mu.RLock()
-	c := s.conns[id]
-	s.mu.RUnlock()
-	if c != nil {
+	defer s.mu.RUnlock()
+	return s.conns[id]
+}
+
+// observe is the probe.
+func (t *connTable) observe(state *tcp.TCPEndpointState) {
+	if c := t.find(stack.TransportEndpointID(state.ID)); c != nil {
 		c.observe(state)
 	}
 }
@@ -111,7 +114,7 @@ func (c *conn) observe(state *tcp.TCPEndpointState) {
 	p.sendWindow = uint32(snd.SndWnd)
 	p.rtt, p.rttVar, p.rto = snd.RTTState.SRTT, snd.RTTState.RTTVar, snd.RTO
 	if n := c.consumed.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0)); n > p.received {
-		p.received = n
+		c.receivedLocked(n)
 		ev |= EventReadable
 	}
 	if state.RcvBufState.RcvClosed && !c.peerClosed {

@@ -49,6 +49,7 @@ type conn struct {
 	ackMu      sync.Mutex // may be taken with the stack's lock held, and calls nothing
 	acks       ackCounter
 	progress   progress
+	settled    bool // it has ended, and holds nothing any more
 	peerClosed bool // its FIN is here
 	finished   bool // both directions are done, though the stack waits
 
@@ -81,7 +82,7 @@ const writeChunk = 64 << 10
 
 func newConn(n *netstack, ep *tcp.Endpoint, wq *waiter.Queue, v6 bool) *conn {
 	c := &conn{endpoint: endpoint{engine: n, ep: ep, wq: wq, v6: v6}, tcp: ep}
-	c.taker.count = func(k int) { c.consumed.Add(uint64(k)); c.delivered.Add(uint64(k)) }
+	c.taker.count = func(k int) { c.took(k, true) }
 	c.setSendBuffer(defaultBuffer)
 	return c
 }
@@ -216,7 +217,7 @@ func (c *conn) list() {
 	waiting, err := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if err == nil && waiting > 0 {
 		c.ackMu.Lock()
-		c.progress.received = max(c.progress.received, uint64(waiting))
+		c.receivedLocked(max(c.progress.received, uint64(waiting)))
 		c.ackMu.Unlock()
 	}
 	if isConnected(c.state()) {
@@ -518,7 +519,7 @@ func (c *conn) drain() {
 	}
 	go func() {
 		for {
-			w := taker{take: func(p []byte) int { return len(p) }, left: int(^uint(0) >> 1), count: func(k int) { c.consumed.Add(uint64(k)) }}
+			w := taker{take: func(p []byte) int { return len(p) }, left: int(^uint(0) >> 1), count: func(k int) { c.took(k, false) }}
 			for {
 				r, terr := c.ep.Read(&w, tcpip.ReadOptions{})
 				if terr != nil || r.Count == 0 {
@@ -540,6 +541,7 @@ func (c *conn) Close() {
 	if c.end() {
 		c.unlist()
 		c.part()
+		c.settle()
 		c.dropGate()
 		c.engine.forget(c)
 	}
@@ -551,6 +553,7 @@ func (c *conn) Abort() {
 		c.unlist()
 		_ = c.fail(ErrAborted)
 		c.ep.Abort()
+		c.settle()
 		c.dropGate()
 		c.engine.forget(c)
 	}

@@ -126,12 +126,18 @@ func (d *datagram) arrive(p packet) {
 	d.queueMu.Lock()
 	defer d.queueMu.Unlock()
 	cost := len(p.payload) + datagramOverhead
-	if d.noRead.Load() || d.held >= d.window || d.remote.IsValid() && p.from != d.remote {
+	if d.noRead.Load() || d.held >= d.window || d.engine.hold.full(d.held > 0) || d.remote.IsValid() && p.from != d.remote {
 		d.engine.datagramsDropped.Add(1)
 		return
 	}
 	d.queue = append(d.queue, p)
-	d.held += cost
+	d.holdLocked(cost)
+}
+
+// holdLocked counts what the queue holds more.
+func (d *datagram) holdLocked(n int) {
+	d.held += n
+	d.engine.hold.bytes.Add(int64(n))
 }
 
 // popLocked takes the oldest datagram out of the queue.
@@ -141,7 +147,7 @@ func (d *datagram) popLocked() (packet, bool) {
 	}
 	p := d.queue[d.head]
 	d.queue[d.head] = packet{}
-	d.held -= len(p.payload) + datagramOverhead
+	d.holdLocked(-len(p.payload) - datagramOverhead)
 	if d.head++; d.head == len(d.queue) {
 		d.queue, d.head = d.queue[:0], 0
 	} else if d.head > 64 && d.head*2 > len(d.queue) {
@@ -216,7 +222,7 @@ func (d *datagram) onlyFrom(remote netip.AddrPort) {
 			continue
 		}
 		d.queue = append(d.queue, p)
-		d.held += len(p.payload) + datagramOverhead
+		d.holdLocked(len(p.payload) + datagramOverhead)
 	}
 }
 
@@ -373,7 +379,8 @@ func (d *datagram) CloseRead() error {
 
 func (d *datagram) dropLocked() {
 	d.engine.datagramsDropped.Add(uint64(len(d.queue) - d.head))
-	d.queue, d.head, d.held = nil, 0, 0
+	d.holdLocked(-d.held)
+	d.queue, d.head = nil, 0
 }
 
 func (d *datagram) Close() {

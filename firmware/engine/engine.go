@@ -241,4 +241,5 @@ type Stats struct {
 	ChecksumErrors, ListenOverflows    uint64
 	Endpoints                          uint64 // open now
 	DatagramsDropped                   uint64 // that came for an endpoint and were lost
+	SegmentsRefused                    uint64 // whose payload was refused by Holder's judge
 }

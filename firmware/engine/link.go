@@ -29,8 +29,9 @@ type link struct {
 	inbound    atomic.Pointer[inbound]
 	batches    sync.Pool // of *batch
 	gates      gates
-	receiving  sync.RWMutex // held for reading while frames are received
-	deaf       atomic.Bool  // what arrives is not heard
+	refuses    func(tcpip.NetworkProtocolNumber, []byte, int) bool // set before the port is attached
+	receiving  sync.RWMutex                                        // held for reading while frames are received
+	deaf       atomic.Bool                                         // what arrives is not heard
 	stats      linkStats
 }
 
@@ -207,6 +208,11 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		n := viewSize(left)
 		v := buffer.NewViewSize(n)
 		src.copyTo(v.AsSlice())
+		if left == size-len(eth) && l.refuses != nil && l.refuses(proto, v.AsSlice(), left) {
+			l.receiveStripped(proto, f, vouched)
+			v.Release()
+			return
+		}
 		if left == size-len(eth) && !l.gates.idle() {
 			switch l.gates.inbound(proto, v.AsSlice(), left) {
 			case strip:

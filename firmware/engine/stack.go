@@ -33,6 +33,7 @@ type netstack struct {
 	port  Port
 	log   *slog.Logger
 	conns connTable
+	hold  hold
 	// datagramsDropped counts those that the stack did not drop itself.
 	datagramsDropped atomic.Uint64
 	announcer        announcer
@@ -102,6 +103,7 @@ func New(cfg Config) (Engine, error) {
 	n.stack = stack.New(opts)
 	n.link.gates.stack = n.stack
 	n.announcer.link, n.announcer.after = n.link, n.stack.Clock().AfterFunc
+	n.link.refuses = n.refuses
 	if cfg.Hush > 0 {
 		n.link.gates.quiet(cfg.Hush)
 	}
@@ -352,6 +354,7 @@ func (n *netstack) Stats() Stats {
 		FramesOtherType:    l.otherType.Load(),
 		FramesDetached:     l.detached.Load(),
 		FramesUnanswered:   n.link.gates.kept.Load(),
+		SegmentsRefused:    n.hold.refused.Load(),
 		SegmentsSent:       t.SegmentsSent.Value(),
 		SegmentsReceived:   t.ValidSegmentsReceived.Value(),
 		Retransmits:        t.Retransmits.Value(),

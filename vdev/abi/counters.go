@@ -135,9 +135,14 @@ const (
 	CounterGatheredUnits   // waits ended by a whole link transfer
 	CounterGatheredParts   // waits for one that ended by time
 	CounterResultsCombined // results of deliveries that a response covers, but the first of each
+	CounterMemoryShort     // times that adapter memory went above SPILL_THRESHOLD (14.9)
+	CounterSpilledBytes    // bytes that went to bulk buffers while it was
+	CounterWindowsClosed   // receive windows narrowed because of it
+	CounterSegmentsRefused // segments whose payload was dropped for want of adapter memory
+	CounterFragments       // buffers given back before they were full because of FRAGMENT (14.10)
 	CounterBacklogDrops    // segments of callers dropped because the backlog was full
 
-	NumCounters = 129
+	NumCounters = 134
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -278,6 +283,11 @@ func counterNames() [NumCounters]string {
 		"gathered_units",
 		"gathered_parts",
 		"results_combined",
+		"memory_short",
+		"spilled_bytes",
+		"windows_closed",
+		"segments_refused",
+		"fragments",
 		"backlog_drops",
 	}
 }

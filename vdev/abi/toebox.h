@@ -567,8 +567,13 @@
 #define TOEBOX_COUNTER_GATHERED_UNITS           125 /* waits ended by a whole link transfer */
 #define TOEBOX_COUNTER_GATHERED_PARTS           126 /* waits for one that ended by time */
 #define TOEBOX_COUNTER_RESULTS_COMBINED         127 /* results of deliveries that a response covers, but the first of each */
-#define TOEBOX_COUNTER_BACKLOG_DROPS            128 /* segments of callers dropped because the backlog was full */
-#define TOEBOX_NUM_COUNTERS                     129
+#define TOEBOX_COUNTER_MEMORY_SHORT             128 /* times that adapter memory went above SPILL_THRESHOLD (14.9) */
+#define TOEBOX_COUNTER_SPILLED_BYTES            129 /* bytes that went to bulk buffers while it was */
+#define TOEBOX_COUNTER_WINDOWS_CLOSED           130 /* receive windows narrowed because of it */
+#define TOEBOX_COUNTER_SEGMENTS_REFUSED         131 /* segments whose payload was dropped for want of adapter memory */
+#define TOEBOX_COUNTER_FRAGMENTS                132 /* buffers given back before they were full because of FRAGMENT (14.10) */
+#define TOEBOX_COUNTER_BACKLOG_DROPS            133 /* segments of callers dropped because the backlog was full */
+#define TOEBOX_NUM_COUNTERS                     134
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1

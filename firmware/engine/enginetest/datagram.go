@@ -59,6 +59,7 @@ func (p *Endpoint) Receive(take func(netip.AddrPort, []byte)) error {
 	}
 	b, from := p.received[0], p.from[0]
 	p.received, p.from = p.received[1:], p.from[1:]
+	p.holdLocked(-len(b))
 	p.counts.Delivered += uint64(len(b))
 	take(from, b)
 	return nil

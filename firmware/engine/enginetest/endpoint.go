@@ -33,6 +33,7 @@ type Endpoint struct {
 	failure       error
 	received      [][]byte         // not read yet: pieces of the stream, or datagrams
 	from          []netip.AddrPort // of datagrams: where each is from
+	held          int              // bytes in received
 	soft          error            // told by TakeError
 	sentTo        []netip.AddrPort // of datagrams: where each went; invalid: the peer
 	groups        []netip.Addr
@@ -113,6 +114,7 @@ func (p *Endpoint) deliverLocked(from netip.AddrPort, b []byte) {
 		return
 	}
 	p.received = append(p.received, append([]byte(nil), b...))
+	p.holdLocked(len(b))
 	p.from = append(p.from, from)
 	p.notifyLocked(engine.EventReadable)
 }

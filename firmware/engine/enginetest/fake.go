@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"toebox/firmware/engine"
 )
@@ -16,6 +17,9 @@ type Engine struct {
 	// handshake, on the caller's goroutine; it may call [Endpoint.Establish]
 	// or [Endpoint.Fail] at once. Set it before the engine is used.
 	OnConnect func(*Endpoint)
+
+	held   atomic.Int64
+	refuse atomic.Pointer[func(bool) bool]
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -35,6 +39,7 @@ type Engine struct {
 var (
 	_ engine.Engine    = (*Engine)(nil)
 	_ engine.Announcer = (*Engine)(nil)
+	_ engine.Holder    = (*Engine)(nil)
 	_ engine.Endpoint  = (*Endpoint)(nil)
 )
 
@@ -51,6 +56,27 @@ const firstPort = 49152
 // NewEngine returns an engine without addresses.
 func NewEngine() *Engine {
 	return &Engine{open: make(map[*Endpoint]struct{}), bound: make(map[binding]*Endpoint), nextPort: firstPort}
+}
+
+// Held is what has arrived and was not read.
+func (e *Engine) Held() int64 { return e.held.Load() }
+
+// Refuse sets who is asked by [Engine.Refuses].
+func (e *Engine) Refuse(f func(holding bool) bool) { e.refuse.Store(&f) }
+
+// Refuses asks whether payload that arrives would be refused; the fake itself
+// never asks.
+func (e *Engine) Refuses(holding bool) bool {
+	f := e.refuse.Load()
+	return f != nil && *f != nil && (*f)(holding)
+}
+
+// holdLocked counts bytes that have arrived, or were read.
+func (p *Endpoint) holdLocked(n int) {
+	if n < 0 || !p.ended {
+		p.held += n
+		p.engine.held.Add(int64(n))
+	}
 }
 
 // SetAddresses remembers the addresses.

@@ -159,7 +159,7 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 	default:
 		return 0, engine.ErrWouldBlock
 	}
-	n, i := 0, 0
+	n, i, lost := 0, 0, 0
 	for ; i < len(p.received) && n < limit; i++ {
 		offer := p.received[i][:min(len(p.received[i]), limit-n)]
 		k := len(offer)
@@ -168,6 +168,7 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 		}
 		n += k
 		if p.protocol == engine.UDP { // the rest of a datagram is lost
+			lost = len(p.received[i]) - k
 			i++
 			break
 		}
@@ -182,6 +183,7 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 		p.received = p.received[i:]
 		p.from = p.from[min(i, len(p.from)):]
 		p.counts.Delivered += uint64(n)
+		p.holdLocked(-n - lost)
 	}
 	return n, nil
 }
@@ -289,6 +291,7 @@ func (p *Endpoint) CloseRead() error {
 		return err
 	}
 	p.closedRead, p.received, p.from = true, nil, nil
+	p.holdLocked(-p.held)
 	return nil
 }
 
@@ -319,6 +322,7 @@ func (p *Endpoint) end(count *int) {
 	arrivals := p.arrivals
 	p.arrivals = nil
 	p.state = engine.StateClosed
+	p.holdLocked(-p.held)
 	p.mu.Unlock()
 	if first {
 		p.engine.forget(p)

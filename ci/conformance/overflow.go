@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"bytes"
+	"fmt"
+
+	"toebox/guestdriver"
+)
+
+// Attributes and counters of SPEC.md §14.9.
+const (
+	memorySize     = 0x0107
+	spillThreshold = 0x010e
+	receiveWindow  = 0x0207
+
+	ctrMemoryShort     = 128
+	ctrSpilledBytes    = 129
+	ctrWindowsClosed   = 130
+	ctrSegmentsRefused = 131
+)
+
+// scarce gives the adapter so much memory above what is in use, and returns the
+// limit.
+func (r *ring) scarce(threshold, size uint64) uint64 {
+	r.Helper()
+	used := r.scalar(reqAdapter, 0, memoryUsed)
+	d, _ := r.attrs(reqAdapter, 0, new(ctl).set(spillThreshold, used+threshold).set(memorySize, used+size))
+	must(r.T, "status of the set of memory", d.Aux, stOK)
+	return used + size
+}
+
+// TestMM13_Overflow: with little adapter memory and a host that gives no buffers
+// windows close, memory stays within its limit, and another connection goes on.
+// When buffers come, all of it arrives.
+func TestMM13_Overflow(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{inLog: 8, outLog: 8})
+	const conns, total = 10, 400_000
+	other, id := r.serve(Script{{Op: OpWait}, {Op: OpSend, N: 100_000, Seed: 77}, {Op: OpDiscard}})
+	var ids []uint64
+	var peers []Session
+	for i := range conns {
+		p, id := r.serve(Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: uint64(30 + i)}, {Op: OpDiscard}}, attr(receiveWindow, 64<<10))
+		peers, ids = append(peers, p), append(ids, id)
+	}
+	limit := r.scarce(300_000, 2_000_000)
+	short, closed := c.counter(ctrMemoryShort), c.counter(ctrWindowsClosed)
+	for _, p := range peers {
+		check(t, "peer: signal", p.Signal(t.ctx))
+	}
+	peak := uint64(0)
+	look := func() {
+		used := r.scalar(reqAdapter, 0, memoryUsed)
+		if peak = max(peak, used); used > limit {
+			t.Fatalf("MEMORY_USED is %d, the limit %d", used, limit)
+		}
+	}
+	t.until("windows to close", func() bool {
+		look()
+		return c.counter(ctrMemoryShort) > short && c.counter(ctrWindowsClosed)-closed >= conns
+	})
+	t.never("memory above its limit", nothing, func() bool { look(); return false })
+	t.Logf("MEMORY_USED was at most %d of %d", peak, limit)
+	check(t, "peer: signal", other.Signal(t.ctx))
+	r.stream(id, 77, 0, 100_000, 100_000)
+	for i, id := range ids {
+		r.stream(id, uint64(30+i), 0, total, total)
+		look()
+	}
+	want(t, "memory_short", c.counter(ctrMemoryShort)-short, 1)
+	for _, id := range append(ids, id) {
+		r.finish(id)
+	}
+}
+
+// TestMM13_Refuse: payload that there is no memory for counts as not arrived, and
+// none of it is lost.
+func TestMM13_Refuse(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	const total = 1 << 20
+	p, id := r.serve(Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: 9}, {Op: OpDiscard}}, attr(receiveWindow, 4<<20))
+	r.scarce(200_000, 200_000)
+	refused := c.counter(ctrSegmentsRefused)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	t.until("payload to be refused", func() bool { return c.counter(ctrSegmentsRefused) > refused })
+	r.stream(id, 9, 0, total, total)
+	r.finish(id)
+}
+
+// TestMM13_Spill: bytes that wait for a buffer of their connection go to bulk
+// buffers when memory is short, and wait again when it is not.
+func TestMM13_Spill(t *T) {
+	c := t.chooser(3, attr(bufferPolicy, 1), attr(bufferWait, 1<<62))
+	const fill = 100_000
+	_, big := c.serve(Script{{Op: OpSend, N: fill, Seed: 5}, {Op: OpDiscard}}, attr(bufferPolicy, 1), attr(bufferWait, 1<<62))
+	c.until("the bytes to arrive", func() bool { return c.scalar(reqConnAttr, big, bytesReceived) == fill })
+	bulk, spilled := c.buffer(64), c.buffer(fill)
+	tag := c.available(0, bulk, 0)
+	c.arrive()
+	c.none("memory enough")
+	before := c.counter(ctrSpilledBytes)
+	// As much as is in use is 1 byte too much.
+	used := c.scalar(reqAdapter, 0, memoryUsed)
+	d, _ := c.attrs(reqAdapter, 0, new(ctl).set(spillThreshold, used-1).set(memorySize, used+40_000))
+	must(t, "status of the set of memory", d.Aux, stOK)
+	got := map[uint64][]byte{}
+	memory := map[uint32]guestdriver.DMA{tag: bulk, c.available(0, spilled, 0): spilled}
+	for len(got[c.id]) < 64 || len(got[big]) < fill {
+		d := c.take("a delivery", func(d desc) bool { return d.Type == rspReceive })
+		m := memory[d.Tag]
+		got[d.Conn] = append(got[d.Conn], m.Bytes[:d.Length]...)
+		memory[c.available(0, m, 0)] = m
+	}
+	for id, w := range map[uint64]struct {
+		seed uint64
+		n    int
+	}{c.id: {1, 64}, big: {5, fill}} {
+		expect := make([]byte, w.n)
+		Payload(expect, w.seed, 0)
+		want(t, fmt.Sprintf("bytes of %#x are right", id), bytes.Equal(got[id], expect), true)
+	}
+	// The last bytes may go when memory is not short any more.
+	if n := c.counter(ctrSpilledBytes) - before; n < fill || n > fill+64 {
+		t.Errorf("spilled_bytes moved by %d", n)
+	}
+	c.none("after the spill")
+	c.arrive()
+	c.none("memory is not short any more")
+	c.finish(big)
+	c.finish(c.id)
+}

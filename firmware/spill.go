@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package firmware
+
+import (
+	"sync/atomic"
+
+	"toebox/firmware/engine"
+	"toebox/vdev/abi"
+)
+
+// spill says when received payload has to leave adapter memory, or must not come
+// into it (MM13, SPEC.md §14.9).
+type spill struct {
+	threshold atomic.Int64 // SPILL_THRESHOLD; 0: 3/4 of MEMORY_SIZE
+	on        atomic.Bool
+}
+
+// spillAt is SPILL_THRESHOLD.
+func (f *Firmware) spillAt() int64 {
+	limit := f.memory.limit.Load()
+	if n := f.spill.threshold.Load(); n != 0 {
+		return min(n, limit)
+	}
+	return limit / 4 * 3
+}
+
+// refuse is asked by the engine whether payload that arrives is to be dropped:
+// of connections that hold some already from half-way between the threshold and
+// the limit on, of others at 7/8 of that way. The rest is for what is under way.
+func (f *Firmware) refuse(holding bool) bool {
+	used := int64(f.memory.load())
+	limit := f.memory.limit.Load()
+	room := limit - f.spillAt()
+	if holding {
+		return used > limit-room/2
+	}
+	return used > limit-room/8
+}
+
+// watchMemory notes that memory went above the threshold, or as far below as 1/8
+// of what lies between it and the limit, and lets all queues see it.
+func (f *Firmware) watchMemory() {
+	used, at := int64(f.memory.load()), f.spillAt()
+	on := f.spill.on.Load()
+	switch {
+	case !on && used > at, on && used <= at-(f.memory.limit.Load()-at)/8:
+	default:
+		return
+	}
+	if f.spill.on.CompareAndSwap(on, !on) {
+		if !on {
+			f.counters.Add(abi.CounterMemoryShort, 1)
+		}
+		f.wakeAll()
+	}
+}
+
+// turnSpill acts on the threshold being crossed: above it what waits for a buffer
+// of its own waits no more, and the windows of connections without any close;
+// below, they open.
+func (q *queue) turnSpill() {
+	q.fw.watchMemory()
+	on := q.fw.spill.on.Load()
+	if on == q.spills {
+		return
+	}
+	q.spills = on
+	q.progress = true
+	if !on {
+		for n := len(q.squeezed); n > 0; n-- {
+			q.unsqueeze(q.squeezed[n-1])
+		}
+		return
+	}
+	for _, x := range q.choices {
+		q.receiveSoon(x.conn)
+	}
+	for _, d := range q.delays {
+		q.receiveSoon(d.conn)
+	}
+	for _, p := range q.wait.places {
+		if p.conn != nil {
+			q.squeeze(p.conn)
+		}
+	}
+	if q.held.n < holdLimit {
+		return
+	}
+	for _, p := range q.rx.places { // they have no turn until the host takes responses
+		if p.conn != nil {
+			q.squeeze(p.conn)
+		}
+	}
+}
+
+// narrow is the receive window, in bytes, of a connection whose payload has
+// nowhere to go while adapter memory is short. Where it was wider, the engine drops
+// what comes beyond it, and the peer sends that again. It is not so narrow that a
+// host which gives buffers one by one would feel it.
+const narrow = 64 << 10
+
+// squeeze narrows the window of c, whose payload has nowhere to go, if memory is
+// short.
+func (q *queue) squeeze(c *conn) {
+	if !q.spills || c.squeezed != 0 || c.proto.number() != engine.TCP || c.phase != open {
+		return
+	}
+	q.squeezed = append(q.squeezed, c)
+	c.squeezed = int32(len(q.squeezed))
+	q.count(abi.CounterWindowsClosed, 1)
+	q.window(c)
+}
+
+// unsqueeze opens the window of c again.
+func (q *queue) unsqueeze(c *conn) {
+	if c.squeezed == 0 {
+		return
+	}
+	i, last := int(c.squeezed-1), len(q.squeezed)-1
+	q.squeezed[i] = q.squeezed[last]
+	q.squeezed[i].squeezed = int32(i + 1)
+	q.squeezed[last] = nil
+	q.squeezed = q.squeezed[:last]
+	c.squeezed = 0
+	q.window(c)
+}
+
+// window gives c the receive window that it has now. One that has just ended
+// refuses it.
+func (q *queue) window(c *conn) {
+	n := c.attrs.of(abi.AttrReceiveWindow)
+	if c.squeezed != 0 {
+		n = min(n, narrow)
+	}
+	if c.phase == open {
+		_ = c.ep.SetOption(engine.OptReceiveWindow, int64(n))
+	}
+}
