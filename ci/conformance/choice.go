@@ -57,12 +57,23 @@ func (c *chooser) moved(what string, i uint32, by uint64) {
 	want(c.T, what, c.counter(i)-c.marks[i], by)
 }
 
-// arrive lets 64 bytes arrive, and returns when the adapter has acted on them.
+// acted counts what becomes of bytes that arrive: deliveries and waits.
+func (c *chooser) acted() (n uint64) {
+	for _, i := range []uint32{ctrPoolDeliveries, ctrOwnDeliveries, ctrPoolEmpty, ctrBufferWaits} {
+		n += c.counter(i)
+	}
+	return n
+}
+
+// arrive lets 64 bytes arrive, and returns when the adapter has acted on them: they
+// are counted before the connection's queue hears of them.
 func (c *chooser) arrive() {
 	c.Helper()
+	before := c.acted()
 	check(c.T, "peer: signal", c.peer.Signal(c.ctx))
 	c.arrived += 64
 	c.until("64 bytes to arrive", func() bool { return c.scalar(reqConnAttr, c.id, bytesReceived) >= c.arrived })
+	c.until("the adapter to act on them", func() bool { return c.acted() > before })
 	c.settle()
 	c.consume()
 }
