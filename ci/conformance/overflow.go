@@ -96,7 +96,9 @@ func TestMM13_Spill(t *T) {
 	c := t.chooser(3, attr(bufferPolicy, 1), attr(bufferWait, 1<<62))
 	const fill = 100_000
 	_, big := c.serve(Script{{Op: OpSend, N: fill, Seed: 5}, {Op: OpDiscard}}, attr(bufferPolicy, 1), attr(bufferWait, 1<<62))
-	c.until("the bytes to arrive", func() bool { return c.scalar(reqConnAttr, big, bytesReceived) == fill })
+	c.until("the bytes to wait", func() bool {
+		return c.scalar(reqConnAttr, big, bytesReceived) == fill && c.counter(ctrBufferWaits) > c.marks[ctrBufferWaits]
+	})
 	bulk, spilled := c.buffer(64), c.buffer(fill)
 	tag := c.available(0, bulk, 0)
 	c.arrive()
