@@ -11,7 +11,7 @@ import (
 	"github.com/digitalocean/go-qemu/qmp"
 )
 
-const qmpPatience = 5 * time.Second
+const qmpPatience = 20 * time.Second
 
 // A monitor is QEMU's QMP socket. The library has no contexts, and blocks for ever
 // on an event nobody takes: each call runs beside a deadline, and events are taken
