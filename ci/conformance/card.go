@@ -80,7 +80,7 @@ const (
 	ctrCarriedIn    = 83
 	ctrCarryRefused = 84
 
-	ctrBacklogDrops = 121
+	ctrBacklogDrops = 133
 )
 
 // counters is how many there are.
