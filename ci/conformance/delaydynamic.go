@@ -211,6 +211,7 @@ func TestRX12_Combined(t *T) {
 		}
 	}
 	third := d.post(post(d.conn), post(d.conn), post(d.conn))
+	d.settle() // one of them alone would be full
 	d.begins()
 	d.still("NOTIFY_TIME", 5*ms)
 	two("two full buffers", third-1, 0, 2*size, 0)
@@ -227,6 +228,7 @@ func TestRX12_Combined(t *T) {
 	// The last one of bulk buffers need not be full.
 	base := at
 	last := d.post(post(0), post(0))
+	d.settle()
 	d.begins()
 	d.step(5 * ms)
 	two("bulk buffers", last, base, size+30, 2)
@@ -235,6 +237,7 @@ func TestRX12_Combined(t *T) {
 	status, _ := d.setScalar(reqConnAttr, d.conn, combine, 0)
 	want(t, "set COMBINE", status, stOK)
 	d.post(post(0), post(0))
+	d.settle()
 	d.begins()
 	d.step(5 * ms)
 	for range 2 {
