@@ -70,7 +70,7 @@ func echoes(t *testing.T, p *port.SwitchPort, address string) *device.Device {
 // peer, which is here, notice.
 func TestRIG09_Guest(t *testing.T) {
 	if testing.Short() {
-		t.Skip("boots a machine, ten seconds: run without -short")
+		t.Skip("boots a machine, some seconds: run without -short")
 	}
 	const mtu = 1500
 	o, parts, sockets := prepare(t, "none", vm.IOMMUIntel)

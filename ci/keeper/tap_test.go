@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,18 +45,21 @@ func TestCarryOverTap(t *testing.T) {
 	tap, err := n.Tap()
 	check(err)
 	defer tap.Close()
-	for _, network := range []struct{ name, address string }{
-		{"IPv4", n.Gateway().String()},
-		{"IPv6", n.Gateway6().String()},
+	for _, network := range []struct {
+		name    string
+		address netip.Addr
+	}{
+		{"IPv4", n.Gateway()},
+		{"IPv6", n.Gateway6()},
 	} {
 		t.Run(network.name, func(t *testing.T) {
-			if network.address == "invalid IP" {
+			if !network.address.IsValid() {
 				t.Skip("the kernel has no IPv6: start it without ipv6.disable=1")
 			}
 			before := resets(t, n)
 			l := &net.TCPListener{}
 			check(n.Do(func() (err error) {
-				l, err = net.ListenTCP("tcp", &net.TCPAddr{IP: net.ParseIP(network.address)})
+				l, err = net.ListenTCP("tcp", &net.TCPAddr{IP: network.address.AsSlice()})
 				return err
 			}))
 			defer l.Close()

@@ -57,11 +57,12 @@ func (r *recorder) take(types ...string) [][]byte {
 	return got
 }
 
-// octets is a frame in hexadecimal.
-func octets(s string) []byte {
+// unhex is a frame in hexadecimal.
+func unhex(t *testing.T, s string) []byte {
+	t.Helper()
 	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
 	if err != nil {
-		panic(err)
+		t.Fatal(err)
 	}
 	return b
 }
@@ -80,13 +81,13 @@ func TestAnnounce(t *testing.T) {
 	t.Cleanup(func() { e.Close() })
 	port.take()
 	a := e.(engine.Announcer)
-	request := octets(`ffffffffffff 020000000001 0806 0001 0800 06 04 0001
+	request := unhex(t, `ffffffffffff 020000000001 0806 0001 0800 06 04 0001
 		020000000001 0a00020f 000000000000 0a00020f`)
-	reply := octets(`ffffffffffff 020000000001 0806 0001 0800 06 04 0002
+	reply := unhex(t, `ffffffffffff 020000000001 0806 0001 0800 06 04 0002
 		020000000001 0a00020f 020000000001 0a00020f`)
-	gateway := octets(`ffffffffffff 020000000001 0806 0001 0800 06 04 0001
+	gateway := unhex(t, `ffffffffffff 020000000001 0806 0001 0800 06 04 0001
 		020000000001 0a00020f 000000000000 0a000202`)
-	advertisement := octets(`333300000001 020000000001 86dd 60000000 0020 3a ff
+	advertisement := unhex(t, `333300000001 020000000001 86dd 60000000 0020 3a ff
 		fd000000000000000000000000000015 ff020000000000000000000000000001
 		88 00 5a73 20000000 fd000000000000000000000000000015 02 01 020000000001`)
 	for _, c := range []struct {
@@ -104,7 +105,7 @@ func TestAnnounce(t *testing.T) {
 				t.Fatal(err)
 			}
 			// The engine asks for the gateway's address itself, until it knows.
-			port.receive([]engine.Frame{{Data: [][]byte{octets(`020000000001 020000000002 0806 0001 0800 06 04 0002
+			port.receive([]engine.Frame{{Data: [][]byte{unhex(t, `020000000001 020000000002 0806 0001 0800 06 04 0002
 				020000000002 0a000202 020000000001 0a00020f`)}}})
 			port.take()
 		}
@@ -165,7 +166,7 @@ func TestDeafen(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { e.Close() })
-	asked := octets(`ffffffffffff 020000000002 0806 0001 0800 06 04 0001
+	asked := unhex(t, `ffffffffffff 020000000002 0806 0001 0800 06 04 0001
 		020000000002 0a000202 000000000000 0a00020f`)
 	for i, deaf := range []bool{false, true, false} {
 		e.(engine.Announcer).Deafen(deaf)
