@@ -127,22 +127,25 @@ func (q *queue) receive(c *conn, since uint64) {
 			q.receiveSince(c, since)
 			return
 		}
-		most := q.receivable(c)
-		if most == 0 {
+		most, err := q.receivable(c)
+		if most == 0 && err == nil {
 			return // it waits
 		}
-		r := q.pick(c)
-		if r == nil {
-			r = q.starve(c, since)
+		if err == nil {
+			r := q.pick(c)
+			if r == nil {
+				r = q.starve(c, since)
+			}
+			if r == nil {
+				return
+			}
+			if q.check != nil {
+				q.check.unchanged(r)
+			}
+			var n int
+			n, err = c.proto.deliver(q, c, r, most)
+			moved += n
 		}
-		if r == nil {
-			return
-		}
-		if q.check != nil {
-			q.check.unchanged(r)
-		}
-		n, err := c.proto.deliver(q, c, r, most)
-		moved += n
 		switch {
 		case err == nil:
 		case errors.Is(err, engine.ErrWouldBlock) && !c.failed:

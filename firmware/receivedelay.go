@@ -197,11 +197,13 @@ const unlimited = math.MaxInt
 
 // receivable is how many of the received bytes of a stream may go now; 0: they
 // wait, and a time limit or an event of the connection lets it be asked again.
-func (q *queue) receivable(c *conn) int {
+// An error says why there are none. Bytes that come after it has looked are not
+// meant: whether they wait is not known before they are counted.
+func (q *queue) receivable(c *conn) (int, error) {
 	d := c.delay
 	if d == nil {
 		if !c.attrs.delays() && c.unit(0).size == 0 || c.proto.number() != engine.TCP || !q.newDelay(c) {
-			return unlimited
+			return unlimited, nil
 		}
 		d = c.delay
 	}
@@ -220,11 +222,12 @@ func (q *queue) receivable(c *conn) int {
 	}
 	switch {
 	case d.ripe > i.Delivered:
-		return int(min(d.ripe-i.Delivered, math.MaxInt))
+		return int(min(d.ripe-i.Delivered, math.MaxInt)), nil
 	case d.waits() > 0:
-		return 0
+		return 0, nil
 	}
-	return unlimited // nothing is there, or the end
+	_, err := c.ep.Peek(1, q.looks.probe)
+	return 0, err
 }
 
 // judge reports whether the wait of c has ended, with all that waits or a part

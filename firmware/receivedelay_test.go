@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"toebox/firmware"
+	"toebox/firmware/engine"
 	"toebox/firmware/engine/enginetest"
 	"toebox/vdev/abi"
 )
@@ -186,6 +188,54 @@ func TestReceiveDelay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lateEngine makes endpoints at which bytes come when they have just been looked
+// at.
+type lateEngine struct {
+	engine.Engine
+	comes chan []byte
+}
+
+func (e *lateEngine) Open(p engine.Protocol, v6 bool, s engine.Sink) (engine.Endpoint, error) {
+	ep, err := e.Engine.Open(p, v6, s)
+	return &late{ep, e.comes}, err
+}
+
+type late struct {
+	engine.Endpoint
+	comes chan []byte
+}
+
+func (p *late) Info() engine.Info {
+	i := p.Endpoint.Info()
+	select {
+	case b := <-p.comes:
+		p.Endpoint.(*enginetest.Endpoint).Deliver(b)
+	default:
+	}
+	return i
+}
+
+// TestReceiveDelayLate: bytes that come while the worker looks at the connection
+// wait like others.
+func TestReceiveDelayLate(t *testing.T) {
+	comes := make(chan []byte, 1)
+	r := newRig(t, 6, func(c *firmware.Config) { c.Engine = &lateEngine{c.Engine, comes} })
+	l := r.timeline()
+	id, _ := r.connect()
+	r.setAll(id, notifyTime, 10*ms, notifyMax, 10*ms)
+	comes <- []byte("abc")
+	r.post(r.buffer(abi.TypeBufferAvailable, id, 8))
+	if seen := r.settle(); len(seen) != 0 || len(comes) != 0 {
+		t.Fatalf("told %+v, %d pieces to come", seen, len(comes))
+	}
+	r.wantCounter(waits, 1)
+	l.fw.StepPolicyClock(10 * ms)
+	if seen := r.settle(); len(seen) != 1 || seen[0].Length != 3 {
+		t.Errorf("told %+v", seen)
+	}
+	r.wantCounter(byTime, 1)
 }
 
 // waiting is a connection whose first bytes, "abc", wait for 10 ms.
