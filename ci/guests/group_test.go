@@ -4,13 +4,12 @@ package guests
 
 import (
 	"fmt"
-	"io"
 	"net/netip"
 	"path/filepath"
 	"testing"
 
-	"toebox/ci/bus/inproc"
 	adapter "toebox/ci/rig"
+	"toebox/ci/rig/rigtest"
 	"toebox/guestdriver"
 	"toebox/images/vm"
 	"toebox/vdev/device"
@@ -21,47 +20,12 @@ import (
 // comes to port 7.
 func echoes(t *testing.T, p *port.SwitchPort, address string) *device.Device {
 	t.Helper()
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{
-		Firmware: adapter.Firmware, Port: p, Lease: port.Lease{Prefixes: []netip.Prefix{netip.MustParsePrefix(address)}}, DMA: mem, IRQs: irqs, Seed: 9,
-	})
+	d, bus := rigtest.Device(t, device.Config{Port: p, Lease: port.Lease{Prefixes: []netip.Prefix{netip.MustParsePrefix(address)}}, Seed: 9})
+	l, err := rigtest.Driver(t, bus, guestdriver.Options{}).Listen("tcp4", ":7")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	bus, err := inproc.New(d.Function(), mem, irqs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := guestdriver.Open(t.Context(), bus, guestdriver.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	l, err := a.Listen("tcp4", ":7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
+	go rigtest.Echo(l)
 	return d
 }
 

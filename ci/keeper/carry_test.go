@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -20,10 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"toebox/ci/bus/inproc"
 	"toebox/ci/bus/socket"
 	"toebox/ci/conformance"
 	adapterrig "toebox/ci/rig"
+	"toebox/ci/rig/rigtest"
 	"toebox/firmware/engine"
 	"toebox/guestdriver"
 	"toebox/vdev/device"
@@ -163,57 +162,16 @@ func (o *outlet) Transmit(frames []engine.Frame) int {
 
 func (o *outlet) Close() error { return nil }
 
-// open starts a driver, to be closed at the end.
-func open(t *testing.T, bus guestdriver.Bus, err error, o guestdriver.Options) *guestdriver.Adapter {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := guestdriver.Open(t.Context(), bus, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return a
-}
-
 // echo is the peer: a second adapter, in this process, that sends back what
 // comes.
 func echo(t *testing.T, p engine.Port) {
 	t.Helper()
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{
-		Firmware: adapterrig.Firmware, Port: p, Lease: lease("10.0.2.2/24"), DMA: mem, IRQs: irqs, Seed: 2,
-	})
+	_, bus := rigtest.Device(t, device.Config{Port: p, Lease: lease("10.0.2.2/24"), Seed: 2})
+	l, err := rigtest.Driver(t, bus, guestdriver.Options{}).Listen("tcp4", ":7")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	bus, err := inproc.New(d.Function(), mem, irqs)
-	l, err := open(t, bus, err, guestdriver.Options{}).Listen("tcp4", ":7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
+	go rigtest.Echo(l)
 }
 
 // folder is one with a path short enough for a socket.
@@ -276,7 +234,10 @@ func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec
 		front.Close()
 	})
 	bus, err := socket.Dial(t.Context(), path, vfiouser.ClientConfig{Timeout: limit})
-	a := open(t, bus, err, guestdriver.Options{CarryOver: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := rigtest.Driver(t, bus, guestdriver.Options{CarryOver: true})
 	c, err := a.Dial("tcp", peer)
 	if err != nil {
 		t.Fatal(err)

@@ -12,9 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"toebox/ci/bus/inproc"
 	"toebox/ci/conformance"
-	"toebox/ci/rig"
+	"toebox/ci/rig/rigtest"
 	"toebox/guestdriver"
 	"toebox/vdev/device"
 )
@@ -29,35 +28,8 @@ type carrier struct {
 
 func newCarrier(t *testing.T, queues int) *carrier {
 	t.Helper()
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT}, DMA: mem, IRQs: irqs, Seed: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	bus, err := inproc.New(d.Function(), mem, irqs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := guestdriver.Open(t.Context(), bus, guestdriver.Options{Queues: queues, CarryOver: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &carrier{T: t, dev: d, bus: bus, a: a}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		s := a.Stats()
-		if s.BadTags+s.BadTypes+s.BadFinals+s.BadConns+s.BadLengths+s.LostBuffers+s.Memory != 0 {
-			t.Errorf("at the end: %+v", s)
-		}
-	})
-	return c
+	d, bus := rigtest.Device(t, device.Config{Net: device.Net{Mode: device.ModeNAT}, Seed: 1})
+	return &carrier{T: t, dev: d, bus: bus, a: rigtest.Driver(t, bus, guestdriver.Options{Queues: queues, CarryOver: true})}
 }
 
 // until waits for something that the other goroutines bring about.
@@ -204,19 +176,7 @@ func echoServer(t *testing.T) (port string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(patience))
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
+	go rigtest.Echo(l)
 	_, port, _ = net.SplitHostPort(l.Addr().String())
 	return port
 }

@@ -13,8 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"toebox/ci/bus/inproc"
-	"toebox/ci/rig"
+	"toebox/ci/rig/rigtest"
 	"toebox/guestdriver"
 	"toebox/vdev/device"
 	"toebox/vdev/port"
@@ -23,30 +22,8 @@ import (
 // adapter starts driver and device behind a gateway.
 func adapter(t *testing.T, cfg port.NATConfig, opts guestdriver.Options) (*device.Device, *guestdriver.Adapter) {
 	t.Helper()
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{Firmware: rig.Firmware, Net: device.Net{Mode: device.ModeNAT, NAT: cfg}, DMA: mem, IRQs: irqs, Seed: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	bus, err := inproc.New(d.Function(), mem, irqs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := guestdriver.Open(t.Context(), bus, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d, a
+	d, bus := rigtest.Device(t, device.Config{Net: device.Net{Mode: device.ModeNAT, NAT: cfg}, Seed: 1})
+	return d, rigtest.Driver(t, bus, opts)
 }
 
 // behind is adapter for tests that need the driver alone.

@@ -12,8 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"toebox/ci/bus/inproc"
-	"toebox/ci/rig"
+	"toebox/ci/rig/rigtest"
 	"toebox/guestdriver"
 	"toebox/vdev/device"
 	"toebox/vdev/port"
@@ -61,36 +60,9 @@ func newStation(t *testing.T, p *port.SwitchPort, seed uint64, o guestdriver.Opt
 	for _, a := range addresses {
 		lease.Prefixes = append(lease.Prefixes, netip.MustParsePrefix(a))
 	}
-	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
-	d, err := device.New(device.Config{Firmware: rig.Firmware, Port: p, Lease: lease, DMA: mem, IRQs: irqs, Seed: seed})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	inner, err := inproc.New(d.Function(), mem, irqs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, inner := rigtest.Device(t, device.Config{Port: p, Lease: lease, Seed: seed})
 	bus := &mortalBus{Bus: inner}
-	a, err := guestdriver.Open(t.Context(), bus, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &station{d, p, bus, a}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		s := a.Stats()
-		if s.BadTags+s.BadTypes+s.BadFinals+s.BadConns+s.BadLengths+s.LostBuffers+s.Memory != 0 {
-			t.Errorf("at the end: %+v", s)
-		}
-	})
-	return s
+	return &station{d, p, bus, rigtest.Driver(t, bus, o)}
 }
 
 // link is a group of two adapters and a peer on one link.
@@ -138,7 +110,7 @@ func (l *link) echo(address string) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	go serve(in)
+	go rigtest.Echo(in)
 }
 
 // TestRIG09_Failover: an adapter is stopped in the middle of transfers both ways,
@@ -209,21 +181,6 @@ func TestRIG09_Failover(t *testing.T) {
 	}
 }
 
-// serve has a listener send back what its connections bring.
-func serve(in net.Listener) {
-	for {
-		c, err := in.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(patience))
-			_, _ = io.Copy(c, c)
-		}()
-	}
-}
-
 // exchange sends a word over a connection and wants it back.
 func exchange(t *testing.T, c net.Conn, word string) {
 	t.Helper()
@@ -253,7 +210,7 @@ func TestRIG09_Standby(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { all.Close() })
-	go serve(all)
+	go rigtest.Echo(all)
 	_, port, _ := net.SplitHostPort(all.Addr().String())
 	dial := func(a *guestdriver.Adapter, address string) *guestdriver.Conn {
 		t.Helper()
@@ -301,7 +258,7 @@ func TestRIG09_Standby(t *testing.T) {
 	if _, err := io.ReadFull(within(t, got, nil), b); err != nil || string(b) != "before" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	go serve(own)
+	go rigtest.Echo(own)
 	later := dial(l.peer.a, "10.0.2.15:80")
 	exchange(t, later, "seven")
 
@@ -334,7 +291,7 @@ func TestRIG09_Crash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go serve(own)
+	go rigtest.Echo(own)
 	nc, err := first.a.Dial("tcp", "10.0.2.2:9")
 	c := within(t, nc, err)
 	pc, err := in.Accept()

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rigtest
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"toebox/ci/bus/inproc"
+	"toebox/ci/rig"
+	"toebox/guestdriver"
+	"toebox/vdev/device"
+)
+
+// Device makes an adapter of the tree's firmware, and a bus to it by function
+// calls. c's Firmware, DMA and IRQs are set here. It is closed when t ends.
+func Device(t testing.TB, c device.Config) (*device.Device, *inproc.Bus) {
+	t.Helper()
+	mem, irqs := inproc.NewMemory(), inproc.NewInterrupts()
+	c.Firmware, c.DMA, c.IRQs = rig.Firmware, mem, irqs
+	d, err := device.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	bus, err := inproc.New(d.Function(), mem, irqs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, bus
+}
+
+// Driver opens the adapter on bus. When t ends it is closed; then the adapter must
+// have answered each request once, and the driver must have its memory back.
+func Driver(t testing.TB, bus guestdriver.Bus, o guestdriver.Options) *guestdriver.Adapter {
+	t.Helper()
+	a, err := guestdriver.Open(t.Context(), bus, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		s := a.Stats()
+		if s.BadTags+s.BadTypes+s.BadFinals+s.BadConns+s.BadLengths+s.LostBuffers+s.Memory != 0 {
+			t.Errorf("at the end: %+v", s)
+		}
+	})
+	return a
+}
+
+// lifetime bounds a connection of Echo.
+const lifetime = 2 * time.Minute
+
+// Echo sends back what comes on connections of l, until l is closed. A connection
+// lasts two minutes at most.
+func Echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(lifetime))
+			_, _ = io.Copy(c, c)
+		}()
+	}
+}
