@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"toebox/guestdriver"
+	"toebox/vdev/abi"
 )
 
 // Attributes and counters of SPEC.md §14.9.
@@ -133,4 +134,91 @@ func TestMM13_Spill(t *T) {
 	c.none("memory is not short any more")
 	c.finish(big)
 	c.finish(c.id)
+}
+
+// TestMM13_HostStops: with little adapter memory, a host that takes no response
+// at all, and connections that would wait for buffers of their own: what arrives
+// spills to bulk buffers, then windows close, then the adapter takes no requests;
+// memory stays within its limit. When the host takes responses all of it resumes.
+func TestMM13_HostStops(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{inLog: 8, outLog: 4})
+	const conns, total, bulks, size, stall = 6, 200_000, 32, 4096, 4096
+	send := Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: 40}, {Op: OpDiscard}}
+	var peers []Session
+	got := map[uint64]int{}
+	for range conns {
+		p, id := r.serve(send, attr(receiveWindow, 64<<10), attr(bufferPolicy, 1), attr(bufferWait, 1<<62))
+		peers, got[id] = append(peers, p), 0
+	}
+	late := peers[conns-1]
+	memory := map[uint32]guestdriver.DMA{}
+	post := func(m guestdriver.DMA) { memory[r.available(0, m, 0)] = m }
+	for range bulks {
+		post(r.buffer(size))
+	}
+	p := r.ping()
+	limit := r.scarce(100_000, 2_000_000)
+	spilled, closed, delivered := c.counter(ctrSpilledBytes), c.counter(ctrWindowsClosed), c.counter(ctrPoolDeliveries)
+	peak := uint64(0)
+	look := func() {
+		used := c.counter(ctrMemoryUsed)
+		if peak = max(peak, used); used > limit {
+			t.Fatalf("MEMORY_USED is %d, the limit %d", used, limit)
+		}
+	}
+
+	// From here on the host takes nothing.
+	for _, p := range peers[:conns-1] {
+		check(t, "peer: signal", p.Signal(t.ctx))
+	}
+	t.until("the spill to fill the bulk buffers", func() bool { look(); return c.counter(ctrPoolDeliveries)-delivered == bulks })
+	t.until("windows to close", func() bool { look(); return c.counter(ctrWindowsClosed)-closed >= conns-1 })
+	want(t, "bytes were spilled", c.counter(ctrSpilledBytes) > spilled, true)
+	pings := 0
+	for c.read(0x1030) < stall {
+		s := r.inSlot(r.produced)
+		t.until("a free input slot, or a stalled queue", func() bool { return abi.LoadWord(s)&0x80 == 0 || c.read(0x1030) >= stall })
+		if abi.LoadWord(s)&0x80 != 0 {
+			break
+		}
+		p.Tag = r.tag()
+		r.note(p)
+		r.put(p)
+		r.tell(r.produced - 1)
+		pings++
+	}
+	check(t, "peer: signal", late.Signal(t.ctx))
+	t.until("the window of one more connection to close", func() bool { look(); return c.counter(ctrWindowsClosed)-closed >= conns })
+	want(t, "deliveries while the host takes nothing", c.counter(ctrPoolDeliveries)-delivered, bulks)
+	t.Logf("MEMORY_USED was at most %d of %d, %d responses were held", peak, limit, c.read(0x1030))
+
+	for range pings {
+		terminal(t, "a request posted meanwhile", r.take("a request's result", func(d desc) bool { return d.Type == rspAdapter }), rspAdapter, stOK)
+	}
+	for id := range got {
+		status, _ := r.setScalar(reqConnAttr, id, bufferPolicy, 0)
+		must(t, "status of BUFFER_POLICY", status, stOK)
+	}
+	expect := make([]byte, size)
+	for left := conns * total; left > 0; look() {
+		d := r.take("a delivery", func(d desc) bool { return d.Type == rspReceive })
+		m, n := memory[d.Tag], int(d.Length)
+		at, ok := got[d.Conn]
+		if m.Bytes == nil || !ok || !d.final() || d.Offset != 0 || n > size {
+			t.Fatalf("delivery into a bulk buffer: %v", d)
+		}
+		Payload(expect[:n], 40, int64(at))
+		if !bytes.Equal(m.Bytes[:n], expect[:n]) {
+			t.Fatalf("bytes [%d, %d) of connection %#x differ", at, at+n, d.Conn)
+		}
+		delete(memory, d.Tag)
+		got[d.Conn] = at + n
+		left -= n
+		post(m)
+	}
+	for id, n := range got {
+		want(t, "bytes of a connection", n, total)
+		r.finish(id)
+	}
 }
