@@ -4,6 +4,8 @@ package guestdriver
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"toebox/vdev/abi"
@@ -129,17 +131,19 @@ func (a *Adapter) restartLocked(stopped bool) {
 		a.endListeners(err)
 		return
 	}
+	a.listenAgain()
+	a.restoreAll()
+}
+
+// listenAgain has the listeners listen at the adapter, which was reset: in goroutines
+// of their own, since the answers may need this one.
+func (a *Adapter) listenAgain() {
 	a.mu.RLock()
-	again := make([]*Listener, 0, len(a.bound))
-	for l := range a.bound {
-		again = append(again, l)
-	}
+	again := slices.Collect(maps.Keys(a.bound))
 	a.mu.RUnlock()
 	for _, l := range again {
-		// In goroutines of their own: the answers may need this one.
 		a.workers.Go(l.again)
 	}
-	a.restoreAll()
 }
 
 // setUp says whether calls that find no queue may go on, or wait for one.

@@ -343,15 +343,7 @@ func (a *Adapter) rejoinLocked() error {
 		a.endAll(ErrStandby)
 		return fmt.Errorf("guestdriver: %s: rejoin: %w", a.bus.Name(), err)
 	}
-	a.mu.RLock()
-	again := make([]*Listener, 0, len(a.bound))
-	for l := range a.bound {
-		again = append(again, l)
-	}
-	a.mu.RUnlock()
-	for _, l := range again {
-		a.workers.Go(l.again)
-	}
+	a.listenAgain()
 	return nil
 }
 

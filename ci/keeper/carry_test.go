@@ -3,7 +3,6 @@
 package keeper
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +19,6 @@ import (
 	"time"
 
 	"toebox/ci/bus/socket"
-	"toebox/ci/conformance"
 	adapterrig "toebox/ci/rig"
 	"toebox/ci/rig/rigtest"
 	"toebox/firmware/engine"
@@ -245,61 +243,11 @@ func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(limit))
 
-	errs := make(chan error, 2)
-	at := make(chan struct{}, parts)
-	go func() {
-		b := make([]byte, 50_000)
-		for off := 0; off < total; off += len(b) {
-			b = b[:min(len(b), total-off)]
-			conformance.Payload(b, 1, int64(off))
-			if _, err := c.Write(b); err != nil {
-				errs <- err
-				return
-			}
-		}
-		errs <- nil
-	}()
-	go func() {
-		b, want := make([]byte, 30_000), make([]byte, 30_000)
-		for off := 0; off < total; {
-			n, err := c.Read(b[:min(len(b), total-off)])
-			if err != nil {
-				errs <- err
-				return
-			}
-			conformance.Payload(want[:n], 1, int64(off))
-			if !bytes.Equal(b[:n], want[:n]) {
-				errs <- fmt.Errorf("the %d bytes from %d on are not what was sent", n, off)
-				return
-			}
-			if off/(total/parts) < (off+n)/(total/parts) {
-				at <- struct{}{}
-			}
-			off += n
-		}
-		errs <- nil
-	}()
-	left := 2
-	for range parts - 1 {
-		for waiting := true; waiting; {
-			select {
-			case <-at:
-				waiting = false
-			case err := <-errs:
-				if left--; err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
+	rigtest.Transfers(t, []net.Conn{c}, total, parts, func(int) {
 		if err := k.Replace(ctx); err != nil {
 			t.Fatal(err)
 		}
-	}
-	for ; left > 0; left-- {
-		if err := <-errs; err != nil {
-			t.Error(err)
-		}
-	}
+	})
 	if s := a.Stats(); s.CarriedOver != parts-1 || s.CarryFailed != 0 || s.Resets != parts-1 {
 		t.Errorf("%d carried over, %d failed, %d restarts", s.CarriedOver, s.CarryFailed, s.Resets)
 	}

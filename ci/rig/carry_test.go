@@ -5,6 +5,7 @@ package rig_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
@@ -35,15 +36,7 @@ func newCarrier(t *testing.T, queues int) *carrier {
 // until waits for something that the other goroutines bring about.
 func (c *carrier) until(what string, cond func() bool) {
 	c.Helper()
-	end := time.NewTimer(patience)
-	defer end.Stop()
-	for tick := time.NewTicker(time.Millisecond); !cond(); {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			c.Fatalf("%s: not in time; %+v", what, c.a.Stats())
-		}
-	}
+	rigtest.Until(c, what, cond, func() string { return fmt.Sprintf("%+v", c.a.Stats()) })
 }
 
 // stop is an orderly stop, after which the driver starts the adapter over; with
@@ -86,86 +79,23 @@ func TestCarryOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCarrier(t, 2)
 			echo := echoServer(t)
-			at := make(chan struct{}, parts) // one value for each part that the first connection has read
-			errs := make(chan error, 2*conns)
-			for i := range conns {
+			var all []net.Conn
+			for range conns {
 				nc, err := c.a.Dial("tcp", "10.0.2.2:"+echo)
-				conn := within(t, nc, err)
-				seed := uint64(i + 1)
-				go func() { errs <- sendPayload(conn, seed, total) }()
-				go func() {
-					errs <- receivePayload(conn, seed, total, func(from, to int) {
-						if i == 0 && from/(total/parts) < to/(total/parts) {
-							at <- struct{}{}
-						}
-					})
-				}()
+				all = append(all, within(t, nc, err))
 			}
-			var failed []error
-			left := 2 * conns
-			for part := range parts - 1 {
-				for waiting := true; waiting && len(failed) == 0; {
-					select {
-					case <-at:
-						waiting = false
-					case err := <-errs:
-						if left--; err != nil {
-							failed = append(failed, err)
-						}
-					}
-				}
-				if len(failed) == 0 {
-					c.stop(renew)
-					c.until("all to go on", func() bool {
-						s := c.a.Stats()
-						return s.CarriedOver+s.CarryFailed >= uint64(conns*(part+1))
-					})
-				}
-			}
-			for ; left > 0; left-- {
-				if err := <-errs; err != nil {
-					failed = append(failed, err)
-				}
-			}
-			if len(failed) > 0 {
-				t.Fatal(failed)
-			}
+			rigtest.Transfers(t, all, total, parts, func(part int) {
+				c.stop(renew)
+				c.until("all to go on", func() bool {
+					s := c.a.Stats()
+					return s.CarriedOver+s.CarryFailed >= uint64(conns*(part+1))
+				})
+			})
 			if s := c.a.Stats(); s.CarriedOver != conns*(parts-1) || s.CarryFailed != 0 || s.Resets != parts-1 {
 				t.Errorf("%d carried over, %d failed, %d restarts", s.CarriedOver, s.CarryFailed, s.Resets)
 			}
 		})
 	}
-}
-
-// sendPayload writes total bytes of the seed's payload.
-func sendPayload(w io.Writer, seed uint64, total int) error {
-	b := make([]byte, 50_000)
-	for off := 0; off < total; off += len(b) {
-		b = b[:min(len(b), total-off)]
-		conformance.Payload(b, seed, int64(off))
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// receivePayload reads them and calls got for each read.
-func receivePayload(r io.Reader, seed uint64, total int, got func(from, to int)) error {
-	b, want := make([]byte, 30_000), make([]byte, 30_000)
-	for off := 0; off < total; {
-		n, err := r.Read(b[:min(len(b), total-off)])
-		if err != nil {
-			return err
-		}
-		conformance.Payload(want[:n], seed, int64(off))
-		if !bytes.Equal(b[:n], want[:n]) {
-			return errors.New("the stream is not what was sent")
-		}
-		got(off, off+n)
-		off += n
-	}
-	return nil
 }
 
 // echoServer serves any number of connections on the host's loopback at once.

@@ -4,13 +4,13 @@ package rig_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"toebox/ci/rig/rigtest"
 	"toebox/guestdriver"
@@ -92,15 +92,9 @@ func newLink(t *testing.T) *link {
 // until waits for something that the other goroutines bring about.
 func (l *link) until(what string, cond func() bool) {
 	l.Helper()
-	end := time.NewTimer(patience)
-	defer end.Stop()
-	for tick := time.NewTicker(time.Millisecond); !cond(); {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			l.Fatalf("%s: not in time; %+v; %+v", what, l.at[0].a.Stats(), l.at[1].a.Stats())
-		}
-	}
+	rigtest.Until(l, what, cond, func() string {
+		return fmt.Sprintf("%+v; %+v", l.at[0].a.Stats(), l.at[1].a.Stats())
+	})
 }
 
 // echo has the peer send back what it gets on a port.
@@ -121,33 +115,12 @@ func TestRIG09_Failover(t *testing.T) {
 	l := newLink(t)
 	l.echo(":7")
 	dials := []string{"10.0.2.2:7", "10.0.2.2:7", "[fd00::2]:7"}
-	at := make(chan struct{}, parts) // one value for each part that the first connection has read
-	errs := make(chan error, 2*len(dials))
-	for i, address := range dials {
+	var conns []net.Conn
+	for _, address := range dials {
 		nc, err := l.at[0].a.Dial("tcp", address)
-		conn := within(t, nc, err)
-		seed := uint64(i + 1)
-		go func() { errs <- sendPayload(conn, seed, total) }()
-		go func() {
-			errs <- receivePayload(conn, seed, total, func(from, to int) {
-				if i == 0 && from/(total/parts) < to/(total/parts) {
-					at <- struct{}{}
-				}
-			})
-		}()
+		conns = append(conns, within(t, nc, err))
 	}
-	left := 2 * len(dials)
-	for part := range parts - 1 {
-		for waiting := true; waiting; {
-			select {
-			case <-at:
-				waiting = false
-			case err := <-errs:
-				if left--; err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
+	rigtest.Transfers(t, conns, total, parts, func(part int) {
 		from, to := l.at[part%2], l.at[(part+1)%2]
 		if err := l.g.Rejoin(to.a); err != nil {
 			t.Fatal(err)
@@ -158,12 +131,7 @@ func TestRIG09_Failover(t *testing.T) {
 		if !from.a.Standby() || to.a.Standby() {
 			t.Errorf("part %d: %v and %v stand by", part, from.a.Standby(), to.a.Standby())
 		}
-	}
-	for ; left > 0; left-- {
-		if err := <-errs; err != nil {
-			t.Error(err)
-		}
-	}
+	})
 	for i, s := range l.at {
 		if s := s.a.Stats(); s.CarriedOver != uint64(len(dials)) || s.CarryFailed != 0 || s.TakenOver != 1 {
 			t.Errorf("adapter %d: %d carried over, %d failed, %d taken over", i, s.CarriedOver, s.CarryFailed, s.TakenOver)

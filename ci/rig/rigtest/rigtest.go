@@ -3,8 +3,6 @@
 package rigtest
 
 import (
-	"io"
-	"net"
 	"testing"
 	"time"
 
@@ -56,21 +54,22 @@ func Driver(t testing.TB, bus guestdriver.Bus, o guestdriver.Options) *guestdriv
 	return a
 }
 
-// lifetime bounds a connection of Echo.
-const lifetime = 2 * time.Minute
+// patience bounds what Until waits for, which happens at once or never.
+const patience = 60 * time.Second
 
-// Echo sends back what comes on connections of l, until l is closed. A connection
-// lasts two minutes at most.
-func Echo(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
+// Until waits for what other goroutines bring about. t fails if they do not, and
+// says what state returns.
+func Until(t testing.TB, what string, cond func() bool, state func() string) {
+	t.Helper()
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			t.Fatalf("%s: not in time; %s", what, state())
 		}
-		go func() {
-			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(lifetime))
-			_, _ = io.Copy(c, c)
-		}()
 	}
 }
