@@ -67,7 +67,7 @@ func (k *checker) apart(r, o *request) {
 
 // describe stores the buffer request that r was.
 func (r *request) describe(d abi.Descriptor) {
-	f := abi.Fields{Type: r.kind, Flags: r.flags, ASAP: r.asap, Tag: r.tag, Base: r.base, Length: r.length, Offset: r.offset}
+	f := abi.Fields{Type: r.kind, Flags: r.flags, ASAP: r.asap, Tag: r.tag, Base: r.base, Length: r.length, Offset: r.offset + r.skip}
 	if r.conn != nil {
 		f.Conn = r.conn.id
 	}

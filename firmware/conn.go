@@ -84,11 +84,12 @@ type conn struct {
 
 	// Receiving.
 	buffers   requestList
-	room      uint64 // bytes that go into them
-	reads     int32  // of these, posted with ONCE
-	unread    bool   // bytes wait for such a one
-	delay     *delay // nil: no byte has waited yet
-	delivered uint64
+	room      uint64  // bytes that go into them
+	reads     int32   // of these, posted with ONCE
+	unread    bool    // bytes wait for such a one
+	delay     *delay  // nil: no byte has waited yet
+	delivered uint64  // skipped ones included
+	skipped   uint32  // because of SKIP, before the next buffer is begun
 	deaf      bool    // the host ended receiving
 	eos       bool    // the peer's FIN was reported
 	inRx      int32   // place in queue.rx, 0: none

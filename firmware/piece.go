@@ -56,7 +56,7 @@ func (c *conn) early() *requestList {
 // mayBePiece reports whether a request may name a piece: a buffer of a connection
 // that is to be filled as a whole.
 func mayBePiece(f *abi.Fields) bool {
-	const not = abi.FlagFragment | abi.FlagGroup | abi.FlagOnce | abi.FlagReport
+	const not = abi.FlagFragment | abi.FlagGroup | abi.FlagOnce | abi.FlagReport | abi.FlagSkip
 	return f.Type == abi.TypeBufferAvailable && f.Conn != 0 && f.Flags&not == 0 && f.Aux>>8 != 0
 }
 
@@ -168,5 +168,5 @@ func (q *queue) fragments(c *conn, r *request) bool {
 		return false
 	}
 	n := q.ahead(c)
-	return n > uint64(r.todo()) && n <= uint64(next.todo())
+	return n > uint64(r.todo()) && n <= uint64(c.toSkip(next)+next.todo())
 }

@@ -41,6 +41,8 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		s = abi.StatusClosed
 	case c.eos:
 		s = abi.StatusEndOfStream
+	case f.Flags&abi.FlagSkip != 0 && c.proto.number() != engine.TCP:
+		s = abi.StatusNotSupported
 	case f.Aux != 0:
 		s = q.checkPiece(f, c)
 	}
@@ -56,7 +58,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 			q.postPiece(c, r)
 		} else {
 			c.buffers.push(r)
-			c.room += uint64(r.todo())
+			c.room += r.wants()
 		}
 		if r.flags&abi.FlagOnce != 0 {
 			c.reads++
@@ -194,7 +196,20 @@ func (q *queue) probe(p []byte) int { return min(len(p), 1) }
 
 // deliverStream moves at most so many bytes into one buffer and reports them. A
 // buffer that cannot be written is answered BAD_MEMORY; its bytes go to the next.
+// What is to be skipped before counts as moved.
 func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
+	skipped, ready, err := q.skip(c, r, most)
+	if !ready {
+		return skipped, err
+	}
+	if most != unlimited {
+		most -= skipped
+	}
+	n, err := q.fillStream(c, r, most)
+	return skipped + n, err
+}
+
+func (q *queue) fillStream(c *conn, r *request, most int) (int, error) {
 	m := &q.move
 	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most), 0, nil
 	err := q.readStream(c, most)
@@ -215,6 +230,7 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 	r.done += uint32(n)
 	bulk := r.conn == nil
 	if n > 0 {
+		c.skipped = 0
 		if !bulk {
 			c.room -= uint64(n)
 		}
@@ -292,7 +308,7 @@ func (q *queue) removeBuffer(r *request) {
 			q.removePiece(r)
 		}
 		r.conn.buffers.remove(r)
-		r.conn.room -= uint64(r.todo())
+		r.conn.room -= r.wants()
 		if r.flags&abi.FlagOnce != 0 {
 			r.conn.reads--
 		}
@@ -321,6 +337,9 @@ func (q *queue) returnOne(r *request, s abi.Status) {
 	}
 	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag, Base: r.base, Offset: r.offset + r.done,
+	}
+	if r.done == 0 {
+		f.Offset += r.skipped
 	}
 	f.Conn = r.named()
 	q.terminal(&f)

@@ -185,6 +185,7 @@ func (c *conn) unit(more uint64) unit {
 	if r == nil || threshold == 0 || uint64(r.length) < threshold || !c.attrs.patient() {
 		return unit{}
 	}
+	more -= min(more, uint64(c.toSkip(r)))
 	u := unit{size: c.attrs.of(abi.AttrLinkTransferSize)}
 	if u.first = u.size; more < uint64(r.todo()) {
 		u.first = min(transfer(r.base+uint64(r.offset)+uint64(r.done)+more, u.size), uint64(r.todo())-more)

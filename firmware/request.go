@@ -11,27 +11,29 @@ import (
 // request is a request between being taken and its terminal response: an entry
 // of the queue's ledger (IF10).
 type request struct {
-	tag    uint32
-	kind   abi.Type
-	flags  abi.Flags
-	asap   bool
-	bad    bool // send: its memory could not be read; of a group send: of one member or more
-	past   bool // send: nothing of it is to be fetched any more
-	conn   *conn
-	group  *group // whose buffer it is
-	piece  uint16 // of a virtual buffer; 0: of none
-	early  bool   // a piece that cannot be used yet
-	job    *job   // of connect and listen
-	base   uint64
-	length uint32
-	offset uint32
-	done   uint32     // bytes moved so far
-	start  uint64     // send: position of its first byte in the stream
-	status abi.Status // send: what it ends with when it is its turn
-	left   uint32     // control: targets without a response
-	extra  int        // charged to adapter memory besides requestCharge
-	sum    uint32     // taken by summed
-	summed *checker
+	tag     uint32
+	kind    abi.Type
+	flags   abi.Flags
+	asap    bool
+	bad     bool // send: its memory could not be read; of a group send: of one member or more
+	past    bool // send: nothing of it is to be fetched any more
+	conn    *conn
+	group   *group // whose buffer it is
+	piece   uint16 // of a virtual buffer; 0: of none
+	early   bool   // a piece that cannot be used yet
+	job     *job   // of connect and listen
+	base    uint64
+	length  uint32
+	offset  uint32
+	done    uint32     // bytes moved so far
+	skip    uint32     // bytes of the stream to skip before
+	skipped uint32     // of them, those that were
+	start   uint64     // send: position of its first byte in the stream
+	status  abi.Status // send: what it ends with when it is its turn
+	left    uint32     // control: targets without a response
+	extra   int        // charged to adapter memory besides requestCharge
+	sum     uint32     // taken by summed
+	summed  *checker
 
 	kept *kept // send: adapter memory with its bytes; nil: none
 
@@ -97,7 +99,7 @@ func allowedFlags(t abi.Type) abi.Flags {
 }
 
 // unbuiltFlags are allowed flags of features that this firmware does not have.
-const unbuiltFlags = abi.FlagPeek | abi.FlagSkip | abi.FlagRedirect
+const unbuiltFlags = abi.FlagPeek | abi.FlagRedirect
 
 // request acts on one request.
 func (q *queue) request(d abi.Descriptor) {
@@ -151,7 +153,7 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 		if f.Flags&unbuiltFlags != 0 {
 			return abi.StatusNotSupported
 		}
-		if f.Aux != 0 && !mayBePiece(f) {
+		if f.Aux != 0 && !mayBePiece(f) || f.Flags&abi.FlagSkip != 0 && !maySkip(f) {
 			return abi.StatusReserved
 		}
 		return q.checkBuffer(f)
@@ -174,8 +176,12 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 
 // checkBuffer checks the arithmetic of SPEC.md §5.3.
 func (q *queue) checkBuffer(f *abi.Fields) abi.Status {
-	empty := f.Offset == f.Length && !q.mayBeEmpty(f)
-	if f.Length == 0 || empty || f.Offset > f.Length || f.Base > math.MaxUint64-uint64(f.Length-1) {
+	offset := f.Offset
+	if f.Flags&abi.FlagSkip != 0 {
+		offset = 0 // it is of the stream
+	}
+	empty := offset == f.Length && !q.mayBeEmpty(f)
+	if f.Length == 0 || empty || offset > f.Length || f.Base > math.MaxUint64-uint64(f.Length-1) {
 		return abi.StatusBadLength
 	}
 	return abi.StatusOK
@@ -226,6 +232,9 @@ func (q *queue) hold(f *abi.Fields, c *conn) *request {
 	*r = request{
 		tag: f.Tag, kind: f.Type, flags: f.Flags, asap: f.ASAP, conn: c,
 		base: f.Base, length: f.Length, offset: f.Offset,
+	}
+	if f.Flags&abi.FlagSkip != 0 {
+		r.offset, r.skip = 0, f.Offset
 	}
 	q.tags[f.Tag] = r
 	return r

@@ -135,6 +135,7 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
 		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
 		abi.AttrCarryOver:         {max: 1},
+		abi.AttrSkip:              {max: math.MaxUint32},
 		abi.AttrReportPeriod:      {min: uint64(minReportPeriod), max: maxTime, zero: true},
 	}
 }

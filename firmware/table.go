@@ -178,6 +178,7 @@ func (q *queue) poolBuffer(c *conn) *request {
 	}
 	q.count(abi.CounterPoolMatches, 1)
 	size := q.ahead(c)
+	size -= min(size, uint64(c.toSkipNext()))
 	var entries []byte
 	if q.pool.n > 1 {
 		entries = q.entries()

@@ -141,8 +141,9 @@ const (
 	CounterSegmentsRefused // segments whose payload was dropped for want of adapter memory
 	CounterFragments       // buffers given back before they were full because of FRAGMENT (14.10)
 	CounterBacklogDrops    // segments of callers dropped because the backlog was full
+	CounterSkippedBytes    // received bytes that were consumed without being delivered (14.11)
 
-	NumCounters = 134
+	NumCounters = 135
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -289,5 +290,6 @@ func counterNames() [NumCounters]string {
 		"segments_refused",
 		"fragments",
 		"backlog_drops",
+		"skipped_bytes",
 	}
 }

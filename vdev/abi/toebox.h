@@ -573,7 +573,8 @@
 #define TOEBOX_COUNTER_SEGMENTS_REFUSED         131 /* segments whose payload was dropped for want of adapter memory */
 #define TOEBOX_COUNTER_FRAGMENTS                132 /* buffers given back before they were full because of FRAGMENT (14.10) */
 #define TOEBOX_COUNTER_BACKLOG_DROPS            133 /* segments of callers dropped because the backlog was full */
-#define TOEBOX_NUM_COUNTERS                     134
+#define TOEBOX_COUNTER_SKIPPED_BYTES            134 /* received bytes that were consumed without being delivered (14.11) */
+#define TOEBOX_NUM_COUNTERS                     135
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
