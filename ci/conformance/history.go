@@ -60,7 +60,11 @@ func (h *history) post(d desc) {
 		th.again++
 		return
 	}
-	h.open[d.Tag] = &thread{d: d, next: d.Offset}
+	th := &thread{d: d, next: d.Offset}
+	if d.Type == reqAvailable && d.Flags&flagSkip != 0 {
+		th.next = 0 // the offset is of the stream
+	}
+	h.open[d.Tag] = th
 }
 
 // response is told of a response, and of what it says is in a report buffer,

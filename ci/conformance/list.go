@@ -234,5 +234,7 @@ func Tests() []*Test {
 		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
 		{Name: "TestRX10_Match", IDs: ids("RX10"), Needs: peer, Func: TestRX10_Match},
 		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
+		{Name: "TestRX14_Skip", IDs: ids("RX14"), Needs: peer, Func: TestRX14_Skip},
+		{Name: "TestRX14_Window", IDs: ids("RX14"), Needs: bulk, Func: TestRX14_Window},
 	}
 }
