@@ -31,11 +31,7 @@ type Conn struct {
 	rdMu sync.Mutex // one reader at a time; held while it copies
 	wrMu sync.Mutex // one writer at a time
 
-	mu    sync.Mutex
-	rcond sync.Cond
-	wcond sync.Cond
-	rdl   deadline
-	wdl   deadline
+	blocking // its mu protects what follows
 
 	// Receive: segs are the bytes that wait for a reader, in order of the
 	// stream. reading is set while a reader works on segs[0] without mu.
@@ -78,8 +74,7 @@ type Conn struct {
 	settings map[abi.Attribute]uint64 // attributes that were set
 	stay     bool                     // it cannot be carried over
 
-	linger   int // seconds; negative: none
-	closed   bool
+	linger   int    // seconds; negative: none
 	mode     uint32 // of the termination, once closed
 	isGone   bool
 	requests int // outstanding, without the termination
@@ -96,43 +91,8 @@ func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *C
 	c.id.Store(id)
 	c.on.Store(ln)
 	c.onDemand = ln.a.opts.NoReadAhead
-	c.rcond.L, c.wcond.L = &c.mu, &c.mu
+	c.ready()
 	return c
-}
-
-// deadline is one direction's deadline; Conn.mu protects it.
-type deadline struct {
-	timer   *time.Timer
-	epoch   int // counts the settings, so that a late timer does nothing
-	expired bool
-}
-
-// setLocked moves a deadline and wakes who waits under it when it is past.
-func (d *deadline) setLocked(mu *sync.Mutex, cond *sync.Cond, t time.Time) {
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
-	d.epoch++
-	d.expired = false
-	if t.IsZero() {
-		return
-	}
-	left := time.Until(t)
-	if left <= 0 {
-		d.expired = true
-		cond.Broadcast()
-		return
-	}
-	epoch := d.epoch
-	d.timer = time.AfterFunc(left, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if d.epoch == epoch {
-			d.expired = true
-			cond.Broadcast()
-		}
-	})
 }
 
 func (c *Conn) connID() uint64 { return c.id.Load() }
@@ -178,16 +138,8 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(t, true
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(t, false, true) }
 
 func (c *Conn) setDeadline(t time.Time, rd, wr bool) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+	if !c.moveDeadlines(t, rd, wr) {
 		return c.setError(errClosed)
-	}
-	if rd {
-		c.rdl.setLocked(&c.mu, &c.rcond, t)
-	}
-	if wr {
-		c.wdl.setLocked(&c.mu, &c.wcond, t)
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -35,16 +34,11 @@ type PacketConn struct {
 	local   *net.UDPAddr
 	remote  *net.UDPAddr // nil: no peer
 
-	mu     sync.Mutex
-	rcond  sync.Cond
-	wcond  sync.Cond
-	rdl    deadline
-	wdl    deadline
-	ends   []*packetEnd
-	queue  []packet
-	soft   error // told by the next read: the peer refused
-	err    error // of an adapter that was reset or is gone
-	closed bool
+	blocking // its mu protects what follows
+	ends     []*packetEnd
+	queue    []packet
+	soft     error // told by the next read: the peer refused
+	err      error // of an adapter that was reset or is gone
 
 	// Opening again; see packetagain.go.
 	lost     []packetSpec    // ends that the adapter has no more
@@ -79,7 +73,7 @@ var (
 
 func newPacketConn(network string) *PacketConn {
 	p := &PacketConn{network: network}
-	p.rcond.L, p.wcond.L = &p.mu, &p.mu
+	p.ready()
 	return p
 }
 

@@ -286,16 +286,8 @@ func (p *PacketConn) SetReadDeadline(t time.Time) error { return p.setDeadline(t
 func (p *PacketConn) SetWriteDeadline(t time.Time) error { return p.setDeadline(t, false, true) }
 
 func (p *PacketConn) setDeadline(t time.Time, rd, wr bool) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
+	if !p.moveDeadlines(t, rd, wr) {
 		return p.setError(errClosed)
-	}
-	if rd {
-		p.rdl.setLocked(&p.mu, &p.rcond, t)
-	}
-	if wr {
-		p.wdl.setLocked(&p.mu, &p.wcond, t)
 	}
 	return nil
 }
