@@ -99,7 +99,7 @@ func (t *connTable) observe(state *tcp.TCPEndpointState) {
 	}
 }
 
-// observe runs with the endpoint's lock held, so that what Read has consumed
+// observe runs with the endpoint's lock held, so that what Read has delivered
 // and what waits to be read belong together.
 func (c *conn) observe(state *tcp.TCPEndpointState) {
 	snd := &state.Sender
@@ -113,7 +113,7 @@ func (c *conn) observe(state *tcp.TCPEndpointState) {
 	p.cwnd = uint32(max(snd.SndCwnd, 0))
 	p.sendWindow = uint32(snd.SndWnd)
 	p.rtt, p.rttVar, p.rto = snd.RTTState.SRTT, snd.RTTState.RTTVar, snd.RTO
-	if n := c.consumed.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0)); n > p.received {
+	if n := c.delivered.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0)); n > p.received {
 		c.receivedLocked(n)
 		ev |= EventReadable
 	}

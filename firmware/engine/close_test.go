@@ -270,7 +270,6 @@ func TestSilenceAfterTheEnd(t *testing.T) {
 		_ = client.Err()
 		_, _ = client.Read(1, func([]byte) int { return 1 })
 		_, _ = client.Write(1, func([]byte) error { return nil })
-		_ = client.CloseRead()
 		_ = client.CloseWrite()
 		if client.ev.seen(engine.EventReadable) || client.ev.seen(engine.EventWritable) || client.ev.seen(engine.EventClosed) {
 			t.Errorf("abort %v: events %b after the end", abort, client.ev.all)
@@ -279,24 +278,6 @@ func TestSilenceAfterTheEnd(t *testing.T) {
 			t.Errorf("%d endpoints open", n)
 		}
 	}
-}
-
-func TestCloseRead(t *testing.T) {
-	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
-	client, server := connected(t, a, b)
-	if err := server.CloseRead(); err != nil {
-		t.Fatal(err)
-	}
-	send(t, client, make([]byte, 8<<20)) // several receive buffers
-	client.ev.until(t, "all acknowledged", func() bool { return client.Info().Acked == 8<<20 })
-	if _, err := server.Read(1, func([]byte) int { return 1 }); !errors.Is(err, engine.ErrEndOfStream) {
-		t.Errorf("read: %v", err)
-	}
-	if i := server.Info(); i.Delivered != 0 || i.Received != 8<<20 {
-		t.Errorf("%+v", i)
-	}
-	send(t, server, []byte("still here"))
-	receive(t, client, 10)
 }
 
 func TestCloseWithUnreadDataResets(t *testing.T) {

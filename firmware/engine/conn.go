@@ -31,15 +31,10 @@ type conn struct {
 	phase       atomic.Uint32
 	established atomic.Bool // at any time
 	noSACK      atomic.Bool
-	discard     atomic.Bool // CloseRead was called
-	draining    atomic.Bool // a goroutine discards
 
-	readMu sync.Mutex // one Read or Peek at a time
-	taker  taker
-	// consumed and delivered count bytes that left the receive queue, and
-	// those of them that Read's caller took; both change with the stack's
-	// lock held.
-	consumed, delivered atomic.Uint64
+	readMu    sync.Mutex // one Read or Peek at a time
+	taker     taker
+	delivered atomic.Uint64 // bytes that Read's caller took; changes with the stack's lock held
 
 	writeMu   sync.Mutex // one Write at a time
 	filler    filler
@@ -82,7 +77,7 @@ const writeChunk = 64 << 10
 
 func newConn(n *netstack, ep *tcp.Endpoint, wq *waiter.Queue, v6 bool) *conn {
 	c := &conn{endpoint: endpoint{engine: n, ep: ep, wq: wq, v6: v6}, tcp: ep}
-	c.taker.count = func(k int) { c.took(k, true) }
+	c.taker.count = c.took
 	c.setSendBuffer(defaultBuffer)
 	return c
 }
@@ -125,15 +120,10 @@ func (c *conn) NotifyEvent(mask waiter.EventMask) {
 	}
 	var ev Events
 	ended := mask&(waiter.EventHUp|waiter.EventErr) != 0
-	if mask&waiter.ReadableEvents != 0 {
-		if c.discard.Load() {
-			c.drain()
-		}
-		// Of arriving bytes the probe tells, once they are counted: an owner
-		// that waits for so many looks at the count.
-		if ended || c.phase.Load() == phaseListening {
-			ev |= EventReadable
-		}
+	// Of arriving bytes the probe tells, once they are counted: an owner that
+	// waits for so many looks at the count.
+	if mask&waiter.ReadableEvents != 0 && (ended || c.phase.Load() == phaseListening) {
+		ev |= EventReadable
 	}
 	if mask&waiter.WritableEvents != 0 {
 		ev |= EventWritable
@@ -331,9 +321,6 @@ func (c *conn) read(limit int, take func(p []byte) int, peek bool) (int, error) 
 	if limit <= 0 {
 		return 0, nil
 	}
-	if c.discard.Load() {
-		return 0, ErrEndOfStream
-	}
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	w := &c.taker
@@ -499,41 +486,6 @@ func (c *conn) notConnected() error {
 		return err
 	}
 	return ErrNotConnected
-}
-
-// CloseRead discards what arrives from now on. The stack would only stop to
-// hand it out, and close the window when its queue is full; so it is read and
-// dropped here, on a goroutine that lives as long as there is something.
-func (c *conn) CloseRead() error {
-	if !isConnected(c.state()) {
-		return c.notConnected()
-	}
-	c.discard.Store(true)
-	c.drain()
-	return nil
-}
-
-func (c *conn) drain() {
-	if !c.draining.CompareAndSwap(false, true) {
-		return
-	}
-	go func() {
-		for {
-			w := taker{take: func(p []byte) int { return len(p) }, left: int(^uint(0) >> 1), count: func(k int) { c.took(k, false) }}
-			for {
-				r, terr := c.ep.Read(&w, tcpip.ReadOptions{})
-				if terr != nil || r.Count == 0 {
-					break
-				}
-			}
-			c.draining.Store(false)
-			// What came meanwhile found this goroutine still at work.
-			waiting, terr := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
-			if terr != nil || waiting == 0 || !c.draining.CompareAndSwap(false, true) {
-				return
-			}
-		}
-	}()
 }
 
 // Close ends the connection in an orderly way, in the background.

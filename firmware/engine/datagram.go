@@ -365,18 +365,6 @@ func (d *datagram) CloseWrite() error {
 	return nil
 }
 
-// CloseRead drops what waits and what comes.
-func (d *datagram) CloseRead() error {
-	if !d.ready.Load() {
-		return ErrNotConnected
-	}
-	d.queueMu.Lock()
-	defer d.queueMu.Unlock()
-	d.noRead.Store(true)
-	d.dropLocked()
-	return nil
-}
-
 func (d *datagram) dropLocked() {
 	d.engine.datagramsDropped.Add(uint64(len(d.queue) - d.head))
 	d.holdLocked(-d.held)

@@ -120,8 +120,6 @@ type Endpoint interface {
 
 	// CloseWrite sends a FIN after what is queued.
 	CloseWrite() error
-	// CloseRead discards what arrives from now on.
-	CloseRead() error
 	// Close ends the endpoint in an orderly way in the background.
 	Close()
 	// Abort ends it with a reset.

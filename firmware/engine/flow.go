@@ -195,7 +195,7 @@ func (c *conn) flowLocked(i *Info) (Flow, error) {
 	// The probe has told of all segments that were looked at before.
 	c.ackMu.Lock()
 	acked := c.acks.bytes
-	f.Received = max(c.progress.received, c.consumed.Load())
+	f.Received = max(c.progress.received, c.delivered.Load())
 	c.ackMu.Unlock()
 	f.Acked = min(acked, f.Queued)
 	f.Sent = min(acked+uint64(flying), f.Queued)

@@ -59,12 +59,9 @@ func (c *conn) receivedLocked(n uint64) {
 }
 
 // took notes that k bytes left the receive queue. The stack's lock may be held.
-func (c *conn) took(k int, delivered bool) {
+func (c *conn) took(k int) {
 	c.ackMu.Lock()
-	c.consumed.Add(uint64(k))
-	if delivered {
-		c.delivered.Add(uint64(k))
-	}
+	c.delivered.Add(uint64(k))
 	if !c.settled {
 		c.engine.hold.bytes.Add(-int64(k))
 	}
@@ -76,7 +73,7 @@ func (c *conn) settle() {
 	c.ackMu.Lock()
 	if !c.settled {
 		c.settled = true
-		c.engine.hold.bytes.Add(int64(c.consumed.Load() - c.progress.received))
+		c.engine.hold.bytes.Add(int64(c.delivered.Load() - c.progress.received))
 	}
 	c.ackMu.Unlock()
 }
@@ -85,7 +82,7 @@ func (c *conn) settle() {
 func (c *conn) holds() bool {
 	c.ackMu.Lock()
 	defer c.ackMu.Unlock()
-	return c.progress.received > c.consumed.Load()
+	return c.progress.received > c.delivered.Load()
 }
 
 // refuses reports whether the payload of a packet that starts with b is to be

@@ -46,7 +46,7 @@ func (c *conn) Info() Info {
 	if state == tcp.StateClose && c.established.Load() && !c.hasEnded() && c.Err() == nil {
 		i.Acked = i.Queued
 	}
-	i.Received = max(p.received, c.consumed.Load())
+	i.Received = max(p.received, c.delivered.Load())
 	if s, ok := c.ep.Stats().(*tcp.Stats); ok {
 		i.Retransmits = s.SendErrors.Retransmits.Value()
 		i.SegmentsSent = s.SegmentsSent.Value()

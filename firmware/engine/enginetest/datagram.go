@@ -51,10 +51,7 @@ func (p *Endpoint) boundDatagramLocked() bool {
 func (p *Endpoint) Receive(take func(netip.AddrPort, []byte)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.closedRead:
-		return engine.ErrEndOfStream
-	case len(p.received) == 0:
+	if len(p.received) == 0 {
 		return engine.ErrWouldBlock
 	}
 	b, from := p.received[0], p.from[0]

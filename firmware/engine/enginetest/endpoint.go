@@ -43,7 +43,6 @@ type Endpoint struct {
 	sent          [][]byte
 	room          int
 	wasFull       bool
-	closedRead    bool
 	closedWrite   bool
 	finAcked      bool
 	backlog       int
@@ -110,9 +109,6 @@ func (p *Endpoint) deliverLocked(from netip.AddrPort, b []byte) {
 	}
 	p.counts.Received += uint64(len(b))
 	p.counts.SegmentsRecvd++
-	if p.closedRead {
-		return
-	}
 	p.received = append(p.received, append([]byte(nil), b...))
 	p.holdLocked(len(b))
 	p.from = append(p.from, from)

@@ -145,8 +145,6 @@ func (p *Endpoint) read(limit int, take func([]byte) int, peek bool) (int, error
 	switch {
 	case limit <= 0:
 		return 0, nil
-	case p.closedRead:
-		return 0, engine.ErrEndOfStream
 	case len(p.received) > 0:
 	case p.failure != nil:
 		return 0, p.failure
@@ -280,18 +278,6 @@ func (p *Endpoint) CloseWrite() error {
 			p.state = engine.StateFinWait1
 		}
 	}
-	return nil
-}
-
-// CloseRead drops what is and will be received.
-func (p *Endpoint) CloseRead() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.liveLocked(); err != nil {
-		return err
-	}
-	p.closedRead, p.received, p.from = true, nil, nil
-	p.holdLocked(-p.held)
 	return nil
 }
 
