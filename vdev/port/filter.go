@@ -39,6 +39,18 @@ func (f *filter) admit(proto tcpip.NetworkProtocolNumber, p []byte, offloaded bo
 	return false
 }
 
+// carriesDatagram reports whether an admitted packet holds UDP, or may: a fragment
+// of IPv6 says it only behind its header.
+func carriesDatagram(proto tcpip.NetworkProtocolNumber, p []byte) bool {
+	switch proto {
+	case header.IPv4ProtocolNumber:
+		return header.IPv4(p).TransportProtocol() == header.UDPProtocolNumber
+	case header.IPv6ProtocolNumber:
+		return header.IPv6(p).TransportProtocol() != header.TCPProtocolNumber
+	}
+	return false
+}
+
 func (f *filter) admitARP(p []byte) bool {
 	a := header.ARP(p)
 	if !a.IsValid() {

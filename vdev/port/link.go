@@ -49,6 +49,11 @@ type link struct {
 	dispMu sync.RWMutex
 	disp   stack.NetworkDispatcher // nil until attached to the stack and after close
 
+	// datagramMu is held while the stack takes a datagram. A flow opens with
+	// the first one, and its endpoint would lose another that comes before it is
+	// ready. Segments of TCP go side by side.
+	datagramMu sync.Mutex
+
 	queueMu sync.Mutex
 	queue   []*stack.PacketBuffer // each with a reference of the queue's
 	closed  bool
@@ -162,10 +167,17 @@ func (l *link) transmitOne(d stack.NetworkDispatcher, f *engine.Frame) bool {
 	}
 	l.stats.FramesFromAdapter.Add(1)
 	l.stats.BytesFromAdapter.Add(uint64(n))
+	datagram := carriesDatagram(h.Type(), v.AsSlice())
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
 	pkt.NetworkProtocolNumber = h.Type()
 	pkt.PktType = kind
-	d.DeliverNetworkPacket(h.Type(), pkt)
+	if datagram {
+		l.datagramMu.Lock()
+	}
+	d.DeliverNetworkPacket(h.Type(), pkt) // never waits
+	if datagram {
+		l.datagramMu.Unlock()
+	}
 	pkt.DecRef()
 	return true
 }
