@@ -5,6 +5,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -46,7 +47,7 @@ func New() (*Network, error) {
 		if n.tap, err = port.OpenTap(tapName); err != nil {
 			return err
 		}
-		if err = setUp(n.Gateway().As4()); err == nil {
+		if err = setUp(tapName, netip.PrefixFrom(n.Gateway(), 24)); err == nil {
 			n.six, err = addAddress6(tapName, gateway6(), 64)
 		}
 		return err
@@ -73,8 +74,9 @@ func Try() error {
 	return n.Close()
 }
 
-// setUp gives the interfaces of the calling thread's namespace their addresses.
-func setUp(address [4]byte) error {
+// setUp gives a tap device of the calling thread's namespace its address, and turns it
+// and the loopback on.
+func setUp(tap string, address netip.Prefix) error {
 	for _, step := range []struct {
 		name    string
 		request uint
@@ -82,9 +84,9 @@ func setUp(address [4]byte) error {
 		address []byte
 	}{
 		{"lo", unix.SIOCSIFFLAGS, unix.IFF_UP, nil},
-		{tapName, unix.SIOCSIFADDR, 0, address[:]},
-		{tapName, unix.SIOCSIFNETMASK, 0, []byte{255, 255, 255, 0}},
-		{tapName, unix.SIOCSIFFLAGS, unix.IFF_UP, nil},
+		{tap, unix.SIOCSIFADDR, 0, address.Addr().AsSlice()},
+		{tap, unix.SIOCSIFNETMASK, 0, net.CIDRMask(address.Bits(), 32)},
+		{tap, unix.SIOCSIFFLAGS, unix.IFF_UP, nil},
 	} {
 		ifr, err := unix.NewIfreq(step.name)
 		if err != nil {
