@@ -37,6 +37,7 @@ type Options struct {
 	CPUs, MemoryMiB int                // 0 for the defaults
 	Append          []string           // more of the kernel's command line
 	Args            []string           // more of QEMU's
+	Load            []string           // more kernel modules for the guest, by name
 	Files           []initramfs.File   // more for the guest
 	Handlers        control.Mux        // serve what the guest asks of the host
 	Report          toolchain.Progress // may be nil

@@ -102,6 +102,7 @@ func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, erro
 	if o.iommu() == vm.IOMMUVirtio {
 		names = append(names, "virtio-iommu")
 	}
+	names = append(names, o.Load...)
 	modules, err := p.Tools.Kernel.Modules(names...)
 	if err != nil {
 		return "", err
@@ -322,6 +323,21 @@ func (i *Instance) Wait() error {
 		return &RunError{Err: err, Dir: i.Dir}
 	}
 	return nil
+}
+
+// Processes are the ids of the device process, which changes with its firmware and is 0
+// when there is none, and of its keeper.
+func (i *Instance) Processes() (device, keeper int) {
+	if i.device == nil {
+		return 0, 0
+	}
+	keeper = i.device.proc.PID()
+	if k := i.device.kept; k != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		device = k.pid
+	}
+	return device, keeper
 }
 
 // Ended says whether the machine ends within grace.
