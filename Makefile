@@ -7,7 +7,7 @@ TOEBOX = bin/toebox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run shell exec fw-load fw-watch test conformance doctor stats clean lint fmt generate toebox
+.PHONY: help run shell exec fw-load fw-watch test conformance doctor stats bench bench-micro clean lint fmt generate toebox
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ test: ## what a developer runs before each commit
 
 conformance: toebox ## all conformance functions on every rung
 	@$(TOEBOX) test --strict $(ARGS)
+
+bench: toebox ## the adapter beside virtio-net: a table, bench.json, bench.html
+	@$(TOEBOX) bench $(ARGS)
+
+bench-micro: ## the packages' own benchmarks, for benchstat
+	@go test -run '^$$' -bench . -benchmem $(ARGS) ./vfio-user/... ./vdev/... ./firmware/... ./guestdriver/... ./ci/netns
 
 doctor: toebox ## try what toebox needs, and name the cures
 	@$(TOEBOX) doctor $(ARGS)

@@ -235,7 +235,7 @@ func TestGuestBinaries(t *testing.T) {
 			walk(i, path)
 		}
 	}
-	for _, main := range []string{"guestdriver/cmd/toebox-guest", "ci/cmd/toebox-conformance"} {
+	for _, main := range []string{"guestdriver/cmd/toebox-guest", "ci/cmd/toebox-conformance", "ci/cmd/toebox-bench"} {
 		if _, err := os.Stat(filepath.Join(root, main)); err == nil {
 			walk(module+"/"+main, "the guest")
 		}

@@ -27,13 +27,23 @@ func (a *app) delegate() (did bool, err error) {
 	if !netns.Delegate(cmd) {
 		return false, nil
 	}
-	cmd.Env = append(os.Environ(), delegated+"=1")
+	err = a.again(cmd, delegated)
+	if status := (*rig.StatusError)(nil); err != nil && !errors.As(err, &status) {
+		return false, nil // no user namespaces for this user
+	}
+	return true, err
+}
+
+// again runs cmd, this command once more, with a variable of the environment set, and
+// passes signals on. Its exit status, if it is not 0, is a rig.StatusError.
+func (a *app) again(cmd *exec.Cmd, variable string) error {
+	cmd.Env = append(os.Environ(), variable+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 	// Pdeathsig is about the thread that starts it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if cmd.Start() != nil {
-		return false, nil // no user namespaces for this user
+	if err := cmd.Start(); err != nil {
+		return err
 	}
 	done := make(chan struct{})
 	passed := make(chan struct{})
@@ -48,12 +58,12 @@ func (a *app) delegate() (did bool, err error) {
 			}
 		}
 	}()
-	err = cmd.Wait()
+	err := cmd.Wait()
 	close(done)
 	<-passed
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return true, &rig.StatusError{Status: max(exit.ExitCode(), rig.ExitFailed)}
+		return &rig.StatusError{Status: max(exit.ExitCode(), rig.ExitFailed)}
 	}
-	return true, err
+	return err
 }

@@ -27,6 +27,7 @@ type CLI struct {
 	Fault   FaultCmd   `cmd:"" help:"Do harm to the running adapter on purpose."`
 	Fw      FwCmd      `cmd:"" help:"Bring new firmware into the running adapter, while its machine stays up."`
 	Test    TestCmd    `cmd:"" help:"Run the conformance kit on rungs of the bus ladder."`
+	Bench   BenchCmd   `cmd:"" help:"Measure the adapter beside virtio-net, in one machine that has both."`
 	Serve   ServeCmd   `cmd:"" help:"Run the device only, for a QEMU of your own; prints its -device argument."`
 	Doctor  DoctorCmd  `cmd:"" help:"Try what toebox needs, and say what is wrong and how to cure it."`
 	Get     GetCmd     `cmd:"" help:"Get QEMU and kernel and build everything, without starting anything."`

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	images "toebox/images/rig"
+	"toebox/images/vm"
+)
+
+// Plan is what a run of the benchmark does.
+type Plan struct {
+	Config
+	Pace  Pace
+	Match *regexp.Regexp // of the names of cases; nil: all
+	Say   func(format string, args ...any)
+}
+
+// Run boots a VM, measures and returns the report. What was found before an error is in
+// the report, too.
+func Run(ctx context.Context, p Plan) (*Report, error) {
+	r := &Report{When: time.Now(), Machine: ThisMachine(p.Images.Source), Network: "user", Pace: p.Pace}
+	if p.Tap {
+		r.Network, r.Counts = "tap", true
+	}
+	l, err := NewLab(ctx, p.Config)
+	if err != nil {
+		return r, err
+	}
+	if err := r.Machine.describe(ctx, l.VM, &p.Images); err != nil {
+		return r, errors.Join(err, l.Close())
+	}
+	for _, c := range Cases(p.Pace) {
+		if p.Match != nil && !p.Match.MatchString(c.Name) {
+			continue
+		}
+		p.Say("%s", c.Name)
+		rows, err := Measure(ctx, l, &c, p.Pace.Rounds, r.Counts)
+		r.Rows = append(r.Rows, rows...)
+		var task *TaskError
+		if errors.As(err, &task) {
+			r.Failed = append(r.Failed, err.Error())
+		} else if err != nil {
+			return r, errors.Join(err, l.Close())
+		}
+	}
+	if err := l.Close(); err != nil {
+		return r, err
+	}
+	return r, nil
+}
+
+// describe adds what is known of a VM.
+func (m *Machine) describe(ctx context.Context, i *images.Instance, o *images.Options) error {
+	m.Accel = i.Accel.Name
+	if i.Accel.Name == vm.AccelTCG {
+		m.Accel += fmt.Sprintf(" (%s)", i.Accel.Why)
+	}
+	m.GuestProcessors = o.CPUs
+	if o.CPUs == 0 {
+		m.GuestProcessors = vm.DefaultCPUs
+	}
+	hello, err := i.Hello(ctx)
+	if err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	m.GuestKernel = hello.Info["kernel"]
+	var version struct {
+		QEMU struct{ Major, Minor, Micro int }
+	}
+	if err := i.Execute(ctx, "query-version", nil, &version); err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	m.QEMU = fmt.Sprintf("QEMU %d.%d.%d", version.QEMU.Major, version.QEMU.Minor, version.QEMU.Micro)
+	return nil
+}
