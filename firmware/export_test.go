@@ -30,13 +30,16 @@ func (d *Driven) Pass() bool {
 	return d.q.progress
 }
 
-// Due is when the next wait of received bytes ends by time, on the policy clock;
-// false: none does.
-func (d *Driven) Due() (uint64, bool) {
+// Due is when the next wait, of received bytes or of sends in host memory, ends by
+// time, on the policy clock; false: none does.
+func (d *Driven) Due() (at uint64, ok bool) {
 	if a := d.q.delays.next(); a != nil {
-		return uint64(a.when), true
+		at, ok = uint64(a.when), true
 	}
-	return 0, false
+	if p := d.q.parked.ages.next(); p != nil && (!ok || uint64(p.when) < at) {
+		at, ok = uint64(p.when), true
+	}
+	return at, ok
 }
 
 // End lets a worker take over, which a reset ends.

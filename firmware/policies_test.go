@@ -94,18 +94,23 @@ func policies() []policy {
 	}
 }
 
-// simulation is a run of a workload under a policy: no goroutine, no real time.
-type simulation struct {
+// driven is an adapter with one connection whose queue makes its passes when the
+// test says so, and whose policy clock is the test's: no goroutine, no real time.
+type driven struct {
 	t    *testing.T
-	w    *workload
 	fw   *firmware.Firmware
 	q    *firmware.Driven
 	chip *firmwaretest.Chip
 	host *firmwaretest.Host
 	ep   *enginetest.Endpoint
 	conn uint64
+	now  uint64
+}
 
-	now     uint64
+// simulation is a run of a workload under a policy.
+type simulation struct {
+	*driven
+	w       *workload
 	memory  uint64
 	posts   []repost
 	buffers map[uint32]posted
@@ -130,9 +135,10 @@ type posted struct {
 	place int
 }
 
-func newSimulation(t *testing.T, w *workload, attrs []uint64) *simulation {
+// drive connects, with attributes.
+func drive(t *testing.T, attrs []uint64) *driven {
 	t.Helper()
-	s := &simulation{t: t, w: w, chip: firmwaretest.NewChip(8<<20, 1<<20), buffers: map[uint32]posted{}}
+	s := &driven{t: t, chip: firmwaretest.NewChip(8<<20, 1<<20)}
 	e := enginetest.NewEngine()
 	s.fw = firmware.New(firmware.Config{Chip: s.chip, Engine: e, Generation: 1, MTU: 1500, Clock: func() time.Duration { return 0 }})
 	s.fw.Run()
@@ -156,6 +162,12 @@ func newSimulation(t *testing.T, w *workload, attrs []uint64) *simulation {
 		t.Fatalf("connect: %+v", f)
 	}
 	s.conn = f.Conn
+	return s
+}
+
+func newSimulation(t *testing.T, w *workload, attrs []uint64) *simulation {
+	t.Helper()
+	s := &simulation{driven: drive(t, attrs), w: w, buffers: map[uint32]posted{}}
 	s.memory = s.chip.Alloc(w.buffers*w.size, 4096)
 	for i := range w.buffers {
 		s.postOwn(i)
@@ -167,7 +179,7 @@ func newSimulation(t *testing.T, w *workload, attrs []uint64) *simulation {
 	return s
 }
 
-func (s *simulation) post(f abi.Fields) {
+func (s *driven) post(f abi.Fields) {
 	if err := s.host.Post(f); err != nil {
 		s.t.Fatal(err)
 	}
@@ -189,7 +201,7 @@ func (s *simulation) postBulk(base uint64) {
 }
 
 // passes lets the adapter act until it is done.
-func (s *simulation) passes() {
+func (s *driven) passes() {
 	for range 10_000 {
 		if !s.q.Pass() {
 			return
@@ -267,8 +279,7 @@ func (s *simulation) plan() {
 
 // run plays the workload and returns what it cost.
 func (s *simulation) run() figures {
-	count := func(c abi.Counter) float64 { return float64(s.fw.Counters().Load(c)) }
-	before := [3]float64{count(abi.CounterPayloadWrites), count(abi.CounterResponses), count(abi.CounterInterrupts)}
+	cost := s.costs(s.w.total, abi.CounterPayloadWrites, abi.CounterResponses, abi.CounterInterrupts)
 	s.plan()
 	for s.told < s.w.total {
 		next := uint64(1) << 60
@@ -284,10 +295,7 @@ func (s *simulation) run() figures {
 		if next == 1<<60 {
 			s.t.Fatalf("%s: nothing happens any more, %d bytes of %d", s.w.name, s.told, s.w.total)
 		}
-		if next > s.now {
-			s.fw.StepPolicyClock(next - s.now)
-			s.now = next
-		}
+		s.step(next)
 		if s.sent < s.w.total && !s.waiting && s.at <= s.now {
 			_, n, _ := s.w.next(s.steps)
 			n = min(n, s.w.total-s.sent)
@@ -306,18 +314,39 @@ func (s *simulation) run() figures {
 			s.plan()
 		}
 	}
-	mib := float64(s.w.total) / (1 << 20)
+	c := cost()
 	return figures{
-		writes:     (count(abi.CounterPayloadWrites) - before[0]) / mib,
-		responses:  (count(abi.CounterResponses) - before[1]) / mib,
-		interrupts: (count(abi.CounterInterrupts) - before[2]) / mib,
-		own:        100 * float64(s.own) / float64(s.told),
-		mean:       s.sum / float64(s.w.total) / 1000,
-		most:       float64(s.most) / 1000,
+		writes: c[0], responses: c[1], interrupts: c[2],
+		own:  100 * float64(s.own) / float64(s.told),
+		mean: s.sum / float64(s.w.total) / 1000,
+		most: float64(s.most) / 1000,
 	}
 }
 
-func (s *simulation) close() {
+// step moves the clock to a time that is not over.
+func (s *driven) step(to uint64) {
+	if to > s.now {
+		s.fw.StepPolicyClock(to - s.now)
+		s.now = to
+	}
+}
+
+// costs returns what counters moved from here on, for each MiB of total.
+func (s *driven) costs(total int, counters ...abi.Counter) func() []float64 {
+	var before []uint64
+	for _, c := range counters {
+		before = append(before, s.fw.Counters().Load(c))
+	}
+	return func() []float64 {
+		var out []float64
+		for i, c := range counters {
+			out = append(out, float64(s.fw.Counters().Load(c)-before[i])/(float64(total)/(1<<20)))
+		}
+		return out
+	}
+}
+
+func (s *driven) close() {
 	s.q.End()
 	if err := s.fw.Close(); err != nil {
 		s.t.Error(err)
