@@ -78,6 +78,32 @@ func answer(q *Queue, next *abi.Index, f abi.Fields) {
 	*next = next.Add(1)
 }
 
+// TestLostQueue: a response that stands in the table of a queue that was lost is
+// not taken, for its request has ended, and nothing of the queue's is touched.
+func TestLostQueue(t *testing.T) {
+	a, ln := still(t)
+	q := ln.queue
+	event := q.event
+	var out abi.Index
+	answer(q, &out, abi.Fields{Type: abi.TypeAdapterAttrs, Flags: abi.FlagFinal, Tag: 5})
+	if !q.arm() {
+		t.Fatal("no response stands in the table")
+	}
+	abi.StoreWord(event[abi.EventOutPublished:], 0x5a5a)
+	if ended := ln.replace(ErrReset); len(ended) != 0 {
+		t.Errorf("ended %v", ended)
+	}
+	if n := ln.pass(); n != 0 || a.bad.tag.Load() != 0 || q.Stats().DoorbellsOut != 0 {
+		t.Errorf("%d responses taken, %d bad tags, %+v", n, a.bad.tag.Load(), q.Stats())
+	}
+	if q.arm() || q.Pending() {
+		t.Error("the dispatcher does not sleep")
+	}
+	if got := abi.LoadWord(event[abi.EventOutPublished:]); got != 0x5a5a {
+		t.Errorf("event word %#x", got)
+	}
+}
+
 // TestNoAllocations: post, consume, write and read allocate nothing.
 func TestNoAllocations(t *testing.T) {
 	a, ln := still(t)

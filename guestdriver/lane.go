@@ -463,7 +463,7 @@ func (ln *lane) replace(err error) []request {
 	all := ln.reqs.takeAll()
 	ln.mu.Unlock()
 	if old != nil {
-		old.kill(err)
+		old.lose(err)
 	}
 	for w := range told {
 		w.roomFreed()

@@ -487,9 +487,22 @@ func (q *Queue) Destroy(ctx context.Context) error {
 	return err
 }
 
-// freeTables gives the memory back; what looks at the tables later sees
-// private memory in which nothing happens.
+// lose is kill for a queue that the adapter has lost: what it published before
+// is not consumed, either, since what that would answer has ended.
+func (q *Queue) lose(err error) {
+	q.kill(err)
+	q.leaveTables()
+}
+
+// freeTables gives the memory back.
 func (q *Queue) freeTables() error {
+	q.leaveTables()
+	return q.bus.FreeDMA(q.mem)
+}
+
+// leaveTables makes what looks at the tables later see private memory, in which
+// nothing happens.
+func (q *Queue) leaveTables() {
 	q.inMu.Lock()
 	defer q.inMu.Unlock()
 	q.outMu.Lock()
@@ -499,7 +512,6 @@ func (q *Queue) freeTables() error {
 	q.out.fill()
 	q.in = inRing{table: private[:abi.DescriptorSize], next: q.in.next}
 	q.event = private[abi.DescriptorSize:]
-	return q.bus.FreeDMA(q.mem)
 }
 
 // Stats returns the queue's counters.
