@@ -180,6 +180,7 @@ func TestIF10_DriverDeath(t *T) {
 	l, err := m.a.Listen("tcp", fmt.Sprintf(":%d", port))
 	check(t, "listen", err)
 	t.Cleanup(func() { l.Close() })
+	listens := t.counterOf(m.a, ctrListens) // from 0 in each firmware
 	const rounds = 5
 	for round := range rounds {
 		m.dying.Store(false)
@@ -188,6 +189,7 @@ func TestIF10_DriverDeath(t *T) {
 		t.until("operations to be under way", func() bool { return m.a.Stats().Responses >= moment })
 		m.dying.Store(true)
 		check(t, "restart of the firmware", t.Env.Restart())
+		t.until("the driver to see the reset", func() bool { return m.a.Stats().Resets > uint64(round) })
 		t.until("every operation to end", func() bool { return m.ended.Load() == m.begun.Load() })
 		t.until("nothing to be outstanding", func() bool {
 			s := m.a.Stats()
@@ -198,6 +200,8 @@ func TestIF10_DriverDeath(t *T) {
 		want(t, "responses to tags that had ended", s.BadTags, 0)
 		want(t, "buffers that did not come back", s.LostBuffers, 0)
 
+		// The peer may be refused until they are.
+		t.until("the listeners to be open again", func() bool { return t.counterOf(m.a, ctrListens) == listens })
 		check(t, "an echo with the new firmware", m.with(m.echo, func(net.Conn) error { return nil }))
 	}
 	m.dying.Store(false)
