@@ -28,7 +28,7 @@ func (k *combiner) goesOn(f *abi.Fields) bool {
 // respondBytes queues the response to a delivery into r, or lets the newest one
 // cover it, too.
 func (q *queue) respondBytes(c *conn, r *request, f *abi.Fields) {
-	if f.Type != abi.TypeBufferReceive || f.Aux != 0 || c.attrs.of(abi.AttrCombine) == 0 {
+	if f.Type != abi.TypeBufferReceive || f.Aux != 0 || f.Flags&abi.FlagRedirect != 0 || c.attrs.of(abi.AttrCombine) == 0 {
 		q.respond(*f)
 		return
 	}

@@ -229,6 +229,7 @@ func (q *queue) forget(c *conn) {
 		delete(q.conns, c.id)
 		q.roster.remove(c.id)
 		q.fw.dir.remove(c.id)
+		q.stirSink(c)
 	}
 }
 
@@ -272,6 +273,7 @@ func (q *queue) die(c *conn) {
 	q.failBuffers(c, c.status)
 	q.load.land(c.queued-c.acked, 0)
 	c.phase = dead
+	q.stirSink(c)
 	q.forgetDelay(c)
 	q.limits.clear(c)
 	q.states.clear(&c.state)

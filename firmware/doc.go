@@ -14,7 +14,8 @@
 // received bytes go), receivegather.go and combine.go (in how many transfers and
 // responses),
 // pick.go, history.go, group.go, table.go and piece.go (which buffer), skip.go
-// (bytes that go to none), spill.go
+// (bytes that go to none), peek.go (bytes that are shown first, or redirected),
+// spill.go
 // (memory that runs short), bulk.go (whose turn it
 // is), protocol.go and datagram.go (where datagrams part from streams),
 // notify.go (when completions and arrivals are told; the rules are in files of

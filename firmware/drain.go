@@ -100,7 +100,7 @@ func (q *queue) end() {
 		}
 	}
 	clear(q.tags)
-	q.fw.memory.release(len(q.groups) * groupCharge)
+	q.fw.memory.release((len(q.groups) + len(q.sinks)) * groupCharge)
 	q.endTable()
 	q.endChecker()
 	q.shownHeld.Store(0)

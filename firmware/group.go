@@ -87,6 +87,7 @@ const groupCharge = 256
 // group are the buffers that connections share, on one queue.
 type group struct {
 	id      uint64
+	sink    bool // no group: who waits for buffers of the connection with this id
 	buffers requestList
 	waiting bulk // connections with bytes and no buffer
 	woken   int  // connections out of waiting that have not had their turn
@@ -140,6 +141,13 @@ func (q *queue) newGroup(id uint64) *group {
 
 // idleGroup forgets a group that has nothing, unless few are known.
 func (q *queue) idleGroup(g *group) {
+	if g.sink && g.waiting.len() == 0 && g.woken == 0 && !g.stirred && q.sinks[g.id] == g {
+		delete(q.sinks, g.id)
+		q.fw.memory.release(groupCharge)
+	}
+	if g.sink {
+		return
+	}
 	if g.buffers.n == 0 && g.waiting.len() == 0 && g.woken == 0 && !g.stirred && len(q.groups) > idleGroups {
 		delete(q.groups, g.id)
 		q.fw.memory.release(groupCharge)
@@ -192,7 +200,7 @@ func (q *queue) leaveGroup(x *choice) {
 
 // stir notes that a group may have both buffers and connections that wait.
 func (q *queue) stir(g *group) {
-	if !g.stirred && g.buffers.n > g.woken && g.waiting.len() > 0 {
+	if !g.stirred && q.supply(g) > g.woken && g.waiting.len() > 0 {
 		g.stirred = true
 		q.stirred = append(q.stirred, g)
 	}
@@ -204,7 +212,7 @@ func (q *queue) stir(g *group) {
 func (q *queue) turnGroups() {
 	for _, g := range q.stirred {
 		g.stirred = false
-		for g.buffers.n > g.woken && g.waiting.len() > 0 {
+		for q.supply(g) > g.woken && g.waiting.len() > 0 {
 			c, since := q.turn(&g.waiting)
 			c.choice.place = 0
 			g.woken++

@@ -26,13 +26,17 @@ const (
 // whose bytes never wait for a buffer of its own does without.
 //
 //	idle --bytes, no buffer--> waiting --time, an end--> released
-//	waiting, released --a buffer of its own--> idle
+//	idle, waiting --bytes shown--> peeked --time--> released
+//	waiting, peeked, released --a buffer of its own--> idle
 //	released --no bytes left--> idle
 type choice struct {
 	alarm // when the wait ends, policy clock
 	conn  *conn
 	state choiceState
 	past  *history // nil until BUFFER_POLICY asks for one
+
+	shown  uint64   // position up to which the host was shown bytes
+	holder *request // of the connection, for which its bytes wait
 
 	virtuals map[uint8]*virtual // by number, from its first piece on
 	early    requestList        // pieces that cannot be used yet
@@ -48,6 +52,7 @@ const (
 	choiceIdle     choiceState = iota
 	choiceWaiting              // for a buffer of the connection
 	choiceReleased             // bulk buffers will do
+	choicePeeked               // for an answer to a peek
 )
 
 // pick chooses the buffer that the next bytes of c go to: its own in the order
@@ -64,6 +69,9 @@ func (q *queue) pick(c *conn) *request {
 		q.count(abi.CounterFragments, 1)
 		q.returnBuffer(r, abi.StatusOK)
 		return c.buffers.front
+	}
+	if c.mayShow() {
+		return nil // starve shows them, or did
 	}
 	if r := q.groupBuffer(c); r != nil {
 		return r
@@ -160,7 +168,7 @@ func (q *queue) choice(c *conn) *choice {
 
 func (q *queue) endWait(x *choice, s choiceState) {
 	q.choices.clear(x)
-	x.state = s
+	x.state, x.holder = s, nil
 }
 
 // awaitsRead reports whether bytes of c move only when the host has posted a read.
@@ -183,8 +191,11 @@ func (q *queue) delivered(c *conn, r *request, n int) {
 		}
 	}
 	if x := c.choice; x != nil && own {
-		if x.state == choiceWaiting {
+		switch x.state {
+		case choiceWaiting:
 			q.count(abi.CounterBufferWaitsMet, 1)
+		case choicePeeked:
+			q.count(abi.CounterPeeksAnswered, 1)
 		}
 		q.endWait(x, choiceIdle)
 	}

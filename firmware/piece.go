@@ -56,7 +56,7 @@ func (c *conn) early() *requestList {
 // mayBePiece reports whether a request may name a piece: a buffer of a connection
 // that is to be filled as a whole.
 func mayBePiece(f *abi.Fields) bool {
-	const not = abi.FlagFragment | abi.FlagGroup | abi.FlagOnce | abi.FlagReport | abi.FlagSkip
+	const not = abi.FlagFragment | abi.FlagGroup | abi.FlagOnce | abi.FlagReport | abi.FlagSkip | abi.FlagPeek | abi.FlagRedirect
 	return f.Type == abi.TypeBufferAvailable && f.Conn != 0 && f.Flags&not == 0 && f.Aux>>8 != 0
 }
 
@@ -164,7 +164,7 @@ func (q *queue) endPieces(b broken, s abi.Status) {
 // which the next buffer can.
 func (q *queue) fragments(c *conn, r *request) bool {
 	next := r.next
-	if r.flags&abi.FlagFragment == 0 || r.done == 0 || next == nil {
+	if r.flags&abi.FlagFragment == 0 || r.done == 0 || next == nil || next.special() {
 		return false
 	}
 	n := q.ahead(c)

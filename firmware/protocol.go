@@ -45,7 +45,8 @@ func (c *conn) means(a abi.Attribute) bool {
 		abi.AttrKeepalive, abi.AttrKeepaliveIdle, abi.AttrKeepaliveInterval, abi.AttrKeepaliveCount,
 		abi.AttrUserTimeout, abi.AttrCongestion, abi.AttrLinger, abi.AttrSteering,
 		abi.AttrNotifyTime, abi.AttrNotifyBytes, abi.AttrNotifyDynamic, abi.AttrNotifyMax,
-		abi.AttrLinkTransferSize, abi.AttrGatherThreshold, abi.AttrCombine, abi.AttrSkip,
+		abi.AttrLinkTransferSize, abi.AttrGatherThreshold, abi.AttrCombine,
+		abi.AttrPeek, abi.AttrPeekWait, abi.AttrSkip,
 		abi.AttrNotifyData, abi.AttrNotifyFailures, abi.AttrNotifyPattern,
 		abi.AttrRTT, abi.AttrCongestionWindow, abi.AttrBytesAcked, abi.AttrRetransmits, abi.AttrMSS:
 		return c.proto.number() == engine.TCP

@@ -92,6 +92,7 @@ type queue struct {
 	states   timers[*stateTimer]
 	choices  timers[*choice] // that wait
 	groups   map[uint64]*group
+	sinks    map[uint64]*group // connections that bytes of others wait for
 	stirred  []*group
 	table    tableReader
 	spills   bool    // adapter memory was above SPILL_THRESHOLD at the last look

@@ -41,8 +41,10 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		s = abi.StatusClosed
 	case c.eos:
 		s = abi.StatusEndOfStream
-	case f.Flags&abi.FlagSkip != 0 && c.proto.number() != engine.TCP:
+	case f.Flags&(abi.FlagSkip|abi.FlagPeek|abi.FlagRedirect) != 0 && c.proto.number() != engine.TCP:
 		s = abi.StatusNotSupported
+	case f.Flags&abi.FlagRedirect != 0:
+		s = q.checkRedirect(c, f.Base)
 	case f.Aux != 0:
 		s = q.checkPiece(f, c)
 	}
@@ -51,7 +53,7 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 		return
 	}
 	if r := q.hold(f, c); r != nil {
-		if q.check != nil {
+		if q.check != nil && r.flags&abi.FlagRedirect == 0 {
 			q.check.posted(r)
 		}
 		if r.piece = f.Aux; r.piece != 0 {
@@ -60,9 +62,10 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 			c.buffers.push(r)
 			c.room += r.wants()
 		}
-		if r.flags&abi.FlagOnce != 0 {
+		if r.reads() {
 			c.reads++
 		}
+		q.stirSink(c)
 		q.notePost(c)
 		q.receiveSoon(c)
 	}
@@ -136,7 +139,7 @@ func (q *queue) receive(c *conn, since uint64) {
 		if err == nil {
 			r := q.pick(c)
 			if r == nil {
-				r = q.starve(c, since)
+				r = q.starve(c, since, most)
 			}
 			if r == nil {
 				return
@@ -150,6 +153,8 @@ func (q *queue) receive(c *conn, since uint64) {
 		}
 		switch {
 		case err == nil:
+		case errors.Is(err, errHeld):
+			return
 		case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
 			q.emptied(c)
 			return
@@ -163,8 +168,16 @@ func (q *queue) receive(c *conn, since uint64) {
 // starve looks what there is for a connection that has no buffer: data waits,
 // for a buffer of its own or for any, the end is reported. It returns the buffer
 // for data that waits no longer.
-func (q *queue) starve(c *conn, since uint64) *request {
+func (q *queue) starve(c *conn, since uint64, most int) *request {
 	_, err := c.ep.Peek(1, q.looks.probe)
+	if err == nil && c.mayShow() && !c.awaitsRead() {
+		if !q.show(c, since, most) {
+			return nil
+		}
+		if r := q.pick(c); r != nil {
+			return r
+		}
+	}
 	switch {
 	case err == nil && c.awaitsRead():
 		q.squeeze(c)
@@ -178,18 +191,23 @@ func (q *queue) starve(c *conn, since uint64) *request {
 	case err == nil && q.pool.front != nil:
 		return q.poolBuffer(c)
 	case err == nil:
-		q.joinGroup(c, since)
-		q.squeeze(c)
-		if c.inWait == 0 {
-			q.count(abi.CounterPoolEmpty, 1)
-			c.inWait = q.wait.add(c, c.receiveRank(), since, c.patience())
-		}
+		q.lack(c, since)
 	case errors.Is(err, engine.ErrWouldBlock) && !c.failed:
 		q.emptied(c)
 	default:
 		q.endReceive(c, err)
 	}
 	return nil
+}
+
+// lack lets c, for whose bytes there is no buffer at all, wait for any.
+func (q *queue) lack(c *conn, since uint64) {
+	q.joinGroup(c, since)
+	q.squeeze(c)
+	if c.inWait == 0 {
+		q.count(abi.CounterPoolEmpty, 1)
+		c.inWait = q.wait.add(c, c.receiveRank(), since, c.patience())
+	}
 }
 
 func (q *queue) probe(p []byte) int { return min(len(p), 1) }
@@ -205,13 +223,23 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 	if most != unlimited {
 		most -= skipped
 	}
-	n, err := q.fillStream(c, r, most)
+	n := 0
+	switch {
+	case r.flags&abi.FlagPeek != 0:
+		n, err = q.peekStream(c, r, most)
+	case r.flags&abi.FlagRedirect != 0:
+		n, err = q.redirectStream(c, r, most)
+	default:
+		n, err = q.fillBuffer(c, r, most, unlimited)
+	}
 	return skipped + n, err
 }
 
-func (q *queue) fillStream(c *conn, r *request, most int) (int, error) {
+// fillBuffer moves bytes of c into r, which may be another connection's: at most
+// those that may go, and no more than a limit.
+func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 	m := &q.move
-	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most), 0, nil
+	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most, limit), 0, nil
 	err := q.readStream(c, most)
 	n := m.moved
 	if n == 0 && m.err == nil {
@@ -229,10 +257,13 @@ func (q *queue) fillStream(c *conn, r *request, most int) (int, error) {
 	}
 	r.done += uint32(n)
 	bulk := r.conn == nil
+	if !bulk && r.conn != c {
+		f.Flags = abi.FlagRedirect
+	}
 	if n > 0 {
 		c.skipped = 0
 		if !bulk {
-			c.room -= uint64(n)
+			r.conn.room -= uint64(n)
 		}
 		q.noteTold(c)
 		q.delivered(c, r, n)
@@ -240,7 +271,7 @@ func (q *queue) fillStream(c *conn, r *request, most int) (int, error) {
 	if m.err != nil {
 		f.Aux = uint16(abi.StatusBadMemory)
 		if n == 0 {
-			f.Type = abi.TypeBufferDone
+			f.Type, f.Flags = abi.TypeBufferDone, 0
 			f.Conn = r.named()
 		}
 		err = nil
@@ -309,9 +340,10 @@ func (q *queue) removeBuffer(r *request) {
 		}
 		r.conn.buffers.remove(r)
 		r.conn.room -= r.wants()
-		if r.flags&abi.FlagOnce != 0 {
+		if r.reads() {
 			r.conn.reads--
 		}
+		q.releaseHolder(r)
 	case r.group != nil:
 		r.group.buffers.remove(r)
 		q.idleGroup(r.group)
@@ -338,7 +370,10 @@ func (q *queue) returnOne(r *request, s abi.Status) {
 	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag, Base: r.base, Offset: r.offset + r.done,
 	}
-	if r.done == 0 {
+	switch {
+	case r.flags&abi.FlagRedirect != 0:
+		f.Length, f.Offset = r.done, r.skipped
+	case r.done == 0:
 		f.Offset += r.skipped
 	}
 	f.Conn = r.named()
@@ -354,6 +389,7 @@ func (q *queue) failBuffers(c *conn, s abi.Status) {
 	for early := c.early(); early.front != nil; {
 		q.returnBuffer(early.front, s)
 	}
+	q.stirSink(c)
 }
 
 // endReceive reports the end of the stream, or the death of the connection,

@@ -182,7 +182,7 @@ func (u *unit) whole(n uint64) uint64 {
 // unit is how the first buffer of c is filled, when so many bytes more are in it.
 func (c *conn) unit(more uint64) unit {
 	r, threshold := c.buffers.front, c.attrs.of(abi.AttrGatherThreshold)
-	if r == nil || threshold == 0 || uint64(r.length) < threshold || !c.attrs.patient() {
+	if r == nil || r.special() || threshold == 0 || uint64(r.length) < threshold || !c.attrs.patient() {
 		return unit{}
 	}
 	more -= min(more, uint64(c.toSkip(r)))

@@ -98,9 +98,6 @@ func allowedFlags(t abi.Type) abi.Flags {
 	return 0
 }
 
-// unbuiltFlags are allowed flags of features that this firmware does not have.
-const unbuiltFlags = abi.FlagPeek | abi.FlagRedirect
-
 // request acts on one request.
 func (q *queue) request(d abi.Descriptor) {
 	f := d.Decode()
@@ -150,10 +147,7 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 	reserved := false
 	switch f.Type {
 	case abi.TypeBufferSend, abi.TypeBufferAvailable:
-		if f.Flags&unbuiltFlags != 0 {
-			return abi.StatusNotSupported
-		}
-		if f.Aux != 0 && !mayBePiece(f) || f.Flags&abi.FlagSkip != 0 && !maySkip(f) {
+		if f.Aux != 0 && !mayBePiece(f) || badAnswer(f) {
 			return abi.StatusReserved
 		}
 		return q.checkBuffer(f)
@@ -176,6 +170,9 @@ func (q *queue) checkCommon(f *abi.Fields) abi.Status {
 
 // checkBuffer checks the arithmetic of SPEC.md §5.3.
 func (q *queue) checkBuffer(f *abi.Fields) abi.Status {
+	if f.Flags&abi.FlagRedirect != 0 && f.Length > 0 {
+		return abi.StatusOK // no memory
+	}
 	offset := f.Offset
 	if f.Flags&abi.FlagSkip != 0 {
 		offset = 0 // it is of the stream

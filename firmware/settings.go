@@ -135,6 +135,8 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
 		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
 		abi.AttrCarryOver:         {max: 1},
+		abi.AttrPeek:              {max: maxWindow},
+		abi.AttrPeekWait:          {max: maxTime},
 		abi.AttrSkip:              {max: math.MaxUint32},
 		abi.AttrReportPeriod:      {min: uint64(minReportPeriod), max: maxTime, zero: true},
 	}
@@ -266,8 +268,14 @@ func (q *queue) setConnection(c *conn, t abi.Tuple) ([]byte, abi.Status) {
 	}
 	switch t.Attr {
 	case abi.AttrBufferPolicy:
-		q.emptied(c)
+		if c.choice == nil || c.choice.state != choicePeeked {
+			q.emptied(c)
+		}
 		q.regroup(c)
+	case abi.AttrPeek:
+		if c.phase == open {
+			q.receiveSoon(c)
+		}
 	case abi.AttrDMAWhen, abi.AttrGroup, abi.AttrGroupBy, abi.AttrPriority, abi.AttrQoSClass:
 		q.regroup(c)
 	}

@@ -142,8 +142,14 @@ const (
 	CounterFragments       // buffers given back before they were full because of FRAGMENT (14.10)
 	CounterBacklogDrops    // segments of callers dropped because the backlog was full
 	CounterSkippedBytes    // received bytes that were consumed without being delivered (14.11)
+	CounterPeeks           // buffers with bytes that were copied and not consumed (14.12)
+	CounterPeekedBytes     // bytes in them
+	CounterPeeksAnswered   // waits after a peek, ended by a buffer of the connection or a redirection
+	CounterPeeksOver       // of them, ended by time
+	CounterRedirectedBytes // bytes delivered into buffers of another connection
+	CounterRedirectsOver   // redirections ended because there was no such buffer in time
 
-	NumCounters = 135
+	NumCounters = 141
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -291,5 +297,11 @@ func counterNames() [NumCounters]string {
 		"fragments",
 		"backlog_drops",
 		"skipped_bytes",
+		"peeks",
+		"peeked_bytes",
+		"peeks_answered",
+		"peeks_over",
+		"redirected_bytes",
+		"redirects_over",
 	}
 }

@@ -574,7 +574,13 @@
 #define TOEBOX_COUNTER_FRAGMENTS                132 /* buffers given back before they were full because of FRAGMENT (14.10) */
 #define TOEBOX_COUNTER_BACKLOG_DROPS            133 /* segments of callers dropped because the backlog was full */
 #define TOEBOX_COUNTER_SKIPPED_BYTES            134 /* received bytes that were consumed without being delivered (14.11) */
-#define TOEBOX_NUM_COUNTERS                     135
+#define TOEBOX_COUNTER_PEEKS                    135 /* buffers with bytes that were copied and not consumed (14.12) */
+#define TOEBOX_COUNTER_PEEKED_BYTES             136 /* bytes in them */
+#define TOEBOX_COUNTER_PEEKS_ANSWERED           137 /* waits after a peek, ended by a buffer of the connection or a redirection */
+#define TOEBOX_COUNTER_PEEKS_OVER               138 /* of them, ended by time */
+#define TOEBOX_COUNTER_REDIRECTED_BYTES         139 /* bytes delivered into buffers of another connection */
+#define TOEBOX_COUNTER_REDIRECTS_OVER           140 /* redirections ended because there was no such buffer in time */
+#define TOEBOX_NUM_COUNTERS                     141
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
