@@ -16,6 +16,8 @@ import (
 //   - a send says how much of it is done, all of it when it is OK;
 //   - a receive buffer is filled in order from its offset on, never beyond its
 //     end, and is FINAL when it is full;
+//   - a redirection says how much of it is done, all of it when it is OK, and a
+//     peek is answered once;
 //   - a combined response is of buffers that lie one behind the other, all but
 //     the last full, under consecutive tags;
 //   - each target of a control request has one result, by a response or in a
@@ -266,6 +268,15 @@ func (th *thread) judge(d desc, say func(string, ...any)) {
 func (th *thread) filled(d desc, say func(string, ...any)) {
 	q := th.d
 	switch {
+	case d.Type == rspDone && q.Flags&flagRedirect != 0:
+		skip := q.Offset * uint32(q.Flags&flagSkip/flagSkip)
+		if !d.final() || d.Length > q.Length || d.Aux < stBadType && d.Offset > skip || d.Aux == stOK && (d.Length != q.Length || d.Offset != skip) {
+			say("the end of the redirection %v", q)
+		}
+	case q.Flags&flagRedirect != 0:
+		say("bytes in a redirection")
+	case (d.Flags&flagPeek != 0) != (q.Flags&flagPeek != 0) && d.Type == rspReceive && q.Conn != 0 && q.Flags&flagGroup == 0:
+		say("bytes of a peek, or none, in %v", q)
 	case d.Type == rspDone:
 		if !d.final() || d.Length != 0 {
 			say("a buffer that ends without bytes")
@@ -274,14 +285,14 @@ func (th *thread) filled(d desc, say func(string, ...any)) {
 		say("bytes of a connection in a report buffer")
 	case d.Aux != stOK:
 		// A length that is not what was written.
-	case d.Base != q.Base || q.Conn != 0 && q.Flags&flagGroup == 0 && d.Conn != q.Conn || d.Offset != th.next:
+	case d.Base != q.Base || q.Conn != 0 && q.Flags&flagGroup == 0 && d.Conn != q.Conn && d.Flags&flagRedirect == 0 || d.Offset != th.next:
 		say("bytes at another place than offset %d of %v", th.next, q)
 	case uint64(d.Offset)+uint64(d.Length) > uint64(q.Length):
 		say("bytes beyond the end of %v", q)
 	default:
 		th.next += d.Length
-		if th.next == q.Length && !d.final() {
-			say("a full buffer without FINAL")
+		if (th.next == q.Length || d.Flags&flagPeek != 0) && !d.final() {
+			say("a full buffer, or a peek, without FINAL")
 		}
 	}
 }

@@ -234,6 +234,10 @@ func Tests() []*Test {
 		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
 		{Name: "TestRX10_Match", IDs: ids("RX10"), Needs: peer, Func: TestRX10_Match},
 		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
+		{Name: "TestRX13_Peek", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Peek},
+		{Name: "TestRX13_Arrivals", IDs: ids("RX13", "RX07"), Needs: peer, Func: TestRX13_Arrivals},
+		{Name: "TestRX13_Redirect", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Redirect},
+		{Name: "TestRX13_Demultiplex", IDs: ids("RX13", "RX14"), Needs: peer, Func: TestRX13_Demultiplex},
 		{Name: "TestRX14_Skip", IDs: ids("RX14"), Needs: peer, Func: TestRX14_Skip},
 		{Name: "TestRX14_Window", IDs: ids("RX14"), Needs: bulk, Func: TestRX14_Window},
 	}
