@@ -40,6 +40,7 @@ type Conn struct {
 	bufs    int // receive buffers held: posted, or not wholly read
 	room    int // bytes that the adapter may still write
 	class   int // of the next receive buffer
+	deep    int // how many more of them than one the adapter has room in
 	eof     bool
 	rerr    error
 	own     [maxReceive]*buffer // those that the adapter has

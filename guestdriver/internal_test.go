@@ -59,15 +59,25 @@ func still(t *testing.T) (*Adapter, *lane) {
 // take plays the adapter: it takes every request and returns the last.
 func take(q *Queue, next *abi.Index) (last abi.Fields) {
 	for {
-		slot := slotOf(q.in.table, *next, q.in.log2)
-		w := abi.LoadWord(slot)
-		if w&abi.WordOwner == 0 {
+		f, ok := takeOne(q, next)
+		if !ok {
 			return last
 		}
-		last = slot.Decode()
-		abi.StoreWord(slot, w&^abi.WordOwner)
-		*next = next.Add(1)
+		last = f
 	}
+}
+
+// takeOne plays the adapter: it takes a request, if there is one.
+func takeOne(q *Queue, next *abi.Index) (f abi.Fields, ok bool) {
+	slot := slotOf(q.in.table, *next, q.in.log2)
+	w := abi.LoadWord(slot)
+	if w&abi.WordOwner == 0 {
+		return f, false
+	}
+	f = slot.Decode()
+	abi.StoreWord(slot, w&^abi.WordOwner)
+	*next = next.Add(1)
+	return f, true
 }
 
 // answer plays the adapter: it publishes a response.
@@ -416,8 +426,8 @@ func TestSendLimit(t *testing.T) {
 	}
 }
 
-// TestReceiveLimit: a connection that is not read gets maxReceive buffers, the
-// later ones larger, and one more for each that was read.
+// TestReceiveLimit: a connection that is not read gets 16 buffers, the later ones
+// larger and more at a time, up to 8, and others for those that were read.
 func TestReceiveLimit(t *testing.T) {
 	a, ln := still(t)
 	var in, out abi.Index
@@ -426,14 +436,27 @@ func TestReceiveLimit(t *testing.T) {
 	c.begin()
 	var sizes []uint32
 	total := 0
-	for f := take(ln.queue, &in); f.Length != 0; f = take(ln.queue, &in) {
+	var posted []abi.Fields
+	var ahead []int
+	more := func() {
+		for f, ok := takeOne(ln.queue, &in); ok; f, ok = takeOne(ln.queue, &in) {
+			posted = append(posted, f)
+		}
+	}
+	for more(); len(posted) > 0; more() {
+		ahead = append(ahead, len(posted))
+		f := posted[0]
+		posted = posted[1:]
 		sizes = append(sizes, f.Length)
 		total += int(f.Length)
 		answer(ln.queue, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
 		ln.pass()
 	}
-	if want := []uint32{4 << 10, 16 << 10, 64 << 10, 64 << 10}; !slices.Equal(sizes, want) {
+	if want := append([]uint32{4 << 10, 16 << 10}, slices.Repeat([]uint32{64 << 10}, 14)...); !slices.Equal(sizes, want) {
 		t.Errorf("buffers of %v, want %v", sizes, want)
+	}
+	if want := []int{1, 1, 1, 2, 3, 4, 5, 6, 7, 7, 6, 5, 4, 3, 2, 1}; !slices.Equal(ahead, want) {
+		t.Errorf("%v with the adapter, want %v", ahead, want)
 	}
 	if n, err := c.Read(make([]byte, 1<<20)); n != total || err != nil {
 		t.Errorf("read %d of %d, %v", n, total, err)

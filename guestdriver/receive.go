@@ -13,10 +13,11 @@ import (
 
 // Receive buffers.
 const (
-	firstClass   = 1 // a connection begins with a buffer of 4 KiB
-	receiveClass = 3 // and goes up to 64 KiB, when buffers come back full
-	bulkParts    = 4 // after at most so many responses
-	maxReceive   = 4 // buffers held by a connection
+	firstClass   = 1  // a connection begins with a buffer of 4 KiB
+	receiveClass = 3  // and goes up to 64 KiB, when buffers come back full
+	bulkParts    = 4  // after at most so many responses
+	maxAhead     = 8  // then their number grows up to this, likewise
+	maxReceive   = 16 // buffers held by a connection
 )
 
 // A connection posts buffers of its own (MM05): the adapter appends to the
@@ -30,15 +31,16 @@ const (
 // arena runs low, connections get smaller buffers; one of 1 KiB is always
 // there, from the reserve, for a connection that has none.
 
-// replenishLocked posts buffers while the adapter has less room than one
-// buffer of the present class.
+// replenishLocked posts buffers while the adapter has less room than the connection is
+// to have: one buffer of the present class, more of the largest. A busy adapter that
+// always has room tells of more bytes at a time, and asks for buffers less often.
 func (c *Conn) replenishLocked() {
 	if (c.posting || c.onDemand) && !c.waiting || c.drawsLocked() {
 		return
 	}
 	rx := c.lane().a.rx
 	for c.carry == nil && !c.closed && !c.isGone && !c.eof && !c.rdShut && c.rerr == nil &&
-		c.bufs < maxReceive && c.room < classSize(c.class) {
+		c.bufs < maxReceive && c.room < (c.deep+1)*classSize(c.class) {
 		var buf *buffer
 		for class := c.class; class >= 0 && buf == nil; class-- {
 			reserved := class == 0 && c.bufs == 0
@@ -117,8 +119,12 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 	if final {
 		grow := buf.parts <= bulkParts // judged before the buffer is another's
 		c.finalLocked(buf)
-		if full && grow && c.class < receiveClass {
+		switch {
+		case !full || !grow:
+		case c.class < receiveClass:
 			c.class++
+		case c.deep < maxAhead-1:
+			c.deep++
 		}
 		c.statusLocked(abi.Status(f.Aux))
 	}
