@@ -141,9 +141,9 @@ guest: tcg, 2 processors, Linux 6.12; tap devices in a network namespace, offloa
 medians (lowest-highest) of 3 runs of each in turns, 400ms each; toebox abc
 the machine was not idle: other programs took 25 % of a processor
 
-send                                        virtio                    adapter                      ratio  target
-  first, guest CPU (s/GB)                   8.00 (7.00-9.00)          2.00 (1.00-3.00)            0.250x  at most 0.500x met
-  first, doorbells (/MB)                    0 (0-0)                   0 (0-1.00)                       -  
+send                                              virtio                  adapter                    ratio  target
+  first, guest CPU (s/GB)                         8.00 (7.00-9.00)        2.00 (1.00-3.00)          0.250x  at most 0.500x met
+  first, doorbells (/MB)                          0 (0-0)                 0 (0-1.00)                     -  
 
 failed: the rest
 `
@@ -215,6 +215,9 @@ func TestCases(t *testing.T) {
 			for i, k := range tasks {
 				if err := k.Check(); err != nil {
 					t.Errorf("%s: %v", c.Name, err)
+				}
+				if k.Kind == task.Bulk && c.Virtio.Kind == task.Connect {
+					continue // there is nothing like it on the other side
 				}
 				if k.Kind != c.Virtio.Kind || k.Size != c.Virtio.Size || k.Conns != c.Virtio.Conns || k.For != p.For || (k.Side == task.Virtio) != (i == 0) {
 					t.Errorf("%s: %+v beside %+v", c.Name, k, c.Virtio)

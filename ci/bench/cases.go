@@ -111,6 +111,19 @@ func Cases(p Pace) []Case {
 		}}},
 		Metrics: []Metric{rate(), guestPerOp(), signalsPerOp(), median(), p99()},
 	})
+	out = append(out, Case{
+		Name: "connect, 1,000 at once beside one after another", Virtio: connects,
+		Ways: []Way{{Name: "BulkConnect", Task: task.Task{Side: task.Adapter, Kind: task.Bulk, Conns: 1000}, Targets: map[string]Target{
+			nameRate: {AtLeast: 8}, nameSignals: {Most: 0.05},
+		}}},
+		Metrics: []Metric{rate(), signalsPerOp()},
+	})
+	accepts := base(task.Accept, 0, 0)
+	out = append(out, Case{
+		Name: "accept and close", Virtio: accepts,
+		Ways:    []Way{{Name: "Listener", Task: adapter(accepts, "", false)}},
+		Metrics: []Metric{rate(), guestPerOp(), signalsPerOp()},
+	})
 	if p.Quick {
 		return out
 	}

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,6 +59,7 @@ type Lab struct {
 	VM   *images.Instance
 	Peer *Peer
 
+	tap      bool
 	toAgent  *io.PipeWriter
 	lines    *task.Lines
 	answers  chan answer
@@ -120,7 +123,7 @@ func NewLab(ctx context.Context, c Config) (*Lab, error) {
 			}
 		}
 	}
-	l := &Lab{complain: &tail{}, answers: make(chan answer, 2)}
+	l := &Lab{tap: c.Tap, complain: &tail{}, answers: make(chan answer, 2)}
 	if l.Peer, err = NewPeer(bind); err != nil {
 		return nil, err
 	}
@@ -176,7 +179,18 @@ func (l *Lab) startAgent(ctx context.Context) {
 // Run does a task; it fills in where the peer is.
 func (l *Lab) Run(ctx context.Context, t *task.Task) (*Sample, error) {
 	told := *t
-	if told.Kind != task.SetUp {
+	switch {
+	case told.Kind == task.SetUp:
+	case told.Kind == task.Accept:
+		if !l.tap {
+			return nil, &TaskError{"bench: on user networking nobody can call the guest"}
+		}
+		calling, hangUp := context.WithCancel(ctx)
+		var called sync.WaitGroup
+		called.Go(func() { Call(calling, net.JoinHostPort(guestAddress(t.Side).String(), strconv.Itoa(task.AcceptPort))) })
+		defer called.Wait()
+		defer hangUp()
+	default:
 		told.Peer = netip.AddrPortFrom(hostAddress(t.Side), uint16(l.Peer.Port(t.Kind))).String()
 	}
 	if err := told.Check(); err != nil {

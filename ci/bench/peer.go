@@ -3,12 +3,14 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,7 +51,53 @@ func NewPeer(host string) (*Peer, error) {
 }
 
 // Port is where a kind of task is served.
-func (p *Peer) Port(kind task.Kind) int { return p.listeners[kind].Addr().(*net.TCPAddr).Port }
+func (p *Peer) Port(kind task.Kind) int {
+	if kind == task.Bulk {
+		kind = task.Connect
+	}
+	return p.listeners[kind].Addr().(*net.TCPAddr).Port
+}
+
+// Of callers: how many there are, and how soon one calls again whom nobody answers.
+const (
+	callers = 4
+	recall  = 5 * time.Millisecond
+)
+
+// Call connects to an address and waits for the end of the connection, again and again,
+// several at a time, until ctx ends.
+func Call(ctx context.Context, address string) {
+	var work sync.WaitGroup
+	for range callers {
+		work.Go(func() {
+			wait := time.NewTicker(recall)
+			defer wait.Stop()
+			for ctx.Err() == nil {
+				if call(ctx, address) == nil {
+					continue
+				}
+				select {
+				case <-wait.C:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	work.Wait()
+}
+
+func call(ctx context.Context, address string) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	hangUp := context.AfterFunc(ctx, func() { c.Close() })
+	defer hangUp()
+	_ = drain(c.(*net.TCPConn)) // its end is what is waited for
+	return nil
+}
 
 // accept serves each connection until the listener is closed.
 func (p *Peer) accept(l net.Listener, serve func(*net.TCPConn) error) {

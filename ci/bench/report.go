@@ -44,10 +44,10 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for i := range r.Rows {
 		row := &r.Rows[i]
 		if row.Case != last {
-			say("\n%-44s%-26s%-26s%8s  %s\n", row.Case, "virtio", "adapter", "ratio", "target")
+			say("\n%-50s%-24s%-24s%8s  %s\n", row.Case, "virtio", "adapter", "ratio", "target")
 			last = row.Case
 		}
-		say("  %-42s%-26s%-26s%8s  %s\n", fmt.Sprintf("%s, %s (%s)", row.Way, row.Metric, row.Unit),
+		say("  %-48s%-24s%-24s%8s  %s\n", fmt.Sprintf("%s, %s (%s)", row.Way, row.Metric, row.Unit),
 			row.Virtio, row.Adapter, ratioText(row.Ratio), row.verdict())
 	}
 	for _, f := range r.Failed {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"time"
 
+	"toebox/ci/bench/task"
 	images "toebox/images/rig"
 	"toebox/images/vm"
 )
@@ -39,11 +40,14 @@ func Run(ctx context.Context, p Plan) (*Report, error) {
 		if p.Match != nil && !p.Match.MatchString(c.Name) {
 			continue
 		}
+		if c.Virtio.Kind == task.Accept && !p.Tap {
+			continue // user networking has no way in
+		}
 		p.Say("%s", c.Name)
 		rows, err := Measure(ctx, l, &c, p.Pace.Rounds, r.Counts)
 		r.Rows = append(r.Rows, rows...)
-		var task *TaskError
-		if errors.As(err, &task) {
+		var refused *TaskError
+		if errors.As(err, &refused) {
 			r.Failed = append(r.Failed, err.Error())
 		} else if err != nil {
 			return r, errors.Join(err, l.Close())

@@ -41,6 +41,7 @@ type Agent struct {
 	cfg     Config
 	adapter *guestdriver.Adapter
 	bdf     map[task.Side]string
+	signals func() uint64 // doorbells, while somebody else than the driver rings them
 }
 
 // New returns an agent that has opened nothing yet.
@@ -98,9 +99,13 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 			return nil, errors.New("agent: the adapter was not set up")
 		}
 		a.adapter.SetMode(mode(t.Mode), 0)
-		defer a.adapter.SetMode(guestdriver.ModeInterrupt, 0)
+		defer func() {
+			if a.adapter != nil {
+				a.adapter.SetMode(guestdriver.ModeInterrupt, 0)
+			}
+		}()
 	}
-	r := &run{agent: a, task: t, begun: begun}
+	r := &run{agent: a, task: t, begun: begun, started: make(chan struct{})}
 	var err error
 	switch t.Kind {
 	case task.Send, task.Receive:
@@ -109,6 +114,10 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 		err = r.echo(ctx)
 	case task.Connect:
 		err = r.connect(ctx)
+	case task.Accept:
+		err = r.accept(ctx)
+	case task.Bulk:
+		err = r.bulk(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("agent: %s over %s: %w", t.Kind, t.Side, err)
@@ -139,14 +148,20 @@ func (a *Agent) setUp(ctx context.Context, t *task.Task) error {
 	if a.adapter != nil {
 		return errors.New("agent: the adapter is set up")
 	}
+	return a.open(ctx)
+}
+
+// open starts the driver.
+func (a *Agent) open(ctx context.Context) error {
 	bus, bdf, err := a.cfg.Bus()
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	if a.adapter, err = guestdriver.Open(ctx, bus, guestdriver.Options{Memory: payloadMemory}); err != nil {
+	adapter, err := guestdriver.Open(ctx, bus, guestdriver.Options{Memory: payloadMemory})
+	if err != nil {
 		return errors.Join(fmt.Errorf("agent: %w", err), bus.Close())
 	}
-	a.bdf[task.Adapter] = bdf
+	a.adapter, a.bdf[task.Adapter] = adapter, bdf
 	return nil
 }
 
@@ -158,9 +173,11 @@ type run struct {
 	result task.Result
 
 	bytes, ops atomic.Uint64
-	counting   atomic.Bool // the measurement is on
-	over       atomic.Bool // what fails now fails because it was told to end
-	failed     chan error  // has room for all who may fail
+	counting   atomic.Bool   // the measurement is on
+	started    chan struct{} // closed when it is
+	whole      bool          // it lasts until the workers are done
+	over       atomic.Bool   // what fails now fails because it was told to end
+	failed     chan error    // has room for all who may fail
 	work       sync.WaitGroup
 
 	mu   sync.Mutex
@@ -256,6 +273,10 @@ func (r *run) count(ctx context.Context) error {
 	}
 	bytes, ops := r.bytes.Load(), r.ops.Load()
 	r.counting.Store(true)
+	close(r.started)
+	if r.whole {
+		return r.finish(ctx, before)
+	}
 	// A measurement of nothing says nothing: it goes on until there is something.
 	for wait := r.task.For; wait > 0; wait = recount {
 		if err := r.pass(ctx, wait); err != nil {
@@ -273,6 +294,34 @@ func (r *run) count(ctx context.Context) error {
 	r.result = after.since(before)
 	r.result.Bytes, r.result.Ops = r.bytes.Load()-bytes, r.ops.Load()-ops
 	return nil
+}
+
+// finish ends a measurement of something that has an end.
+func (r *run) finish(ctx context.Context, before counters) error {
+	done := make(chan struct{})
+	go func() {
+		r.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case err := <-r.failed:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	after, err := r.agent.read(r.task.Side)
+	if err != nil {
+		return err
+	}
+	r.result = after.since(before)
+	r.result.Bytes, r.result.Ops = r.bytes.Load(), r.ops.Load()
+	select {
+	case err := <-r.failed:
+		return err
+	default:
+		return nil
+	}
 }
 
 // pass waits for d.

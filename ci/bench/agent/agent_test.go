@@ -120,19 +120,21 @@ func TestTasks(t *testing.T) {
 	for _, side := range []task.Side{task.Virtio, task.Adapter} {
 		host := map[task.Side]string{task.Virtio: "127.0.0.1", task.Adapter: "10.0.2.2"}[side]
 		for name, k := range map[string]task.Task{
-			"send":            {Kind: task.Send, Conns: 2, Size: 4096},
-			"send, direct":    {Kind: task.Send, Conns: 2, Size: 64 << 10, Direct: true},
-			"receive":         {Kind: task.Receive, Conns: 2, Size: 4096},
-			"receive, direct": {Kind: task.Receive, Conns: 2, Size: 64 << 10, Direct: true},
-			"echo":            {Kind: task.Echo, Conns: 2, Size: 64, Mode: task.Hybrid},
-			"echo, polling":   {Kind: task.Echo, Conns: 1, Size: 64, Mode: task.Poll},
-			"connect":         {Kind: task.Connect, Conns: 1},
+			"send":             {Kind: task.Send, Conns: 2, Size: 4096},
+			"send, direct":     {Kind: task.Send, Conns: 2, Size: 64 << 10, Direct: true},
+			"receive":          {Kind: task.Receive, Conns: 2, Size: 4096},
+			"receive, direct":  {Kind: task.Receive, Conns: 2, Size: 64 << 10, Direct: true},
+			"echo":             {Kind: task.Echo, Conns: 2, Size: 64, Mode: task.Hybrid},
+			"echo, polling":    {Kind: task.Echo, Conns: 1, Size: 64, Mode: task.Poll},
+			"connect":          {Kind: task.Connect, Conns: 1},
+			"bulk":             {Kind: task.Bulk, Conns: 300},
+			"connect after it": {Kind: task.Connect, Conns: 2},
 		} {
 			k.Side, k.For, k.Warm = side, 5*time.Millisecond, time.Millisecond
 			k.Peer = net.JoinHostPort(host, strconv.Itoa(p.Port(k.Kind)))
 			got := do(k)
-			if side == task.Virtio && k.Direct {
-				if !strings.Contains(got.Error, "without copies") {
+			if side == task.Virtio && (k.Direct || k.Kind == task.Bulk) {
+				if !strings.Contains(got.Error, "without copies") && k.Kind != task.Bulk || got.Error == "" {
 					t.Errorf("%s over %s: %+v", name, side, got)
 				}
 				continue
@@ -141,9 +143,13 @@ func TestTasks(t *testing.T) {
 			switch {
 			case r == nil:
 				t.Fatalf("%s over %s: %+v", name, side, got)
+			case k.Kind == task.Bulk:
+				if r.Ops != 300 {
+					t.Errorf("%s over %s: %+v", name, side, r)
+				}
 			case r.Elapsed < k.For || r.Busy <= 0 || r.Interrupts != 0:
 				t.Errorf("%s over %s: %+v", name, side, r)
-			case k.Kind != task.Connect && r.Bytes == 0:
+			case k.Size > 0 && r.Bytes == 0:
 				t.Errorf("%s over %s moved nothing: %+v", name, side, r)
 			case (k.Kind == task.Connect || k.Kind == task.Echo) && (r.Ops == 0 || r.Median <= 0 || r.P99 < r.Median):
 				t.Errorf("%s over %s: %+v", name, side, r)

@@ -49,7 +49,10 @@ func (a *Agent) read(side task.Side) (c counters, err error) {
 		return c, err
 	}
 	c.interrupts = interrupts(list, a.bdf[side])
-	if side == task.Adapter {
+	switch {
+	case a.signals != nil:
+		c.doorbells = a.signals()
+	case side == task.Adapter:
 		s := a.adapter.Stats()
 		c.doorbells = s.DoorbellsIn + s.DoorbellsOut
 	}

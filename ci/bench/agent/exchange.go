@@ -7,7 +7,10 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"time"
+
+	"toebox/ci/bench/task"
 )
 
 // echo sends a message and waits for it to come back, again and again.
@@ -51,6 +54,36 @@ func (r *run) connect(ctx context.Context) error {
 				})
 			})
 		}
+	})
+	r.sum()
+	return err
+}
+
+// accept takes connections from the peer and closes them.
+func (r *run) accept(ctx context.Context) error {
+	address := ":" + strconv.Itoa(task.AcceptPort)
+	var l net.Listener
+	var err error
+	if r.task.Side == task.Adapter {
+		l, err = r.agent.adapter.Listen("tcp4", address)
+	} else {
+		l, err = net.Listen("tcp4", address)
+	}
+	if err != nil {
+		return err
+	}
+	r.atEnd(func() { _ = l.Close() })
+	defer r.end()
+	err = r.measure(ctx, func() {
+		r.worker(func() error {
+			return r.each(func() error {
+				c, err := l.Accept()
+				if err != nil {
+					return err
+				}
+				return c.Close()
+			})
+		})
 	})
 	r.sum()
 	return err

@@ -29,7 +29,12 @@ const (
 	Receive Kind = "receive" // read what Peer writes
 	Echo    Kind = "echo"    // Size bytes to Peer and back, one exchange after another
 	Connect Kind = "connect" // connect to Peer and close, one after another
+	Accept  Kind = "accept"  // accept from Peer, at AcceptPort, and close, one after another
+	Bulk    Kind = "bulk"    // of the adapter: connect to Peer Conns times at once
 )
+
+// AcceptPort is where the guest listens.
+const AcceptPort = 7000
 
 // Modes of the driver (guestdriver.Mode).
 const (
@@ -73,11 +78,15 @@ func (t *Task) Check() error {
 	}
 	switch t.Kind {
 	case SetUp:
-	case Send, Receive, Echo, Connect:
+	case Bulk:
+		if t.Side != Adapter || t.Conns == 0 {
+			return fmt.Errorf("task: %s of %d connections over %s", t.Kind, t.Conns, t.Side)
+		}
+	case Send, Receive, Echo, Connect, Accept:
 		if t.For == 0 {
 			return fmt.Errorf("task: %s for no time", t.Kind)
 		}
-		if t.Kind != Connect && (t.Size == 0 || t.Conns == 0) {
+		if t.Kind != Connect && t.Kind != Accept && (t.Size == 0 || t.Conns == 0) {
 			return fmt.Errorf("task: %s of %d bytes on %d connections", t.Kind, t.Size, t.Conns)
 		}
 	default:
