@@ -115,7 +115,7 @@ func boot(t *testing.T, iommu string) *machine {
 	m := &machine{t: t, dir: t.TempDir()}
 	mc := o.MachineConfig(parts, m.dir, sockets)
 	mc.Reboot = true
-	m.serveAdapter(mc.Device)
+	m.serveAdapter(mc.Devices[0])
 	m.edu, m.sample = newCards(t)
 	for i, s := range []*vfiouser.Server{m.edu.Server(), m.sample.Server()} {
 		path := filepath.Join(sockets, fmt.Sprint("card", i))

@@ -84,8 +84,9 @@ func (v *VM) boot(ctx context.Context, o images.Options, parts *images.Parts) er
 	}
 	v.ends = append(v.ends, func() error { return os.RemoveAll(sockets) })
 	mc := o.MachineConfig(parts, v.Dir, sockets)
-	mc.Device = filepath.Join(sockets, vm.DeviceSocket)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: mc.Device, Net: "unix"})
+	socket := filepath.Join(sockets, vm.DeviceSocket)
+	mc.Devices = []string{socket}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return err
 	}

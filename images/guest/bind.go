@@ -29,16 +29,24 @@ func kernelDriver(name string) string {
 	return "vfio-pci"
 }
 
-// bindAdapter gives the adapter to the kernel's driver and returns where it is.
-func bindAdapter(name string) (string, error) { return bind("/sys/bus/pci", name, bindTimeout) }
-
-// bind works below the sysfs directory of the PCI bus.
-func bind(bus, name string, timeout time.Duration) (string, error) {
-	driver := kernelDriver(name)
-	address, err := findFunction(bus)
+// bindAll gives the adapters to the kernel's driver and returns where each is. bus is
+// the sysfs directory of the PCI bus.
+func bindAll(bus, name string, timeout time.Duration) ([]string, error) {
+	addresses, err := findFunctions(bus)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	for n, address := range addresses {
+		if addresses[n], err = bind(bus, address, name, timeout); err != nil {
+			return nil, err
+		}
+	}
+	return addresses, nil
+}
+
+// bind gives one to it.
+func bind(bus, address, name string, timeout time.Duration) (string, error) {
+	driver := kernelDriver(name)
 	dir := filepath.Join(bus, "devices", address)
 	if err := os.WriteFile(filepath.Join(dir, "driver_override"), []byte(driver), 0); err != nil {
 		return "", fmt.Errorf("guest: bind %s: %w", address, err)
@@ -68,11 +76,11 @@ func bind(bus, name string, timeout time.Duration) (string, error) {
 	return address + " group " + filepath.Base(group), nil
 }
 
-// findFunction returns the address of the first adapter on the bus.
-func findFunction(bus string) (string, error) {
+// findFunctions returns the addresses of the adapters on the bus, in their order.
+func findFunctions(bus string) (found []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(bus, "devices"))
 	if err != nil {
-		return "", fmt.Errorf("guest: %w", err)
+		return nil, fmt.Errorf("guest: %w", err)
 	}
 	read := func(address, name string) string {
 		b, err := os.ReadFile(filepath.Join(bus, "devices", address, name))
@@ -83,10 +91,13 @@ func findFunction(bus string) (string, error) {
 	}
 	for _, e := range entries {
 		if read(e.Name(), "vendor") == adapterVendor && read(e.Name(), "device") == adapterDevice {
-			return e.Name(), nil
+			found = append(found, e.Name())
 		}
 	}
-	return "", errors.New("guest: no adapter (PCI function 1234:7422) on the bus")
+	if len(found) == 0 {
+		return nil, errors.New("guest: no adapter (PCI function 1234:7422) on the bus")
+	}
+	return found, nil
 }
 
 // bound returns the name of the driver that has the function.

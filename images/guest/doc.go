@@ -2,8 +2,8 @@
 
 // Package guest is the first program in the guest: it mounts what a Linux needs,
 // loads the kernel modules of the image, opens the control channel, gives the
-// adapter to vfio-pci, or to uio_pci_generic, and starts the guest tool that serves
-// over it.
+// adapters to vfio-pci, or to uio_pci_generic, and starts the guest tool, once for each,
+// that serves over it.
 //
 // It runs as process 1. What goes wrong is reported over the control channel as a
 // [Phase] and on the console, and the guest stays up so that one can look; only

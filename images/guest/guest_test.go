@@ -72,14 +72,22 @@ func TestBind(t *testing.T) {
 		return m
 	}
 	bus := sysfs(t, adapter(map[string]string{at + "driver": "->../../drivers/vfio-pci"}))
-	if got, err := bind(bus, DriverVFIO, 0); err != nil || got != "0000:00:05.0 group 7" {
+	if got, err := bindAll(bus, DriverVFIO, 0); err != nil || !slices.Equal(got, []string{"0000:00:05.0 group 7"}) {
 		t.Errorf("bound already: %q, %v", got, err)
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, at, "driver_override")); err != nil || string(b) != "vfio-pci" {
 		t.Errorf("driver_override = %q, %v", b, err)
 	}
+	const second = "devices/0000:00:06.0/"
+	two := adapter(map[string]string{
+		at + "driver": "->../../drivers/vfio-pci", second + "driver": "->../../drivers/vfio-pci", second + "vendor": "0x1234\n", second + "device": "0x7422\n",
+		second + "driver_override": "", second + "iommu_group": "->../../../kernel/iommu_groups/8",
+	})
+	if got, err := bindAll(sysfs(t, two), DriverVFIO, 0); err != nil || !slices.Equal(got, []string{"0000:00:05.0 group 7", "0000:00:06.0 group 8"}) {
+		t.Errorf("two: %q, %v", got, err)
+	}
 	bus = sysfs(t, adapter(nil))
-	if _, err := bind(bus, DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "did not take it") {
+	if _, err := bindAll(bus, DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "did not take it") {
 		t.Errorf("never bound: %v", err)
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, "drivers_probe")); err != nil || string(b) != "0000:00:05.0" {
@@ -87,18 +95,18 @@ func TestBind(t *testing.T) {
 	}
 	m := adapter(map[string]string{at + "driver": "->../../drivers/vfio-pci"})
 	delete(m, at+"iommu_group")
-	if _, err := bind(sysfs(t, m), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "no vIOMMU") {
+	if _, err := bindAll(sysfs(t, m), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "no vIOMMU") {
 		t.Errorf("no group: %v", err)
 	}
 	// UIO wants no IOMMU.
 	m[at+"driver"] = "->../../drivers/uio_pci_generic"
-	if got, err := bind(sysfs(t, m), DriverUIO, 0); err != nil || got != "0000:00:05.0 uio_pci_generic" {
+	if got, err := bindAll(sysfs(t, m), DriverUIO, 0); err != nil || !slices.Equal(got, []string{"0000:00:05.0 uio_pci_generic"}) {
 		t.Errorf("UIO: %q, %v", got, err)
 	}
-	if _, err := bind(sysfs(t, map[string]string{"devices/0000:00:03.0/vendor": "0x1234"}), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "1234:7422") {
+	if _, err := bindAll(sysfs(t, map[string]string{"devices/0000:00:03.0/vendor": "0x1234"}), DriverVFIO, 0); err == nil || !strings.Contains(err.Error(), "1234:7422") {
 		t.Errorf("no adapter: %v", err)
 	}
-	if _, err := bind(t.TempDir(), DriverVFIO, time.Second); err == nil {
+	if _, err := bindAll(t.TempDir(), DriverVFIO, time.Second); err == nil {
 		t.Error("no bus: no error")
 	}
 	// Another driver has it and does not let go.
@@ -109,7 +117,7 @@ func TestBind(t *testing.T) {
 	if err := os.Symlink("../../other", filepath.Join(bus, at, "driver")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bind(bus, DriverVFIO, 0); err == nil {
+	if _, err := bindAll(bus, DriverVFIO, 0); err == nil {
 		t.Error("another driver's: no error")
 	}
 	if b, err := os.ReadFile(filepath.Join(bus, "other/unbind")); err != nil || string(b) != "0000:00:05.0" {

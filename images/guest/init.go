@@ -95,7 +95,7 @@ type guest struct {
 	phases  chan Phase             // on their way to the host
 	modules func() (string, error) // what came of loading them
 	driver  string                 // DriverVFIO or DriverUIO
-	server  *exec.Cmd              // set once, before any power-off can matter
+	servers []*exec.Cmd            // one for each adapter; all there before any power-off can matter
 }
 
 // start brings the guest up, phase after phase.
@@ -113,13 +113,25 @@ func (g *guest) start() {
 
 // startAdapter goes through the phases that end with the guest tool serving.
 func (g *guest) startAdapter() {
+	adapters := 0
 	phases := []struct {
 		name string
 		run  func() (string, error)
 	}{
 		{PhaseModules, g.modules},
-		{PhaseBind, func() (string, error) { return bindAdapter(g.driver) }},
-		{PhaseServe, g.serve},
+		{PhaseBind, func() (string, error) {
+			all, err := bindAll("/sys/bus/pci", g.driver, bindTimeout)
+			adapters = len(all)
+			return strings.Join(all, ", "), err
+		}},
+		{PhaseServe, func() (string, error) {
+			for n := range adapters {
+				if err := g.serve(n); err != nil {
+					return "", err
+				}
+			}
+			return "", nil
+		}},
 	}
 	for _, p := range phases {
 		detail, err := p.run()
@@ -261,15 +273,15 @@ func allowInterrupts(sys string) error {
 	return nil
 }
 
-// serve starts the guest tool and waits until it says it is ready.
-func (g *guest) serve() (string, error) {
+// serve starts the guest tool for an adapter and waits until it says it is ready.
+func (g *guest) serve(adapter int) error {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return "", fmt.Errorf("guest: %w", err)
+		return fmt.Errorf("guest: %w", err)
 	}
 	defer r.Close() //nolint:errcheck // a pipe
 	log := &lastLine{to: os.Stderr}
-	cmd := exec.Command(tool, "serve", "--driver="+g.driver, "--ready-fd=3")
+	cmd := exec.Command(tool, fmt.Sprintf("-adapter=%d", adapter), "serve", "--driver="+g.driver, "--ready-fd=3")
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
@@ -277,38 +289,38 @@ func (g *guest) serve() (string, error) {
 	err = cmd.Start()
 	w.Close() //nolint:errcheck // the tool's now
 	if err != nil {
-		return "", fmt.Errorf("guest: %w", err)
+		return fmt.Errorf("guest: %w", err)
 	}
-	g.server = cmd
+	g.servers = append(g.servers, cmd)
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	r.SetReadDeadline(time.Now().Add(readyTimeout)) //nolint:errcheck // pipes have deadlines
 	b := make([]byte, len(readyLine))
 	if _, err := io.ReadFull(r, b); err != nil || string(b) != readyLine {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return "", fmt.Errorf("guest: %s was not ready after %v: %s", tool, readyTimeout, log)
+			return fmt.Errorf("guest: %s was not ready after %v: %s", tool, readyTimeout, log)
 		}
 		select {
 		case err = <-ended:
 		case <-time.After(stopTimeout):
 		}
-		return "", fmt.Errorf("guest: %s ended before it was ready (%v): %s", tool, err, log)
+		return fmt.Errorf("guest: %s ended before it was ready (%v): %s", tool, err, log)
 	}
 	go func() {
 		err := <-ended
 		g.report(PhaseServed, "", fmt.Errorf("guest: %s ended (%v): %s", tool, err, log))
 	}()
-	return "", nil
+	return nil
 }
 
 // powerOff ends the guest tool in order and switches the machine off.
 func (g *guest) powerOff() {
-	if g.server != nil {
-		g.server.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
-		for deadline := time.Now().Add(stopTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-			if unix.Kill(g.server.Process.Pid, 0) != nil {
-				break
-			}
+	for _, s := range g.servers {
+		s.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
+	}
+	deadline := time.Now().Add(stopTimeout)
+	for _, s := range g.servers {
+		for ; unix.Kill(s.Process.Pid, 0) == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		}
 	}
 	unix.Sync()

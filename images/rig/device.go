@@ -153,6 +153,9 @@ func (o *Options) equip(socketDir, logPath string, socket *net.UnixListener, for
 	if o.Seed != 0 {
 		e.args = append(e.args, "--seed="+strconv.FormatUint(o.Seed, 10))
 	}
+	if o.card != 0 {
+		e.args = append(e.args, "--card="+strconv.Itoa(o.card))
+	}
 	if o.Verbose {
 		e.args = append(e.args, "-v")
 	}

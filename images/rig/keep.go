@@ -37,7 +37,8 @@ type kept struct {
 	conn net.Conn
 	proc *proc.Process
 	args []string                         // of a device, behind its program
-	dir  string                           // of the run
+	name string                           // of the adapter, for people
+	log  string                           // file with what keeper and devices say
 	say  func(format string, args ...any) // never waits for people
 	said *lines                           // behind say; nil: nothing
 	done chan struct{}                    // closed when nothing more is reported
@@ -60,13 +61,15 @@ type kept struct {
 	failure string    // why the keeper was ended
 }
 
-// startKeeper starts a keeper, which starts the device.
-func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListener, forward *net.TCPListener) error {
+// startKeeper starts the keeper of an adapter, which starts the device.
+func (i *Instance) startKeeper(all *Options, adapter int, parts *Parts, socket *net.UnixListener, forward *net.TCPListener) error {
+	o := all.Of(adapter)
 	program, err := i.adopt(filepath.Join(parts.Programs, deviceProgram))
 	if err != nil {
 		return err
 	}
-	e, err := o.equip(i.Sockets, filepath.Join(i.Dir, deviceLog), socket, forward)
+	log := filepath.Join(i.Dir, numbered(deviceLog, adapter))
+	e, err := o.equip(socketsOf(i.Sockets, adapter), log, socket, forward)
 	if err != nil {
 		return err
 	}
@@ -78,7 +81,7 @@ func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListene
 	defer its.Close() //nolint:errcheck // the keeper has its own
 	said := newLines(o.say)
 	k := &kept{
-		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), dir: i.Dir, say: said.add, said: said, program: program,
+		conn: mine, args: append([]string{"--fd={fd}"}, e.args...), name: adapterName(adapter, all.adapters()), log: log, say: said.add, said: said, program: program,
 		turn: make(chan struct{}, 1), answers: make(chan keeper.Report, 1), done: make(chan struct{}),
 	}
 	args := []string{"--socket-fd=3", "--control-fd=4"}
@@ -87,14 +90,24 @@ func (i *Instance) startKeeper(o *Options, parts *Parts, socket *net.UnixListene
 	}
 	cmd := exec.Command(filepath.Join(parts.Programs, keeperProgram), append(append(args, "--"), k.command(program)...)...)
 	cmd.ExtraFiles = append([]*os.File{e.socket, its}, e.files...)
-	if i.device, err = e.device(cmd); err != nil {
+	d, err := e.device(cmd)
+	if err != nil {
 		said.close()
 		return errors.Join(err, mine.Close())
 	}
-	k.proc = i.device.proc
-	i.device.kept = k
+	k.proc = d.proc
+	d.kept = k
+	i.devices = append(i.devices, d)
 	go k.listen()
 	return nil
+}
+
+// adapterName is what an adapter among so many is called.
+func adapterName(adapter, of int) string {
+	if of == 1 {
+		return "adapter"
+	}
+	return fmt.Sprintf("adapter %d", adapter)
 }
 
 // socketPair returns the two ends of a connection.
@@ -155,11 +168,11 @@ func (k *kept) tell(r keeper.Report) {
 		k.pid = r.PID
 	case keeper.EventReady.String():
 		if !k.died.IsZero() && k.loud {
-			k.say("adapter: firmware generation %d serves, %d ms after the death of the one before", r.Generation, time.Since(k.died).Milliseconds())
+			k.say("%s: firmware generation %d serves, %d ms after the death of the one before", k.name, r.Generation, time.Since(k.died).Milliseconds())
 		}
 		k.ready, k.since, k.died = true, time.Now(), time.Time{}
 	case keeper.EventHung.String():
-		k.say("adapter: the device process does not answer (%s): it is ended", r.Error)
+		k.say("%s: the device process does not answer (%s): it is ended", k.name, r.Error)
 	case keeper.EventExited.String():
 		k.pid = 0
 		if !r.Expected {
@@ -172,7 +185,7 @@ func (k *kept) tell(r keeper.Report) {
 		k.mournLocked(r)
 	case keeper.EventPaused.String():
 		if r.Took >= loudPause {
-			k.say("adapter: the device process died %d times in a row; the next start is in %v (toebox fw load brings better firmware at once)", k.deaths, r.Took)
+			k.say("%s: the device process died %d times in a row; the next start is in %v (toebox fw load brings better firmware at once)", k.name, k.deaths, r.Took)
 		}
 	}
 }
@@ -205,9 +218,9 @@ func (k *kept) mournLocked(r keeper.Report) {
 		return // the pauses are told
 	}
 	k.told = text
-	k.say("adapter: the device process died (generation %d, %s); the machine goes on and a new one starts; all it said is in %s", r.Generation, how, filepath.Join(k.dir, deviceLog))
+	k.say("%s: the device process died (generation %d, %s); the machine goes on and a new one starts; all it said is in %s", k.name, r.Generation, how, k.log)
 	for _, line := range words {
-		k.say("adapter: | %s", line)
+		k.say("%s: | %s", k.name, line)
 	}
 }
 
@@ -335,8 +348,8 @@ func (k *kept) close() {
 }
 
 // death says how the process ended.
-func (d *device) death(dir string) error {
-	words := lastLine(filepath.Join(dir, deviceLog))
+func (d *device) death() error {
+	words := lastLine(d.log.Name())
 	err := d.proc.Err()
 	if d.kept != nil {
 		<-d.kept.done

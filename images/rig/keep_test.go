@@ -31,7 +31,7 @@ func fakeKeeper(t *testing.T) (k *kept, keeperEnd net.Conn, said *[]string) {
 	its.SetDeadline(time.Now().Add(reloadPatience))
 	said = new([]string)
 	k = &kept{
-		conn: mine, ready: true, args: []string{"--fd={fd}"}, dir: t.TempDir(), program: filepath.Join(t.TempDir(), "firmware-0/p"),
+		conn: mine, ready: true, args: []string{"--fd={fd}"}, name: "adapter", log: filepath.Join(t.TempDir(), deviceLog), program: filepath.Join(t.TempDir(), "firmware-0/p"),
 		say:  func(format string, args ...any) { *said = append(*said, fmt.Sprintf(format, args...)) },
 		turn: make(chan struct{}, 1), answers: make(chan keeper.Report, 1), done: make(chan struct{}),
 	}
@@ -66,7 +66,7 @@ func TestReports(t *testing.T) {
 	<-k.done
 	all := strings.Join(*said, "\n")
 	for _, want := range []string{
-		"died (generation 1, exit status 2)", filepath.Join(k.dir, "device.log"), "| panic: boom", "| main.f()",
+		"died (generation 1, exit status 2)", k.log, "| panic: boom", "| main.f()",
 		"generation 2 serves", "died 2 times in a row; the next start is in 800ms", "does not answer (no answer to X)",
 	} {
 		if strings.Count(all, want) != 1 {
@@ -136,13 +136,13 @@ func TestReplaceOrder(t *testing.T) {
 // whoever says nothing is not waited for at the end.
 func TestLoadSocket(t *testing.T) {
 	p := testPaths(t)
-	f, err := newRun(p, time.Now(), 0)
+	f, err := newRun(p, time.Now(), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.close()
 	k, _, _ := fakeKeeper(t)
-	i := &Instance{Record: f.Record, Dir: f.dir, device: &device{kept: k}}
+	i := &Instance{Record: f.Record, Dir: f.dir, devices: []*device{{kept: k}}}
 	l, err := newLoader(i)
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +198,7 @@ func TestLoadSocket(t *testing.T) {
 	if _, err := SendLoad(t.Context(), f.Record, Load{}, nobody); err == nil || !strings.Contains(err.Error(), "without an adapter") {
 		t.Errorf("after the end: %v", err)
 	}
-	i.device = nil
+	i.devices = nil
 	if _, err := i.Load(t.Context(), Load{Program: program}); err == nil || !strings.Contains(err.Error(), "without an adapter") {
 		t.Errorf("without an adapter: %v", err)
 	}

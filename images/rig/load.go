@@ -25,10 +25,11 @@ const (
 	loadRead       = 10 * time.Second
 )
 
-// A Load asks a run to have another device program serve its adapter.
+// A Load asks a run to have another device program serve one of its adapters.
 type Load struct {
 	Program string `json:"program"` // of NewFirmware
 	Name    string `json:"name"`    // for people
+	Adapter int    `json:"adapter,omitempty"`
 }
 
 // Loaded says what became of a Load.
@@ -201,8 +202,11 @@ func (i *Instance) Load(ctx context.Context, q Load) (Loaded, error) {
 // load is Load. It waits for its turn until wait ends, and then for the keeper, which
 // takes back no order, until ctx does. state is told how it gets on.
 func (i *Instance) load(wait, ctx context.Context, q Load, state func(string)) (Loaded, error) {
-	if i.device == nil || i.device.kept == nil {
+	if len(i.devices) == 0 {
 		return Loaded{}, errors.New("this machine runs without an adapter")
+	}
+	if q.Adapter < 0 || q.Adapter >= len(i.devices) || i.devices[q.Adapter].kept == nil {
+		return Loaded{}, fmt.Errorf("this machine has no adapter %d", q.Adapter)
 	}
 	dir := filepath.Dir(q.Program)
 	if filepath.Dir(dir) != filepath.Clean(i.Dir) || !strings.HasPrefix(filepath.Base(dir), firmwarePrefix) {
@@ -211,7 +215,7 @@ func (i *Instance) load(wait, ctx context.Context, q Load, state func(string)) (
 	if st, err := os.Lstat(q.Program); err != nil || !st.Mode().IsRegular() {
 		return Loaded{}, fmt.Errorf("%q is no program", q.Program)
 	}
-	k := i.device.kept
+	k := i.devices[q.Adapter].kept
 	if err := k.take(wait, func() { state(loadWaits) }); err != nil {
 		return Loaded{}, err
 	}
@@ -221,10 +225,10 @@ func (i *Instance) load(wait, ctx context.Context, q Load, state func(string)) (
 	r, err := k.replace(ctx, q.Program)
 	a := Loaded{Generation: r.Generation, Took: time.Since(begin)}
 	if err != nil {
-		k.say("adapter: %s could not take over (%v); the firmware before goes on", q.Name, err)
+		k.say("%s: %s could not take over (%v); the firmware before goes on", k.name, q.Name, err)
 		return a, err
 	}
-	k.say("adapter: %s serves as generation %d after %d ms", q.Name, a.Generation, a.Took.Milliseconds())
+	k.say("%s: %s serves as generation %d after %d ms", k.name, q.Name, a.Generation, a.Took.Milliseconds())
 	return a, nil
 }
 

@@ -51,13 +51,13 @@ func wait[T any](t *testing.T, what string, from <-chan T) (v T) {
 // its own; the turn of one that has gone passes.
 func TestLoadsInTurn(t *testing.T) {
 	p := testPaths(t)
-	f, err := newRun(p, time.Now(), 0)
+	f, err := newRun(p, time.Now(), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.close()
 	k, its, _ := fakeKeeper(t)
-	l, err := newLoader(&Instance{Record: f.Record, Dir: f.dir, device: &device{kept: k}})
+	l, err := newLoader(&Instance{Record: f.Record, Dir: f.dir, devices: []*device{{kept: k}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,11 +23,12 @@ type Options struct {
 	QEMU, Kernel, Modules, Mirror string // as toolchain.Config
 	Accel                         string // auto, kvm or tcg
 
-	Net     string // "nat" with options, another backend of the device, or "none" for no adapter
-	Port    int    // on the host's loopback, forwarded to the guest's port 80 by nat; 0 for none
-	Impair  string // how bad the wire is at first, as the device's --impair
-	Pcap    string // file to capture the adapter's frames in
-	NVM     string // file with the adapter's non-volatile image
+	Net     string   // "nat" with options, another backend of the device, or "none" for no adapter
+	More    []string // what adapters 1, 2 ... are plugged into, as Net
+	Port    int      // on the host's loopback, forwarded to the guest's port 80 of adapter 0 by nat; 0 for none
+	Impair  string   // how bad the wire is at first, as the device's --impair
+	Pcap    string   // file to capture the adapter's frames in; of adapter N, NAME-N.EXTENSION
+	NVM     string   // file with the adapter's non-volatile image; as Pcap
 	Seed    uint64
 	Verbose bool // of the device
 	GDB     bool
@@ -41,6 +42,8 @@ type Options struct {
 	Files           []initramfs.File   // more for the guest
 	Handlers        control.Mux        // serve what the guest asks of the host
 	Report          toolchain.Progress // may be nil
+
+	card int // which adapter this is about
 }
 
 // Paths are the directories toebox works in.
@@ -149,5 +152,35 @@ func (o *Options) say(format string, args ...any) {
 	}
 }
 
-// adapter says whether there is one.
-func (o *Options) adapter() bool { return o.Net != "none" }
+// MaxAdapters is how many adapters a machine has at most.
+const MaxAdapters = 4
+
+// adapters says how many there are.
+func (o *Options) adapters() int {
+	if o.Net == "none" {
+		return 0
+	}
+	return 1 + len(o.More)
+}
+
+// Of returns the options of one adapter alone.
+func (o *Options) Of(adapter int) Options {
+	one := *o
+	one.More = nil
+	if adapter == 0 {
+		return one
+	}
+	one.Net, one.Port = o.More[adapter-1], 0
+	one.Pcap, one.NVM = numbered(o.Pcap, adapter), numbered(o.NVM, adapter)
+	one.card = adapter
+	return one
+}
+
+// numbered is a file's name for one adapter.
+func numbered(path string, adapter int) string {
+	if path == "" || adapter == 0 {
+		return path
+	}
+	ext := filepath.Ext(path)
+	return fmt.Sprintf("%s-%d%s", strings.TrimSuffix(path, ext), adapter, ext)
+}

@@ -165,13 +165,21 @@ func (m *machineUnderReload) exec(args ...string) string {
 	return out.String()
 }
 
-func (m *machineUnderReload) generation() uint32 {
+func (m *machineUnderReload) generation() uint32 { return m.stats(0).Generation }
+
+// deviceStats is what is looked at of a device's statistics.
+type deviceStats struct {
+	Generation uint32
+	MAC        string
+}
+
+func (m *machineUnderReload) stats(adapter int) (s deviceStats) {
 	m.t.Helper()
 	client := http.Client{Timeout: reloadPatience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", m.StatsSocket())
+			return d.DialContext(ctx, "unix", m.StatsSocket(adapter))
 		},
 	}}
 	resp, err := client.Get("http://device/stats")
@@ -179,11 +187,10 @@ func (m *machineUnderReload) generation() uint32 {
 		m.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var s struct{ Generation uint32 }
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
 		m.t.Fatal(err)
 	}
-	return s.Generation
+	return s
 }
 
 // A stream of requests goes on while the device is replaced and dies.
@@ -259,7 +266,7 @@ func TestReload(t *testing.T) {
 
 	die := func(sig syscall.Signal, says string) {
 		t.Helper()
-		if err := syscall.Kill(m.device.kept.pidNow(), sig); err != nil {
+		if err := syscall.Kill(m.devices[0].kept.pidNow(), sig); err != nil {
 			t.Fatal(err)
 		}
 		m.told.wait(t, says)
@@ -342,7 +349,7 @@ func TestKeeperDies(t *testing.T) {
 		t.Skip("boots a machine, some seconds: run without -short")
 	}
 	m := upForReload(t)
-	if err := syscall.Kill(m.device.proc.PID(), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(m.devices[0].proc.PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Wait(); !errors.Is(err, ErrDevice) || ExitCode(err) != ExitCrashed {

@@ -68,7 +68,7 @@ func Prepare(ctx context.Context, o Options) (*Parts, error) {
 			}
 		}()
 		packages := []string{initPackage, shellPackage}
-		if o.adapter() {
+		if o.adapters() > 0 {
 			packages = append(packages, toolPackage, devicePackage, keeperPackage)
 		}
 		if p.Programs, built = initramfs.Programs(ctx, ic, packages...); built == nil {
@@ -109,7 +109,7 @@ func (o *Options) image(c initramfs.Config, p *Parts, base string) (string, erro
 	}
 	files := initramfs.Modules(modules)
 	programs := map[string]string{"init": "tbinit", guest.Shell[1:]: "tbsh"}
-	if o.adapter() {
+	if o.adapters() > 0 {
 		programs["bin/toebox-guest"] = "toebox-guest"
 	}
 	for to, from := range programs {
@@ -135,10 +135,10 @@ type Instance struct {
 	Dir   string // the run's folder
 	Accel vm.Accel
 
-	run    *folder
-	device *device // nil without an adapter
-	relay  *relay
-	loader *loader // nil without an adapter
+	run     *folder
+	devices []*device // by adapter
+	relay   *relay
+	loader  *loader // nil without an adapter
 
 	once    sync.Once
 	mu      sync.Mutex
@@ -200,9 +200,11 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 	if o.Driver == guest.DriverUIO {
 		c.Append = append(c.Append[:len(c.Append):len(c.Append)], guest.UIO)
 	}
-	if o.adapter() {
-		c.Device = filepath.Join(sockets, vm.DeviceSocket)
-	} else {
+	for n := range o.adapters() {
+		c.Devices = append(c.Devices, filepath.Join(socketsOf(sockets, n), vm.DeviceSocket))
+	}
+	c.HugePages *= max(len(c.Devices), 1)
+	if len(c.Devices) == 0 {
 		c.Append = append(c.Append[:len(c.Append):len(c.Append)], guest.NoAdapter)
 	}
 	return c
@@ -210,7 +212,7 @@ func (o *Options) MachineConfig(p *Parts, dir, sockets string) vm.Config {
 
 // start brings one machine up; what it made is gone again when it fails.
 func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListener) (i *Instance, err error) {
-	run, err := newRun(o.Paths, time.Now(), o.Port)
+	run, err := newRun(o.Paths, time.Now(), o.Port, o.adapters())
 	if err != nil {
 		return nil, err
 	}
@@ -227,17 +229,21 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 		o.say("no KVM (%s): emulating with TCG, slower", parts.Accel.Why)
 	}
 	c := o.MachineConfig(parts, dir, record.Sockets)
-	if c.Device != "" {
-		socket, err := ListenSocket(c.Device)
+	for n, path := range c.Devices {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return i, fmt.Errorf("rig: %w", err)
+		}
+		socket, err := ListenSocket(path)
 		if err != nil {
 			return i, err
 		}
 		socket.SetUnlinkOnClose(false) // the device listens on
-		err = i.startKeeper(&o, parts, socket, forward)
+		err = i.startKeeper(&o, n, parts, socket, forward)
 		socket.Close() //nolint:errcheck // the keeper has its own
 		if err != nil {
 			return i, err
 		}
+		forward = nil // adapter 0's
 	}
 	begin := time.Now()
 	patience, cause := bootPatience, context.DeadlineExceeded
@@ -250,7 +256,9 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 	if i.VM, err = vm.Start(bootCtx, c, o.Handlers); err != nil {
 		return i, i.blame(err)
 	}
-	go i.watch()
+	for _, d := range i.devices {
+		go i.watch(d)
+	}
 	hello, err := i.Hello(bootCtx)
 	if err != nil {
 		return i, i.blame(err)
@@ -267,48 +275,45 @@ func start(ctx context.Context, o Options, parts *Parts, forward *net.TCPListene
 		return i, err
 	}
 	i.relay = newRelay(l, i.Control())
-	if i.device != nil {
+	if len(i.devices) > 0 {
 		i.loader, err = newLoader(i)
 	}
 	return i, err
 }
 
-// watch ends the machine when its keeper dies: QEMU never connects again.
-func (i *Instance) watch() {
-	var dead <-chan struct{}
-	if i.device != nil {
-		dead = i.device.proc.Done()
-	}
+// watch ends the machine when a keeper dies: QEMU never connects again.
+func (i *Instance) watch(d *device) {
 	select {
 	case <-i.VM.Done():
-	case <-dead:
-		err := i.device.death(i.Dir)
+	case <-d.proc.Done():
+		err := d.death()
 		select {
 		case <-i.VM.Done():
 		case <-i.over:
 		default:
 			i.mu.Lock()
-			i.verdict = err
+			if i.verdict == nil {
+				i.verdict = err
+			}
 			i.mu.Unlock()
 			i.VM.Stop()
 		}
 	}
 }
 
-// blame prefers the device's death to what followed from it.
+// blame prefers a device's death to what followed from it.
 func (i *Instance) blame(err error) error {
-	if i.device == nil {
-		return err
+	for _, d := range i.devices {
+		if k := d.kept; k != nil && k.failed() {
+			return d.death() // and QEMU's is what came of it
+		}
+		select {
+		case <-d.proc.Done():
+			return d.death()
+		default:
+		}
 	}
-	if k := i.device.kept; k != nil && k.failed() {
-		return i.device.death(i.Dir) // and QEMU's is what came of it
-	}
-	select {
-	case <-i.device.proc.Done():
-		return i.device.death(i.Dir)
-	default:
-		return err
-	}
+	return err
 }
 
 // Wait waits for the end of the machine; nil is an orderly one.
@@ -325,19 +330,17 @@ func (i *Instance) Wait() error {
 	return nil
 }
 
-// Processes are the ids of the device process, which changes with its firmware and is 0
+// Processes are the ids of the device process of adapter 0, which changes with its firmware and is 0
 // when there is none, and of its keeper.
 func (i *Instance) Processes() (device, keeper int) {
-	if i.device == nil {
+	if len(i.devices) == 0 {
 		return 0, 0
 	}
-	keeper = i.device.proc.PID()
-	if k := i.device.kept; k != nil {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		device = k.pid
+	d := i.devices[0]
+	if d.kept != nil {
+		device = d.kept.pidNow()
 	}
-	return device, keeper
+	return device, d.proc.PID()
 }
 
 // Ended says whether the machine ends within grace.
@@ -371,8 +374,8 @@ func (i *Instance) Close() {
 		if i.VM != nil {
 			i.VM.Stop()
 		}
-		if i.device != nil {
-			i.device.close()
+		for _, d := range i.devices {
+			d.close()
 		}
 		i.run.close()
 	})

@@ -69,7 +69,7 @@ func TestRuns(t *testing.T) {
 		t.Errorf("nothing runs: %v", err)
 	}
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	a, err := newRun(p, now, 8080)
+	a, err := newRun(p, now, 8080, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestRuns(t *testing.T) {
 		t.Errorf("running = %+v, %v", r, err)
 	}
 	// A killed one: its lock is gone, its files are not.
-	b, err := newRun(p, now.Add(time.Second), 0)
+	b, err := newRun(p, now.Add(time.Second), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestRuns(t *testing.T) {
 	if target, err := os.Readlink(filepath.Join(p.State, "runs/latest")); err != nil || target != b.ID {
 		t.Errorf("latest -> %s, %v", target, err)
 	}
-	c, err := newRun(p, now.Add(2*time.Second), 0)
+	c, err := newRun(p, now.Add(2*time.Second), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestRuns(t *testing.T) {
 		t.Error("sockets outlive their run")
 	}
 	for i := range keepRuns + 5 {
-		f, err := newRun(p, now.Add(time.Duration(i+3)*time.Second), 0)
+		f, err := newRun(p, now.Add(time.Duration(i+3)*time.Second), 0, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +141,7 @@ func TestTidyRemovesOnlyOurs(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "instance.json"), []byte(`{"sockets":"`+victim+`"}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	f, err := newRun(p, time.Now(), 0)
+	f, err := newRun(p, time.Now(), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func TestListenSocketReplacesTheDead(t *testing.T) {
 
 func TestRelayEnds(t *testing.T) {
 	p := testPaths(t)
-	f, err := newRun(p, time.Now(), 0)
+	f, err := newRun(p, time.Now(), 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,13 +39,34 @@ type Record struct {
 	PID     int    `json:"pid"`
 	Sockets string `json:"sockets"`        // directory
 	Port    int    `json:"port,omitempty"` // of the host, forwarded
+
+	Adapters int `json:"adapters,omitempty"`
 }
 
 // Socket returns the path other processes connect to.
 func (r Record) Socket() string { return filepath.Join(r.Sockets, clientSocket) }
 
-// StatsSocket returns the path of the device's HTTP interface.
-func (r Record) StatsSocket() string { return filepath.Join(r.Sockets, statsSocket) }
+// StatsSocket returns the path of the HTTP interface of an adapter's device.
+func (r Record) StatsSocket(adapter int) string {
+	return filepath.Join(socketsOf(r.Sockets, adapter), statsSocket)
+}
+
+// Has says that the run has that adapter; else how to name one.
+func (r Record) Has(adapter int) error {
+	// The first one is looked for: a run without may have just begun.
+	if adapter == 0 || adapter > 0 && adapter < r.Adapters {
+		return nil
+	}
+	return &UsageError{Text: fmt.Sprintf("--adapter %d: the machine has %d, counted from 0", adapter, r.Adapters)}
+}
+
+// socketsOf is the directory, below a run's for sockets, with those of an adapter.
+func socketsOf(dir string, adapter int) string {
+	if adapter == 0 {
+		return dir
+	}
+	return filepath.Join(dir, strconv.Itoa(adapter))
+}
 
 // LoadSocket returns the path where firmware is taken.
 func (r Record) LoadSocket() string { return filepath.Join(r.Sockets, loadSocket) }
@@ -59,10 +81,10 @@ type folder struct {
 
 // newRun makes the folder of a run and its directory for sockets, and cleans up after
 // runs that were killed.
-func newRun(p Paths, now time.Time, port int) (f *folder, err error) {
+func newRun(p Paths, now time.Time, port, adapters int) (f *folder, err error) {
 	var salt [3]byte
 	rand.Read(salt[:]) //nolint:errcheck // never fails
-	f = &folder{Record: Record{ID: now.UTC().Format("20060102-150405-") + hex.EncodeToString(salt[:]), PID: os.Getpid(), Port: port}}
+	f = &folder{Record: Record{ID: now.UTC().Format("20060102-150405-") + hex.EncodeToString(salt[:]), PID: os.Getpid(), Port: port, Adapters: adapters}}
 	runs := filepath.Join(p.State, "runs")
 	f.dir = filepath.Join(runs, f.ID)
 	if err := os.MkdirAll(f.dir, 0o755); err != nil {

@@ -42,7 +42,7 @@ func Serve(ctx context.Context, o Options, socket string) (s *Served, err error)
 	if err != nil {
 		return nil, err
 	}
-	run, err := newRun(o.Paths, time.Now(), o.Port)
+	run, err := newRun(o.Paths, time.Now(), o.Port, 1)
 	if err != nil {
 		return nil, err
 	}

@@ -43,11 +43,11 @@ func TestUIO(t *testing.T) {
 	}
 	for range 3 {
 		more()
-		old := m.device.kept.pidNow()
+		old := m.devices[0].kept.pidNow()
 		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		until("the next device", func() bool { pid := m.device.kept.pidNow(); return pid != 0 && pid != old })
+		until("the next device", func() bool { pid := m.devices[0].kept.pidNow(); return pid != 0 && pid != old })
 	}
 	more()
 	flow.stop()

@@ -22,10 +22,10 @@ type Config struct {
 	TSC       int    // kHz that the guest's time stamp counter has; 0: its kernel is to find out
 	CPUs      int
 	MemoryMiB int
-	HugePages int    // of 2 MiB, kept free for DMA
-	IOMMU     string // IOMMUIntel, which is the default, IOMMUVirtio or IOMMUNone
-	Device    string // path of the adapter's vfio-user socket, "" for none
-	Dir       string // for console.log, qemu.log and cmdline
+	HugePages int      // of 2 MiB, kept free for DMA
+	IOMMU     string   // IOMMUIntel, which is the default, IOMMUVirtio or IOMMUNone
+	Devices   []string // paths of the adapters' vfio-user sockets
+	Dir       string   // for console.log, qemu.log and cmdline
 	SocketDir string
 	GDB       bool     // listen for a debugger of the guest's kernel
 	Reboot    bool     // a reset starts the guest again, see [VM.Restarted], and does not end the machine
@@ -39,6 +39,9 @@ const (
 	DefaultMemoryMiB = 1024
 	DefaultHugePages = 64 // twice what the driver asks for by itself
 )
+
+// firstSlot is the adapters' first one on the PCI bus.
+const firstSlot = 5
 
 // Virtual IOMMUs.
 const (
@@ -76,7 +79,10 @@ func kernelLine(c *Config) string {
 }
 
 // DeviceArg returns the value of QEMU's -device for the adapter at a socket.
-func DeviceArg(socket string) string {
+func DeviceArg(socket string) string { return deviceArg(socket, 0) }
+
+// deviceArg is DeviceArg of one adapter of several.
+func deviceArg(socket string, adapter int) string {
 	type address struct {
 		Type string `json:"type"`
 		Path string `json:"path"`
@@ -85,7 +91,7 @@ func DeviceArg(socket string) string {
 		Driver string  `json:"driver"`
 		Addr   string  `json:"addr"`
 		Socket address `json:"socket"`
-	}{"vfio-user-pci", "5.0", address{"unix", socket}})
+	}{"vfio-user-pci", fmt.Sprintf("%x.0", firstSlot+adapter), address{"unix", socket}})
 	if err != nil {
 		return ""
 	}
@@ -129,8 +135,8 @@ func (c *Config) QEMUArgs() []string {
 		"-device", "virtserialport,chardev=control,name="+guest.Port,
 		"-qmp", "unix:"+quoteComma(filepath.Join(c.SocketDir, qmpSocket))+",server=on,wait=off",
 	)
-	if c.Device != "" {
-		args = append(args, "-device", DeviceArg(c.Device))
+	for n, socket := range c.Devices {
+		args = append(args, "-device", deviceArg(socket, n))
 	}
 	if c.GDB {
 		args = append(args, "-s")

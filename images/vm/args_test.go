@@ -18,7 +18,7 @@ func sample() Config {
 	return Config{
 		QEMU:   &toolchain.QEMU{Argv: []string{"/q/ld.so", "/q/qemu"}, Env: []string{"QEMU_MODULE_DIR=/q/with space"}, QBoot: true},
 		Kernel: &toolchain.Kernel{Image: "/k/vmlinux"}, Initramfs: "/i.cpio", Accel: AccelTCG, TSC: 2596000,
-		CPUs: 2, MemoryMiB: 1024, HugePages: 128, Device: "/s,x/device", SocketDir: "/s,x", GDB: true,
+		CPUs: 2, MemoryMiB: 1024, HugePages: 128, Devices: []string{"/s,x/device", "/s,x/1/device"}, SocketDir: "/s,x", GDB: true,
 		Append: []string{"more=1"}, Args: []string{"-device", "edu"},
 	}
 }
@@ -39,6 +39,7 @@ console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests tsc=re
 -device virtserialport,chardev=control,name=toebox.control
 -qmp unix:/s,,x/qmp,server=on,wait=off
 -device {"driver":"vfio-user-pci","addr":"5.0","socket":{"type":"unix","path":"/s,x/device"}}
+-device {"driver":"vfio-user-pci","addr":"6.0","socket":{"type":"unix","path":"/s,x/1/device"}}
 -s -device edu`
 	got := strings.Join(c.QEMUArgs(), " ")
 	if got != strings.ReplaceAll(want, "\n", " ") {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,8 +68,12 @@ type VM struct {
 // Start starts QEMU and connects to it. Handlers serve what the guest asks of the
 // host. The machine outlives ctx, which bounds the start only.
 func Start(ctx context.Context, c Config, handlers control.Mux) (*VM, error) {
+	sockets := slices.Clone(c.Devices)
 	for _, name := range []string{qmpSocket, controlSocket, DeviceSocket} {
-		if p := filepath.Join(c.SocketDir, name); len(p) > maxSocketPath {
+		sockets = append(sockets, filepath.Join(c.SocketDir, name))
+	}
+	for _, p := range sockets {
+		if len(p) > maxSocketPath {
 			return nil, fmt.Errorf("vm: socket path %s is longer than %d bytes: set XDG_RUNTIME_DIR or TMPDIR to a shorter one", p, maxSocketPath)
 		}
 	}

@@ -59,6 +59,9 @@ type Config struct {
 	// Seed, when not 0, makes a run repeatable: it gives the factory's MAC
 	// address, and the engine's sequence numbers and ports.
 	Seed uint64
+	// Card is the number of this adapter among those of a machine: they have
+	// different MAC addresses, as the factory gives them, with the same seed.
+	Card uint32
 	// Clock is monotonic time; nil: the system's.
 	Clock func() time.Duration
 	// Spin is how long an idle queue looks at its tables before it sleeps.
@@ -114,7 +117,7 @@ func (d *Device) build() error {
 	d.function, err = vdev.New(vdev.Config{
 		Start: d.start, DMA: d.cfg.DMA, IRQs: d.cfg.IRQs, NVMPath: d.cfg.NVMPath,
 		Generation: d.cfg.Generation, Link: d.linked(),
-		Seed: d.cfg.Seed, Clock: d.cfg.Clock, Logger: d.cfg.Logger,
+		Seed: d.cfg.Seed + uint64(d.cfg.Card), Clock: d.cfg.Clock, Logger: d.cfg.Logger,
 	})
 	if err != nil {
 		return err

@@ -12,10 +12,22 @@ import (
 	"syscall"
 )
 
-// defaultSocket is where the serving process listens for the other commands.
-const defaultSocket = "/run/toebox.sock"
+// defaultSocket is where the process that serves an adapter listens for the other
+// commands.
+func defaultSocket(adapter int) string {
+	if adapter == 0 {
+		return "/run/toebox.sock"
+	}
+	return fmt.Sprintf("/run/toebox-%d.sock", adapter)
+}
 
-const usage = `usage: toebox-guest [-socket PATH] COMMAND
+// adapterVariable in the environment is the default of -adapter.
+const adapterVariable = "TOEBOX_ADAPTER"
+
+const usage = `usage: toebox-guest [-adapter N] [-socket PATH] COMMAND
+
+N counts the adapters of this machine in the order of ls, from 0; the default is
+TOEBOX_ADAPTER in the environment, or 0.
 
   serve                    run the driver, the HTTP server and the local socket
   ls                       list the adapters of this machine
@@ -30,9 +42,13 @@ Status: 0 done, 1 failed, 2 usage, 124 timed out.
 
 type command func(ctx context.Context, socket string, args []string, io stdio) error
 
-func commands() map[string]command {
+// commands are those about an adapter.
+func commands(adapter int) map[string]command {
 	return map[string]command{
-		"serve": serve, "ls": list, "attr": attrCommand, "stats": stats,
+		"serve": func(ctx context.Context, socket string, args []string, io stdio) error {
+			return serve(ctx, adapter, socket, args, io)
+		},
+		"ls": list, "attr": attrCommand, "stats": stats,
 		"dial": dial, "listen": listen, "fetch": fetch,
 	}
 }
@@ -49,7 +65,14 @@ func run(ctx context.Context, args []string, io stdio) int {
 	fs := flag.NewFlagSet("toebox-guest", flag.ContinueOnError)
 	fs.SetOutput(io.err)
 	fs.Usage = func() { fmt.Fprint(io.err, usage) }
-	socket := fs.String("socket", defaultSocket, "local socket of the serving process")
+	adapter := fs.Int("adapter", 0, "number of the adapter")
+	socket := fs.String("socket", "", "local socket of the serving process")
+	if s, ok := os.LookupEnv(adapterVariable); ok {
+		if err := fs.Set("adapter", s); err != nil {
+			fmt.Fprintf(io.err, "toebox-guest: %s: %v\n", adapterVariable, err)
+			return 2
+		}
+	}
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0
@@ -60,10 +83,13 @@ func run(ctx context.Context, args []string, io stdio) int {
 		fmt.Fprint(io.out, usage)
 		return 0
 	}
-	cmd, ok := commands()[fs.Arg(0)]
-	if !ok {
+	cmd, ok := commands(*adapter)[fs.Arg(0)]
+	if !ok || *adapter < 0 {
 		fs.Usage()
 		return 2
+	}
+	if *socket == "" {
+		*socket = defaultSocket(*adapter)
 	}
 	err := cmd(ctx, *socket, fs.Args()[1:], io)
 	var bad usageError

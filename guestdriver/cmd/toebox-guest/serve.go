@@ -19,17 +19,17 @@ import (
 // shutdownLimit bounds how long serve waits for requests in flight.
 const shutdownLimit = 3 * time.Second
 
-// serve runs the driver over the first adapter until the context ends.
-func serve(ctx context.Context, socket string, args []string, io_ stdio) error {
+// serve runs the driver over an adapter until the context ends.
+func serve(ctx context.Context, adapter int, socket string, args []string, io_ stdio) error {
 	fs := newFlags("serve", "", io_)
-	bdf := fs.String("device", "", "PCI address of the adapter (default: the first one)")
+	bdf := fs.String("device", "", "PCI address of the adapter, instead of its number")
 	driver := fs.String("driver", "vfio", "vfio, or uio without an IOMMU")
 	address := fs.String("http", ":80", "serve HTTP on this address of the adapter; \"\" for none")
 	ready := fs.Int("ready-fd", -1, "write \"ready\\n\" to this descriptor when all is up")
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
-	a, err := open(ctx, *driver, *bdf)
+	a, err := open(ctx, *driver, adapter, *bdf)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func buses() map[string]func(bdf string) (guestdriver.Bus, error) {
 
 // open gives an adapter to a driver of the kernel, if it has not it yet, and
 // starts ours.
-func open(ctx context.Context, driver, bdf string) (*guestdriver.Adapter, error) {
+func open(ctx context.Context, driver string, adapter int, bdf string) (*guestdriver.Adapter, error) {
 	openBus, ok := buses()[driver]
 	if !ok {
 		return nil, usageError{fmt.Errorf("driver %q: want vfio or uio", driver)}
@@ -116,7 +116,10 @@ func open(ctx context.Context, driver, bdf string) (*guestdriver.Adapter, error)
 		if len(found) == 0 {
 			return nil, errors.New("this machine has no adapter (PCI function 1234:7422)")
 		}
-		bdf = found[0].BDF
+		if adapter >= len(found) {
+			return nil, usageError{fmt.Errorf("adapter %d: this machine has %d, counted from 0", adapter, len(found))}
+		}
+		bdf = found[adapter].BDF
 	}
 	bus, err := openBus(bdf)
 	if err != nil {

@@ -19,7 +19,8 @@ type FaultCmd struct {
 
 // FaultNetCmd sets how bad the wire is, also for firmware that is loaded later.
 type FaultNetCmd struct {
-	Rules string `arg:"" optional:"" help:"none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
+	Adapter `embed:""`
+	Rules   string `arg:"" optional:"" help:"none, or [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
 }
 
 // Run is called by kong.
@@ -31,6 +32,9 @@ func (c *FaultNetCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := r.Has(c.Adapter.Adapter); err != nil {
+		return err
+	}
 	req, err := http.NewRequest(http.MethodGet, "http://device/fault/net", nil)
 	if c.Rules != "" {
 		req, err = http.NewRequest(http.MethodPut, "http://device/fault/net", strings.NewReader(c.Rules))
@@ -38,7 +42,7 @@ func (c *FaultNetCmd) Run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("fault net: %w", err)
 	}
-	resp, err := statsClient(r).Do(req)
+	resp, err := statsClient(r, c.Adapter.Adapter).Do(req)
 	if err != nil {
 		return fmt.Errorf("fault net: %w", err)
 	}

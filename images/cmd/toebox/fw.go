@@ -30,6 +30,7 @@ type FwCmd struct {
 
 // FwTarget are the flags of both.
 type FwTarget struct {
+	Adapter  `embed:""`
 	Firmware string `placeholder:"PACKAGE" help:"Package to build as the firmware instead of the tree's: a directory of any module (with a dot or a slash in front) or an import path of the tree. It exports New, as package vdev/device says."`
 	RunID    string `arg:"" optional:"" name:"run" placeholder:"RUN" help:"The run to bring it to, by the end of its folder's name; the newest by default."`
 }
@@ -53,11 +54,12 @@ func (c *FwLoadCmd) Run(a *app) error {
 
 // A fwLoader builds firmware for one run and brings it there.
 type fwLoader struct {
-	a      *app
-	run    rig.Record
-	build  devbuild.Config
-	name   string
-	client *http.Client // of the device
+	a       *app
+	run     rig.Record
+	adapter int
+	build   devbuild.Config
+	name    string
+	client  *http.Client // of the device
 
 	patience time.Duration // for the driver, and then a byte of HTTP, to come back
 }
@@ -67,11 +69,14 @@ func (a *app) fwLoader(c *FwTarget) (*fwLoader, error) {
 		return nil, errors.New("fw: no toebox source here: run this in its tree, or set TOEBOX_SOURCE")
 	}
 	run, err := rig.Find(a.paths, c.RunID)
+	if err == nil {
+		err = run.Has(c.Adapter.Adapter)
+	}
 	if err != nil {
 		return nil, err
 	}
 	l := &fwLoader{
-		a: a, run: run, name: "the firmware of " + a.paths.Source, client: statsClient(run), patience: recoverPatience,
+		a: a, run: run, adapter: c.Adapter.Adapter, name: "the firmware of " + a.paths.Source, client: statsClient(run, c.Adapter.Adapter), patience: recoverPatience,
 		build: devbuild.Config{Source: a.paths.Source, Firmware: c.Firmware},
 	}
 	if c.Firmware != "" {
@@ -99,7 +104,7 @@ func (l *fwLoader) load(ctx context.Context, since time.Time, event string) (tim
 	}
 	l.say("built in %s", seconds(time.Since(begin)))
 	begin = time.Now()
-	done, err := rig.SendLoad(ctx, l.run, rig.Load{Program: program, Name: l.name}, func() {
+	done, err := rig.SendLoad(ctx, l.run, rig.Load{Program: program, Name: l.name, Adapter: l.adapter}, func() {
 		l.say("another load is under way: waiting for it")
 	})
 	if err != nil {

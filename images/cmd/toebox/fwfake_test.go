@@ -134,7 +134,7 @@ func newMachine(t *testing.T, id string) *machine {
 	t.Cleanup(func() { m.lock.Close() })
 	m.listen(m.record.Socket(), func(net.Conn) {})
 	m.listen(m.record.LoadSocket(), m.load)
-	l := m.socket(m.record.StatsSocket())
+	l := m.socket(m.record.StatsSocket(0))
 	stats := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(m.serveStats)}}
 	stats.Start()
 	t.Cleanup(stats.Close)

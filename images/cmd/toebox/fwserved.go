@@ -27,7 +27,7 @@ func (l *fwLoader) served(ctx context.Context, generation uint32, begin time.Tim
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
-		if l.run.Port != 0 { // else nothing leads from here to the guest
+		if l.run.Port != 0 && l.adapter == 0 { // else nothing leads from here to the guest
 			byteAt, silent = l.firstByte(wait)
 		}
 	}()

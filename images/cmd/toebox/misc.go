@@ -30,8 +30,15 @@ const (
 	statsURL      = "http://device/stats" // by statsClient
 )
 
+// Adapter are the flags of verbs about one adapter of the running machine.
+type Adapter struct {
+	Adapter int `env:"TOEBOX_ADAPTER" help:"Number of the adapter, counted from 0."`
+}
+
 // StatsCmd shows the running adapter's counters.
-type StatsCmd struct{}
+type StatsCmd struct {
+	Adapter `embed:""`
+}
 
 // Run is called by kong.
 func (c *StatsCmd) Run(a *app) error {
@@ -39,7 +46,10 @@ func (c *StatsCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	client := statsClient(r)
+	if err := r.Has(c.Adapter.Adapter); err != nil {
+		return err
+	}
+	client := statsClient(r, c.Adapter.Adapter)
 	resp, err := client.Get(statsURL)
 	if err != nil {
 		return fmt.Errorf("stats: %w", err)
@@ -54,14 +64,14 @@ func (c *StatsCmd) Run(a *app) error {
 	return nil
 }
 
-// statsClient is a client of the device's HTTP interface.
-func statsClient(r rig.Record) *http.Client {
+// statsClient is a client of the HTTP interface of an adapter's device.
+func statsClient(r rig.Record, adapter int) *http.Client {
 	return &http.Client{Timeout: statsPatience, Transport: &http.Transport{
 		// Its server may be another process the next time.
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", r.StatsSocket())
+			return d.DialContext(ctx, "unix", r.StatsSocket(adapter))
 		},
 	}}
 }
@@ -96,7 +106,10 @@ func (c *ServeCmd) Run(a *app) error {
 	if err := c.apply(&o); err != nil {
 		return err
 	}
-	if c.Net == "none" {
+	switch {
+	case len(c.Net) > 1:
+		return &rig.UsageError{Text: "serve: one --net"}
+	case o.Net == "none":
 		return &rig.UsageError{Text: "serve --net none: nothing to serve"}
 	}
 	ctx, cancel := a.interruptible()

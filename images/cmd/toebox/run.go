@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,19 +25,19 @@ const endGrace = 5 * time.Second
 
 // Machine are the flags of verbs that start one.
 type Machine struct {
-	Port   int    `env:"TOEBOX_PORT" default:"8080" help:"Port on the host's loopback that leads to the guest's port 80 (${default})."`
-	Net    string `env:"TOEBOX_NET" default:"nat" help:"What the adapter is plugged into: nat, tap:if=NAME,ip=ADDR/LEN[,gw=ADDR][,dns=ADDR][,mtu=N], or none for no adapter (${default})."`
-	Impair string `env:"TOEBOX_IMPAIR" placeholder:"RULES" help:"How bad the adapter's wire is: [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
-	Pcap   string `env:"TOEBOX_PCAP" placeholder:"FILE" help:"Capture the adapter's frames as pcapng."`
-	NVM    string `name:"nvm" env:"TOEBOX_NVM" placeholder:"FILE" help:"File with the adapter's non-volatile image."`
-	Seed   uint64 `env:"TOEBOX_SEED" help:"Seed of everything random in the adapter; 0 picks one."`
-	CPUs   int    `name:"cpus" env:"TOEBOX_CPUS" default:"2" help:"CPUs of the guest (${default})."`
-	Memory int    `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
-	Append string `name:"kernel-append" env:"TOEBOX_KERNEL_APPEND,VMTEST_KERNEL_APPEND" placeholder:"WORDS" help:"More of the guest kernel's command line."`
-	IOMMU  string `name:"iommu" env:"TOEBOX_IOMMU" default:"intel" enum:"intel,virtio" help:"The virtual IOMMU: intel or virtio (${default})."`
-	Driver string `env:"TOEBOX_DRIVER" default:"vfio" enum:"vfio,uio" help:"What the guest reaches the adapter by: vfio, or uio without a virtual IOMMU (${default})."`
-	GDB    bool   `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
-	V      bool   `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
+	Port   int      `env:"TOEBOX_PORT" default:"8080" help:"Port on the host's loopback that leads to the guest's port 80 (${default})."`
+	Net    []string `env:"TOEBOX_NET" sep:"none" default:"nat" help:"What the adapter is plugged into: nat, tap:if=NAME,ip=ADDR/LEN[,gw=ADDR][,dns=ADDR][,mtu=N], or none for no adapter (${default}). Of several adapters the next one with each --net; the last holds for the rest."`
+	Impair string   `env:"TOEBOX_IMPAIR" placeholder:"RULES" help:"How bad the adapter's wire is: [to.|from.]loss=1%,delay=5ms,jitter=T,reorder=P,reorderby=T,duplicate=P,corrupt=P,rate=N,seed=N."`
+	Pcap   string   `env:"TOEBOX_PCAP" placeholder:"FILE" help:"Capture the adapter's frames as pcapng."`
+	NVM    string   `name:"nvm" env:"TOEBOX_NVM" placeholder:"FILE" help:"File with the adapter's non-volatile image."`
+	Seed   uint64   `env:"TOEBOX_SEED" help:"Seed of everything random in the adapter; 0 picks one."`
+	CPUs   int      `name:"cpus" env:"TOEBOX_CPUS" default:"2" help:"CPUs of the guest (${default})."`
+	Memory int      `env:"TOEBOX_MEMORY" default:"1024" help:"Memory of the guest in MiB (${default})."`
+	Append string   `name:"kernel-append" env:"TOEBOX_KERNEL_APPEND,VMTEST_KERNEL_APPEND" placeholder:"WORDS" help:"More of the guest kernel's command line."`
+	IOMMU  string   `name:"iommu" env:"TOEBOX_IOMMU" default:"intel" enum:"intel,virtio" help:"The virtual IOMMU: intel or virtio (${default})."`
+	Driver string   `env:"TOEBOX_DRIVER" default:"vfio" enum:"vfio,uio" help:"What the guest reaches the adapter by: vfio, or uio without a virtual IOMMU (${default})."`
+	GDB    bool     `name:"gdb" env:"TOEBOX_GDB" help:"Let a debugger into the guest's kernel at localhost:1234."`
+	V      bool     `name:"verbose" short:"v" env:"TOEBOX_VERBOSE" help:"Let the device say more in device.log."`
 }
 
 func (m *Machine) apply(o *rig.Options) error {
@@ -51,11 +52,16 @@ func (m *Machine) apply(o *rig.Options) error {
 	if m.Driver == guest.DriverUIO && m.IOMMU == vm.IOMMUVirtio {
 		return &rig.UsageError{Text: "--driver uio is for a machine without an IOMMU: leave --iommu out"}
 	}
-	if name, _, _ := strings.Cut(m.Net, ":"); name != "nat" && name != "tap" && m.Net != "none" {
-		return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat, tap:if=NAME,ip=ADDR/LEN or none", m.Net)}
+	if len(m.Net) == 0 {
+		return &rig.UsageError{Text: "--net is empty"}
 	}
-	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net, m.Seed, m.V, m.GDB
-	if strings.HasPrefix(m.Net, "tap:") {
+	for _, s := range m.Net {
+		if name, _, _ := strings.Cut(s, ":"); name != "nat" && name != "tap" && s != "none" {
+			return &rig.UsageError{Text: fmt.Sprintf("--net %s: want nat, tap:if=NAME,ip=ADDR/LEN or none", s)}
+		}
+	}
+	o.Port, o.Net, o.Seed, o.Verbose, o.GDB = m.Port, m.Net[0], m.Seed, m.V, m.GDB
+	if strings.HasPrefix(o.Net, "tap:") {
 		o.Port = 0 // the guest has an address of its own
 	}
 	if _, err := port.ParseImpairments(m.Impair); err != nil {
@@ -81,14 +87,34 @@ func (m *Machine) apply(o *rig.Options) error {
 
 // RunCmd starts a machine.
 type RunCmd struct {
-	Machine `embed:""`
-	DryRun  bool `env:"TOEBOX_DRY_RUN" help:"Print QEMU's command line, ready to paste, and start nothing."`
+	Machine  `embed:""`
+	Adapters int  `env:"TOEBOX_ADAPTERS" default:"1" help:"How many adapters the machine has (${default}); other verbs name one with --adapter, counted from 0. --port leads to the first one."`
+	DryRun   bool `env:"TOEBOX_DRY_RUN" help:"Print QEMU's command line, ready to paste, and start nothing."`
+}
+
+// more plugs in what adapters there are behind the first one.
+func (c *RunCmd) more(o *rig.Options) error {
+	switch {
+	case c.Adapters < 1 || c.Adapters > rig.MaxAdapters:
+		return &rig.UsageError{Text: fmt.Sprintf("--adapters %d: want 1 to %d", c.Adapters, rig.MaxAdapters)}
+	case len(c.Net) > c.Adapters:
+		return &rig.UsageError{Text: fmt.Sprintf("--net is there %d times, for %d adapters", len(c.Net), c.Adapters)}
+	case c.Adapters > 1 && slices.Contains(c.Net, "none"):
+		return &rig.UsageError{Text: "--net none is for a machine without adapters"}
+	}
+	for n := 1; n < c.Adapters; n++ {
+		o.More = append(o.More, c.Net[min(n, len(c.Net)-1)])
+	}
+	return nil
 }
 
 // Run is called by kong.
 func (c *RunCmd) Run(a *app) error {
 	o := a.options()
 	if err := c.apply(&o); err != nil {
+		return err
+	}
+	if err := c.more(&o); err != nil {
 		return err
 	}
 	ctx, cancel := a.interruptible()
@@ -112,6 +138,9 @@ func (c *RunCmd) Run(a *app) error {
 		a.report.Step(fmt.Sprintf("adapter: up, on %s (logs in %s)", o.Net, i.Dir))
 	default:
 		a.report.Step(fmt.Sprintf("adapter: up; the guest answers at http://127.0.0.1:%d/ (logs in %s)", c.Port, i.Dir))
+	}
+	for n, network := range o.More {
+		a.report.Step(fmt.Sprintf("adapter %d: up, on %s", n+1, network))
 	}
 	if a.interactive() {
 		a.report.Step("guest: a shell follows; toebox-guest is the adapter's tool; exit, poweroff or Ctrl-A X ends it all")
@@ -182,8 +211,9 @@ func dryRun(ctx context.Context, a *app, o rig.Options) error {
 	}
 	m := o.MachineConfig(parts, a.paths.State, filepath.Join(a.paths.Runtime, "toebox-dry-run"))
 	fmt.Fprintln(a.stdout, m.CommandLine())
-	if m.Device != "" {
-		serve := []string{program(), "serve", "--net", o.Net, "--socket-path", m.Device}
+	for n, socket := range m.Devices {
+		o := o.Of(n)
+		serve := []string{program(), "serve", "--net", o.Net, "--socket-path", socket}
 		if o.Port != 0 {
 			serve = append(serve, "--port", strconv.Itoa(o.Port))
 		}
@@ -192,7 +222,7 @@ func dryRun(ctx context.Context, a *app, o rig.Options) error {
 				serve = append(serve, flag, value)
 			}
 		}
-		fmt.Fprintf(a.stderr, "toebox: first: mkdir -p %s && %s\n", vm.ShellWords(filepath.Dir(m.Device)), vm.ShellWords(serve...))
+		fmt.Fprintf(a.stderr, "toebox: first: mkdir -p %s && %s\n", vm.ShellWords(filepath.Dir(socket)), vm.ShellWords(serve...))
 	}
 	return nil
 }

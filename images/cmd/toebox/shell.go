@@ -42,6 +42,7 @@ func (c *ShellCmd) Run(a *app) error {
 
 // ExecCmd runs a command in the running machine.
 type ExecCmd struct {
+	Adapter `embed:""`
 	TTY     bool     `name:"tty" short:"t" help:"Give the command a terminal."`
 	Env     []string `name:"env" short:"e" sep:"none" placeholder:"NAME=VALUE" help:"Set a variable for the command."`
 	Dir     string   `name:"dir" short:"C" placeholder:"DIR" help:"Directory of the guest to run it in."`
@@ -59,12 +60,19 @@ func (c *ExecCmd) Run(a *app) error {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	s, err := a.connect(ctx)
+	run, err := rig.Running(a.paths)
+	if err != nil {
+		return err
+	}
+	if err := run.Has(c.Adapter.Adapter); err != nil {
+		return err
+	}
+	s, err := rig.Dial(ctx, run)
 	if err != nil {
 		return err
 	}
 	defer s.Close() //nolint:errcheck // the process ends
-	r := control.Request{Args: args, Env: c.Env, Dir: c.Dir}
+	r := control.Request{Args: args, Env: append(c.Adapter.variables(), c.Env...), Dir: c.Dir}
 	messages := make(chan control.Message)
 	go a.forward(ctx, messages, cancel)
 	if c.TTY {
@@ -72,6 +80,14 @@ func (c *ExecCmd) Run(a *app) error {
 	}
 	result, err := control.Run(ctx, s, r, control.Streams{Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr, Messages: messages})
 	return a.result(result, err)
+}
+
+// variables are what toebox-guest finds the adapter by.
+func (a *Adapter) variables() []string {
+	if a.Adapter == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("TOEBOX_ADAPTER=%d", a.Adapter)}
 }
 
 // forward passes the first signal on to the command and gives up at the second.

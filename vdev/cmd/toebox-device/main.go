@@ -49,6 +49,7 @@ type flags struct {
 	ControlFD   int    `placeholder:"N" xor:"control" name:"control-fd" help:"Inherited unix socket for statistics, which listens already."`
 	NVM         string `placeholder:"FILE" name:"nvm" help:"File of the non-volatile image."`
 	Seed        uint64 `placeholder:"N" help:"Seed of everything random; 0: not repeatable."`
+	Card        uint32 `placeholder:"N" help:"Number of this adapter among those of its machine: its address, as the factory gives it, is another one's with another number."`
 	Generation  uint32 `placeholder:"N" env:"TOEBOX_GENERATION" help:"How often this adapter was started, this time included."`
 	// Who ends the process may wait for no more than a second.
 	StopTime time.Duration `default:"500ms" placeholder:"T" name:"stop-time" help:"How long the adapter may take for an orderly stop when the process ends (${default})."`
@@ -157,7 +158,7 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 	if err := readFaults(c.Faults, &impair); err != nil {
 		return nil, fmt.Errorf("--faults: %w", err)
 	}
-	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Generation: c.Generation, Logger: log}
+	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Card: c.Card, Generation: c.Generation, Logger: log}
 	file, err := openCapture(c)
 	if err != nil {
 		return nil, err
