@@ -96,6 +96,7 @@ type queue struct {
 	stirred  []*group
 	table    tableReader
 	spills   bool    // adapter memory was above SPILL_THRESHOLD at the last look
+	jammed   bool    // ... and the host took no responses
 	squeezed []*conn // whose windows are narrowed
 	delays   timers[*delay]
 	ripe     int      // of them, ended in this pass

@@ -66,6 +66,9 @@ func (q *queue) requestBuffer(f *abi.Fields) {
 			c.reads++
 		}
 		q.stirSink(c)
+		if q.spills {
+			q.feed(c)
+		}
 		q.notePost(c)
 		q.receiveSoon(c)
 	}
@@ -344,6 +347,9 @@ func (q *queue) removeBuffer(r *request) {
 			r.conn.reads--
 		}
 		q.releaseHolder(r)
+		if r.conn.hungry.Load() {
+			q.feed(r.conn)
+		}
 	case r.group != nil:
 		r.group.buffers.remove(r)
 		q.idleGroup(r.group)

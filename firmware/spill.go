@@ -27,15 +27,26 @@ func (f *Firmware) spillAt() int64 {
 
 // refuse is asked by the engine whether payload that arrives is to be dropped:
 // of connections that hold some already from half-way between the threshold and
-// the limit on, of others at 7/8 of that way. The rest is for what is under way.
-func (f *Firmware) refuse(holding bool) bool {
+// the limit on, of others at 7/8 of that way. The rest is for what is under way, and
+// for those whose buffers it leaves by: they go on whatever others hold.
+func (f *Firmware) refuse(holding bool, s engine.Sink) bool {
 	used := int64(f.memory.load())
 	limit := f.memory.limit.Load()
 	room := limit - f.spillAt()
-	if holding {
+	c, _ := s.(*conn)
+	switch hungry := c != nil && c.hungry.Load(); {
+	case hungry:
+		return holding && used > limit
+	case holding:
 		return used > limit-room/2
 	}
 	return used > limit-room/8
+}
+
+// feed notes, while memory is short, whether bytes of c leave at once.
+func (q *queue) feed(c *conn) {
+	r := c.buffers.front
+	c.hungry.Store(q.spills && !q.jammed && r != nil && r.flags&abi.FlagPeek == 0 && !c.awaitsRead())
 }
 
 // watchMemory notes that memory went above the threshold, or as far below as 1/8
@@ -62,10 +73,19 @@ func (f *Firmware) watchMemory() {
 func (q *queue) turnSpill() {
 	q.fw.watchMemory()
 	on := q.fw.spill.on.Load()
-	if on == q.spills {
+	jammed, crossed := on && q.held.n >= holdLimit, on != q.spills
+	if !crossed && jammed == q.jammed {
 		return
 	}
-	q.spills = on
+	q.spills, q.jammed = on, jammed
+	for _, e := range q.roster.list {
+		if e.conn != nil {
+			q.feed(e.conn)
+		}
+	}
+	if !crossed {
+		return
+	}
 	q.progress = true
 	if !on {
 		for n := len(q.squeezed); n > 0; n-- {

@@ -97,7 +97,7 @@ func TestSpillWindows(t *testing.T) {
 	if n := window(t, idle); n != 512<<10 {
 		t.Errorf("window %d of a connection without payload", n)
 	}
-	if r.fake.Refuses(true) || r.fake.Refuses(false) {
+	if r.fake.Refuses(true, nil) || r.fake.Refuses(false, nil) {
 		t.Errorf("payload is refused at the threshold")
 	}
 	// A window that the host sets meanwhile holds afterwards.
@@ -107,11 +107,11 @@ func TestSpillWindows(t *testing.T) {
 	}
 	// Refused from half-way to the limit on, of others at 7/8 of it.
 	ep.Deliver(make([]byte, 40_000))
-	if !r.fake.Refuses(true) || r.fake.Refuses(false) {
-		t.Errorf("half-way to the limit payload of those that hold some: refused %t, of others %t", r.fake.Refuses(true), r.fake.Refuses(false))
+	if !r.fake.Refuses(true, nil) || r.fake.Refuses(false, nil) {
+		t.Errorf("half-way to the limit payload of those that hold some: refused %t, of others %t", r.fake.Refuses(true, nil), r.fake.Refuses(false, nil))
 	}
 	ep.Deliver(make([]byte, 30_000))
-	if !r.fake.Refuses(false) {
+	if !r.fake.Refuses(false, nil) {
 		t.Errorf("payload of others is not refused at 7/8 of the way to the limit")
 	}
 	r.settle()
@@ -131,6 +131,60 @@ func TestSpillWindows(t *testing.T) {
 		t.Errorf("window %d below the threshold", n)
 	}
 	r.wantCounter(abi.CounterMemoryShort, 1)
+}
+
+// TestSpillHungry: payload of a connection with a buffer of its own is taken
+// whatever others hold, and no longer than that, nor while the host takes no
+// responses.
+func TestSpillHungry(t *testing.T) {
+	r := newRig(t, 4)
+	early, first := r.connectWith(scalars())
+	id, ep := r.connectWith(scalars())
+	reads, unread := r.connectWith(scalars(0x0239, 1)) // DMA_WHEN
+	_, full := r.connectWith(scalars())
+	r.post(r.buffer(abi.TypeBufferAvailable, early, 50_000))
+	r.settle()
+	refused := func(what string, ep *enginetest.Endpoint, holding, want bool) {
+		t.Helper()
+		r.settle()
+		if got := r.fake.Refuses(holding, ep); got != want {
+			t.Errorf("%s: refused %t, holding %t", what, got, holding)
+		}
+	}
+	r.headroom(8000, 20_000)
+	full.Deliver(make([]byte, 19_500))
+	refused("nothing posted", ep, false, true)
+	refused("a buffer posted before", first, false, false)
+	refused("a buffer posted before", first, true, false)
+	b := r.buffer(abi.TypeBufferAvailable, id, 1000)
+	r.post(b)
+	refused("a buffer posted", ep, false, false)
+	refused("a buffer posted", ep, true, false)
+	r.post(r.buffer(abi.TypeBufferAvailable, reads, 1000))
+	refused("a buffer that waits for a read", unread, false, true)
+	full.Deliver(make([]byte, 501))
+	refused("no memory", ep, false, false)
+	refused("no memory", ep, true, true)
+	ep.Deliver(make([]byte, 1000))
+	if got := r.next(); got.Tag != b.Tag || got.Length != 1000 {
+		t.Fatalf("delivery %+v", got)
+	}
+	refused("the buffer is full", ep, false, true)
+	for range 16 + 4096 {
+		if err := r.Wait("room", r.Room); err != nil {
+			t.Fatal(err)
+		}
+		old := r.Index()
+		r.Publish(abi.Fields{Type: 9, Tag: r.Tag()})
+		r.Ring(old)
+	}
+	if err := r.Wait("a stalled queue to refuse", func() bool { return r.fake.Refuses(false, first) }); err != nil {
+		t.Fatal(err)
+	}
+	for range 16 + 4096 {
+		r.next()
+	}
+	refused("the host takes responses", first, false, false)
 }
 
 // TestSpillRequests: payload that fills memory keeps out connections, not the

@@ -222,3 +222,35 @@ func TestMM13_HostStops(t *T) {
 		r.finish(id)
 	}
 }
+
+// TestMM13_Others: what the host does not read fills memory, so that payload of
+// everybody else is refused; a connection whose buffers are posted goes on.
+func TestMM13_Others(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	const conns, fill, total = 10, 60_000, 300_000
+	for i := range conns {
+		_, id := r.serve(Script{{Op: OpSend, N: fill, Seed: uint64(i)}, {Op: OpDiscard}}, attr(receiveWindow, 64<<10))
+		t.until("bytes that nobody reads", func() bool { return r.scalar(reqConnAttr, id, bytesReceived) == fill })
+	}
+	p, id := r.serve(Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: 50}, {Op: OpDiscard}})
+	// 7/8 of the way from the threshold to the limit is less than what is in use.
+	used := r.scalar(reqAdapter, 0, memoryUsed)
+	d, _ := r.attrs(reqAdapter, 0, new(ctl).set(spillThreshold, used-conns*fill).set(memorySize, used+64<<10))
+	must(t, "status of the set of memory", d.Aux, stOK)
+	m := r.buffer(total)
+	tag := r.available(id, m, 0)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	expect := make([]byte, total)
+	Payload(expect, 50, 0)
+	for at := uint32(0); at < total; {
+		d := r.answer(tag)
+		if d.Type != rspReceive || d.Aux != stOK || d.Offset != at || d.Length == 0 {
+			t.Fatalf("delivery at %d: %v", at, d)
+		}
+		at += d.Length
+	}
+	want(t, "bytes are right", bytes.Equal(m.Bytes, expect), true)
+	want(t, "memory is as full as before", r.scalar(reqAdapter, 0, memoryUsed) >= used, true)
+	r.finish(id)
+}

@@ -126,7 +126,7 @@ func (d *datagram) arrive(p packet) {
 	d.queueMu.Lock()
 	defer d.queueMu.Unlock()
 	cost := len(p.payload) + datagramOverhead
-	if d.noRead.Load() || d.held >= d.window || d.engine.hold.full(d.held > 0) || d.remote.IsValid() && p.from != d.remote {
+	if d.noRead.Load() || d.held >= d.window || d.engine.hold.full(d.held > 0, nil) || d.remote.IsValid() && p.from != d.remote {
 		d.engine.datagramsDropped.Add(1)
 		return
 	}

@@ -44,6 +44,12 @@ func (e *endpoint) report(sink Sink) {
 	e.gate.Unlock()
 }
 
+func (e *endpoint) reportsTo() Sink {
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	return e.sink
+}
+
 // end makes sure that no event is reported any more, and says whether this is
 // the first time.
 func (e *endpoint) end() bool {

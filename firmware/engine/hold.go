@@ -18,29 +18,29 @@ type Holder interface {
 	Held() int64
 	// Refuse sets what is asked for each segment and datagram with payload that
 	// arrives: whether the payload is to be dropped, for an endpoint that holds
-	// some already or none. The peer of a stream sends it again; what the segment
-	// acknowledges counts. It is called from any goroutine, must not block and
-	// must not call the engine.
-	Refuse(func(holding bool) bool)
+	// some already or none, and of a stream reports to that Sink (else nil). The peer
+	// of a stream sends it again; what the segment acknowledges counts. It is called
+	// from any goroutine, must not block and must not call the engine.
+	Refuse(func(holding bool, s Sink) bool)
 }
 
 // hold is the account of received payload of an engine.
 type hold struct {
 	bytes   atomic.Int64
-	refuse  atomic.Pointer[func(bool) bool]
+	refuse  atomic.Pointer[func(bool, Sink) bool]
 	refused atomic.Uint64 // segments whose payload was dropped
 }
 
-func (h *hold) full(holding bool) bool {
+func (h *hold) full(holding bool, s Sink) bool {
 	f := h.refuse.Load()
-	return f != nil && (*f)(holding)
+	return f != nil && (*f)(holding, s)
 }
 
 // Held is what all endpoints hold.
 func (n *netstack) Held() int64 { return n.hold.bytes.Load() }
 
 // Refuse sets the judge of payload that arrives.
-func (n *netstack) Refuse(f func(holding bool) bool) {
+func (n *netstack) Refuse(f func(holding bool, s Sink) bool) {
 	if f == nil {
 		n.hold.refuse.Store(nil)
 		return
@@ -88,17 +88,20 @@ func (c *conn) holds() bool {
 // refuses reports whether the payload of a packet that starts with b is to be
 // dropped.
 func (n *netstack) refuses(proto tcpip.NetworkProtocolNumber, b []byte, size int) bool {
-	if !n.hold.full(true) {
+	if !n.hold.full(true, nil) {
 		return false
 	}
 	s, ok := parseInbound(proto, b, size)
 	if !ok || s.payload == 0 || s.is(header.TCPFlagSyn) {
 		return false
 	}
-	c := n.conns.find(s.id)
-	if c != nil && c.holds() || n.hold.full(false) {
-		n.hold.refused.Add(1)
-		return true
+	holding, sink := false, Sink(nil)
+	if c := n.conns.find(s.id); c != nil {
+		holding, sink = c.holds(), c.reportsTo()
 	}
-	return false
+	if !n.hold.full(holding, sink) {
+		return false
+	}
+	n.hold.refused.Add(1)
+	return true
 }

@@ -54,7 +54,7 @@ func TestRefuse(t *testing.T) {
 	const total, bound = 1 << 20, 100_000
 	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
 	h := a.Engine.(engine.Holder)
-	h.Refuse(func(holding bool) bool { return holding && h.Held() >= bound })
+	h.Refuse(func(holding bool, _ engine.Sink) bool { return holding && h.Held() >= bound })
 	client, server := connected(t, a, b)
 	all := make([]byte, total)
 	random := rand.NewChaCha8([32]byte{9})

@@ -19,7 +19,7 @@ type Engine struct {
 	OnConnect func(*Endpoint)
 
 	held   atomic.Int64
-	refuse atomic.Pointer[func(bool) bool]
+	refuse atomic.Pointer[func(bool, engine.Sink) bool]
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -62,13 +62,22 @@ func NewEngine() *Engine {
 func (e *Engine) Held() int64 { return e.held.Load() }
 
 // Refuse sets who is asked by [Engine.Refuses].
-func (e *Engine) Refuse(f func(holding bool) bool) { e.refuse.Store(&f) }
+func (e *Engine) Refuse(f func(holding bool, s engine.Sink) bool) { e.refuse.Store(&f) }
 
-// Refuses asks whether payload that arrives would be refused; the fake itself
-// never asks.
-func (e *Engine) Refuses(holding bool) bool {
+// Refuses asks whether payload that arrives for p, or for none, would be refused;
+// the fake itself never asks.
+func (e *Engine) Refuses(holding bool, p *Endpoint) bool {
 	f := e.refuse.Load()
-	return f != nil && *f != nil && (*f)(holding)
+	if f == nil || *f == nil {
+		return false
+	}
+	if p == nil {
+		return (*f)(holding, nil)
+	}
+	p.mu.Lock()
+	s := p.sink
+	p.mu.Unlock()
+	return (*f)(holding, s)
 }
 
 // holdLocked counts bytes that have arrived, or were read.
