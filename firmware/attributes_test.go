@@ -343,12 +343,12 @@ func TestConnectionAttributes(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	r := newRig(t, 4, func(c *firmware.Config) {
 		c.Defaults = map[abi.Attribute]uint64{
-			abi.AttrTTL: 9, abi.AttrTOS: 256, abi.AttrMaxConnections: 17, abi.AttrRTT: 5, abi.AttrPlacement: 1, 0x7000: 1,
+			abi.AttrTTL: 9, abi.AttrTOS: 256, abi.AttrMaxConnections: 17, abi.AttrRTT: 5, abi.AttrCongestion: 1, 0x7000: 1,
 		}
 	})
 	id, _ := r.connect()
 	le := binary.LittleEndian
-	for a, want := range map[abi.Attribute]uint64{abi.AttrTTL: 9, abi.AttrTOS: 0, abi.AttrPlacement: 0} {
+	for a, want := range map[abi.Attribute]uint64{abi.AttrTTL: 9, abi.AttrTOS: 0, abi.AttrCongestion: 0} {
 		if got := le.Uint64(r.attribute(id, a, 8)); got != want {
 			t.Errorf("attribute %#x is %d, want %d", a, got, want)
 		}

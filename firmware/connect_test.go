@@ -142,7 +142,6 @@ func TestConnectAttributes(t *testing.T) {
 		{"length", abi.AppendTuple(nil, true, abi.AttrTTL, []byte{1}), 2, 38},
 		{"value", abi.AppendSetScalar(nil, abi.AttrTTL, 0), 2, 52},
 		{"congestion", abi.AppendSetScalar(nil, abi.AttrCongestion, 1), 2, 16},
-		{"policy", abi.AppendSetScalar(nil, abi.AttrPlacement, 1), 2, 16},
 		{"pattern without one", abi.AppendTuple(nil, true, abi.AttrNotifyPattern, []byte{1, 15: 0}), 2, 52},
 		{"no target", abi.AppendSetScalar(nil, abi.AttrTTL, 1), 1, 41},
 		{"too few", nil, 2, 41},

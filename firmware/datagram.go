@@ -144,7 +144,9 @@ func (datagrams) deliver(q *queue, c *conn, r *request, _ int) (int, error) {
 	}
 	m := &q.move
 	m.to, m.left, m.moved, m.err, m.head, m.size = r.base+uint64(r.offset), r.todo(), 0, nil, c.loose, 0
+	q.place(c)
 	err := d.Receive(q.looks.datagram)
+	q.placed(m.moved)
 	m.piece = nil
 	switch {
 	case err != nil:

@@ -15,7 +15,7 @@
 // responses),
 // pick.go, history.go, group.go, table.go and piece.go (which buffer), skip.go
 // (bytes that go to none), peek.go (bytes that are shown first, or redirected),
-// spill.go
+// placement.go (what stores received bytes are written by), spill.go
 // (memory that runs short), bulk.go (whose turn it
 // is), protocol.go and datagram.go (where datagrams part from streams),
 // notify.go (when completions and arrivals are told; the rules are in files of

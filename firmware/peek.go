@@ -202,7 +202,7 @@ func (q *queue) holds(c *conn, x *choice, r *request) bool {
 	return wait != 0
 }
 
-// release notes that r, a buffer of a connection, is at the head no more.
+// releaseHolder notes that r, a buffer of a connection, is at the head no more.
 func (q *queue) releaseHolder(r *request) {
 	if x := r.conn.choice; x != nil && x.holder == r {
 		x.holder = nil

@@ -111,6 +111,9 @@ type queue struct {
 	time     uint64
 	move     mover
 	gather   gatherer
+	streams  bool // received bytes are written by non-temporal stores
+	adapts   bool // that depends on how many were injected
+	injected injected
 	combine  combiner
 	ctl      []byte                // scratch for control buffers
 	header   [abi.AddressSize]byte // scratch for a datagram's

@@ -243,8 +243,10 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 	m := &q.move
 	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most, limit), 0, nil
+	q.place(c)
 	err := q.readStream(c, most)
 	n := m.moved
+	q.placed(n)
 	if n == 0 && m.err == nil {
 		if err == nil {
 			err = engine.ErrWouldBlock
@@ -325,7 +327,7 @@ func (q *queue) deliver(p []byte) int {
 }
 
 func (q *queue) copyOut(dst []byte) error {
-	n := copy(dst, q.move.piece)
+	n := q.store(dst, q.move.piece)
 	q.move.piece = q.move.piece[n:]
 	return nil
 }

@@ -80,7 +80,7 @@ func (q *queue) writeGathered() {
 func (q *queue) copyAll(dst []byte) error {
 	g := &q.gather
 	for len(dst) > 0 && len(g.pieces) > 0 {
-		n := copy(dst, g.pieces[0])
+		n := q.store(dst, g.pieces[0])
 		dst, g.wrote = dst[n:], g.wrote+n
 		if g.pieces[0] = g.pieces[0][n:]; len(g.pieces[0]) == 0 {
 			g.pieces = g.pieces[1:]

@@ -135,6 +135,8 @@ func makeSettings() map[abi.Attribute]setting {
 		abi.AttrMulticastTTL:      option(0, 255, engine.OptMulticastTTL),
 		abi.AttrMulticastLoop:     option(0, 1, engine.OptMulticastLoop),
 		abi.AttrCarryOver:         {max: 1},
+		abi.AttrPlacement:         {max: placeAdaptive},
+		abi.AttrPlacementBudget:   {max: math.MaxInt64},
 		abi.AttrPeek:              {max: maxWindow},
 		abi.AttrPeekWait:          {max: maxTime},
 		abi.AttrSkip:              {max: math.MaxUint32},

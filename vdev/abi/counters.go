@@ -132,24 +132,26 @@ const (
 	CounterReceiveByPosts
 	CounterReceiveByConsumption
 	CounterReceiveByAmounts
-	CounterGatheredUnits   // waits ended by a whole link transfer
-	CounterGatheredParts   // waits for one that ended by time
-	CounterResultsCombined // results of deliveries that a response covers, but the first of each
-	CounterMemoryShort     // times that adapter memory went above SPILL_THRESHOLD (14.9)
-	CounterSpilledBytes    // bytes that went to bulk buffers while it was
-	CounterWindowsClosed   // receive windows narrowed because of it
-	CounterSegmentsRefused // segments whose payload was dropped for want of adapter memory
-	CounterFragments       // buffers given back before they were full because of FRAGMENT (14.10)
-	CounterBacklogDrops    // segments of callers dropped because the backlog was full
-	CounterSkippedBytes    // received bytes that were consumed without being delivered (14.11)
-	CounterPeeks           // buffers with bytes that were copied and not consumed (14.12)
-	CounterPeekedBytes     // bytes in them
-	CounterPeeksAnswered   // waits after a peek, ended by a buffer of the connection or a redirection
-	CounterPeeksOver       // of them, ended by time
-	CounterRedirectedBytes // bytes delivered into buffers of another connection
-	CounterRedirectsOver   // redirections ended because there was no such buffer in time
+	CounterGatheredUnits    // waits ended by a whole link transfer
+	CounterGatheredParts    // waits for one that ended by time
+	CounterResultsCombined  // results of deliveries that a response covers, but the first of each
+	CounterMemoryShort      // times that adapter memory went above SPILL_THRESHOLD (14.9)
+	CounterSpilledBytes     // bytes that went to bulk buffers while it was
+	CounterWindowsClosed    // receive windows narrowed because of it
+	CounterSegmentsRefused  // segments whose payload was dropped for want of adapter memory
+	CounterFragments        // buffers given back before they were full because of FRAGMENT (14.10)
+	CounterBacklogDrops     // segments of callers dropped because the backlog was full
+	CounterSkippedBytes     // received bytes that were consumed without being delivered (14.11)
+	CounterPeeks            // buffers with bytes that were copied and not consumed (14.12)
+	CounterPeekedBytes      // bytes in them
+	CounterPeeksAnswered    // waits after a peek, ended by a buffer of the connection or a redirection
+	CounterPeeksOver        // of them, ended by time
+	CounterRedirectedBytes  // bytes delivered into buffers of another connection
+	CounterRedirectsOver    // redirections ended because there was no such buffer in time
+	CounterNonTemporalBytes // received bytes written by non-temporal stores (14.13)
+	CounterPlacementsOver   // deliveries so written because of PLACEMENT_BUDGET
 
-	NumCounters = 141
+	NumCounters = 143
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -303,5 +305,7 @@ func counterNames() [NumCounters]string {
 		"peeks_over",
 		"redirected_bytes",
 		"redirects_over",
+		"nontemporal_bytes",
+		"placements_over",
 	}
 }

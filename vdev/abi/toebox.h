@@ -580,7 +580,9 @@
 #define TOEBOX_COUNTER_PEEKS_OVER               138 /* of them, ended by time */
 #define TOEBOX_COUNTER_REDIRECTED_BYTES         139 /* bytes delivered into buffers of another connection */
 #define TOEBOX_COUNTER_REDIRECTS_OVER           140 /* redirections ended because there was no such buffer in time */
-#define TOEBOX_NUM_COUNTERS                     141
+#define TOEBOX_COUNTER_NONTEMPORAL_BYTES        141 /* received bytes written by non-temporal stores (14.13) */
+#define TOEBOX_COUNTER_PLACEMENTS_OVER          142 /* deliveries so written because of PLACEMENT_BUDGET */
+#define TOEBOX_NUM_COUNTERS                     143
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
