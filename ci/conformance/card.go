@@ -84,7 +84,7 @@ const (
 )
 
 // counters is how many there are.
-const counters = 141
+const counters = 143
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

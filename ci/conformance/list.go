@@ -234,6 +234,8 @@ func Tests() []*Test {
 		{Name: "TestRX09_History", IDs: ids("RX09"), Needs: peer, Func: TestRX09_History},
 		{Name: "TestRX09_Bounds", IDs: ids("RX09", "IF08"), Func: TestRX09_Bounds},
 		{Name: "TestRX10_Match", IDs: ids("RX10"), Needs: peer, Func: TestRX10_Match},
+		{Name: "TestRX11_Placement", IDs: ids("RX11"), Needs: peer, Func: TestRX11_Placement},
+		{Name: "TestRX11_Adaptive", IDs: ids("RX11"), Needs: peer, Func: TestRX11_Adaptive},
 		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
 		{Name: "TestRX13_Peek", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Peek},
 		{Name: "TestRX13_Arrivals", IDs: ids("RX13", "RX07"), Needs: peer, Func: TestRX13_Arrivals},
