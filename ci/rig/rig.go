@@ -76,6 +76,10 @@ func Firmware(c firmware.Config) (vdev.Firmware, vdev.Counters) {
 	return f, f.Counters()
 }
 
+// connectPatience is how long a client waits for the adapter to take its
+// connection: one of a thousand at once on a busy machine does for many seconds.
+const connectPatience = time.Minute
+
 // newRig makes the parts that all rungs have.
 func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 	dc.Firmware = Firmware
@@ -83,7 +87,7 @@ func newRig(rung string, cfg Config, dc device.Config) (*Rig, error) {
 	if cfg.Peer == conformance.PeerKernel {
 		return newKernelRig(rung, cfg, dc)
 	}
-	dc.Net = device.Net{Mode: device.ModeNAT}
+	dc.Net = device.Net{Mode: device.ModeNAT, NAT: port.NATConfig{ConnectTimeout: connectPatience}}
 	dev, err := device.New(dc)
 	if err != nil {
 		return nil, fmt.Errorf("rig: %s: %w", rung, err)
