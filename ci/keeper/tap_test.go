@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -56,7 +55,7 @@ func TestCarryOverTap(t *testing.T) {
 			if !network.address.IsValid() {
 				t.Skip("the kernel has no IPv6: start it without ipv6.disable=1")
 			}
-			before := resets(t, n)
+			before := netnstest.Resets(t, n)
 			l := &net.TCPListener{}
 			check(n.Do(func() (err error) {
 				l, err = net.ListenTCP("tcp", &net.TCPAddr{IP: network.address.AsSlice()})
@@ -74,7 +73,7 @@ func TestCarryOverTap(t *testing.T) {
 			if err := <-served; err != nil {
 				t.Error(err)
 			}
-			if after := resets(t, n); after != before {
+			if after := netnstest.Resets(t, n); after != before {
 				t.Errorf("EstabResets and OutRsts of the kernel: %s, %s before", after, before)
 			}
 		})
@@ -107,33 +106,4 @@ func echoKernel(l *net.TCPListener) error {
 		return fmt.Errorf("the kernel counts %d bytes received of %d", got, total)
 	}
 	return nil
-}
-
-// resets are the kernel's counters of connections that a reset ended, and of resets
-// that it sent.
-func resets(t *testing.T, n *netns.Network) string {
-	t.Helper()
-	var b []byte
-	if err := n.Do(func() (err error) {
-		b, err = os.ReadFile("/proc/thread-self/net/snmp")
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	var names, values []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 0 && f[0] == "Tcp:" {
-			names, values = values, f
-		}
-	}
-	var out []string
-	for i, name := range names {
-		if name == "EstabResets" || name == "OutRsts" {
-			out = append(out, name+" "+values[i])
-		}
-	}
-	if len(out) != 2 {
-		t.Fatalf("counters of the kernel:\n%s", b)
-	}
-	return strings.Join(out, ", ")
 }

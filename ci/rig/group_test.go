@@ -76,9 +76,18 @@ type link struct {
 
 func newLink(t *testing.T) *link {
 	t.Helper()
-	l := &link{T: t, sw: port.NewSwitch(linkMTU)}
-	l.peer = newStation(t, l.sw.Open(), 9, guestdriver.Options{}, "10.0.2.2/24", "fd00::2/64")
-	for i, addresses := range [][]string{{"10.0.2.15/24", "fd00::15/64"}, {"10.0.2.16/24", "fd00::16/64"}} {
+	sw := port.NewSwitch(linkMTU)
+	peer := newStation(t, sw.Open(), 9, guestdriver.Options{}, "10.0.2.2/24", "fd00::2/64")
+	l := newGroup(t, sw, "fd00::")
+	l.peer = peer
+	return l
+}
+
+// newGroup is a link without a peer on it, with addresses that begin so.
+func newGroup(t *testing.T, sw *port.Switch, six string) *link {
+	t.Helper()
+	l := &link{T: t, sw: sw}
+	for i, addresses := range [][]string{{"10.0.2.15/24", six + "15/64"}, {"10.0.2.16/24", six + "16/64"}} {
 		l.at[i] = newStation(t, l.sw.Open(), uint64(i+1), guestdriver.Options{Queues: 2, CarryOver: true}, addresses...)
 	}
 	g, err := guestdriver.NewGroup(l.at[0].a, l.at[1].a)

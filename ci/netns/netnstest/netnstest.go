@@ -59,3 +59,32 @@ func Here(t *testing.T) bool {
 	t.Logf("in a user namespace:\n%s", out.String())
 	return false
 }
+
+// Resets are the counters of a network's kernel of connections that a reset ended, and
+// of resets that it sent.
+func Resets(t *testing.T, n *netns.Network) string {
+	t.Helper()
+	var b []byte
+	if err := n.Do(func() (err error) {
+		b, err = os.ReadFile("/proc/thread-self/net/snmp")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var names, values []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 0 && f[0] == "Tcp:" {
+			names, values = values, f
+		}
+	}
+	var out []string
+	for i, name := range names {
+		if name == "EstabResets" || name == "OutRsts" {
+			out = append(out, name+" "+values[i])
+		}
+	}
+	if len(out) != 2 {
+		t.Fatalf("counters of the kernel:\n%s", b)
+	}
+	return strings.Join(out, ", ")
+}
