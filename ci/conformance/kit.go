@@ -105,7 +105,7 @@ func (t *Test) With(peer, rung string) bool {
 }
 
 // DefaultLimit bounds a test that names no limit of its own.
-const DefaultLimit = 30 * time.Second
+const DefaultLimit = time.Minute
 
 // Bound is how long one run of the test may take in env.
 func (t *Test) Bound(env *Env) time.Duration {
@@ -182,8 +182,9 @@ func (t *T) Run(name string, f func(*T)) bool {
 // Peer is the environment's peer.
 func (t *T) Peer() Peer { return t.Env.Peer }
 
-// patience bounds each single wait of a test on something that is to happen.
-const patience = 10 * time.Second
+// patience bounds each single wait of a test on something that is to happen. A
+// connection whose handshake met losses waits seconds for each retransmission.
+const patience = 30 * time.Second
 
 // until waits until cond holds, looking again after growing pauses of at most
 // a millisecond, and fails the test when it does not in time.
