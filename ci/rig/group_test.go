@@ -255,8 +255,9 @@ func TestRIG09_Standby(t *testing.T) {
 }
 
 // TestRIG09_Crash: an adapter is gone in the middle of a transfer. Its connections
-// end with an error on both sides; what waits in host memory bounds what the peer
-// got; the other adapter has its address and its listeners.
+// end with an error on both sides, also for who reads what came before: what is lost
+// is never an end of the stream; what waits in host memory bounds what the peer got;
+// the other adapter has its address and its listeners.
 func TestRIG09_Crash(t *testing.T) {
 	l := newLink(t)
 	first := l.at[0]
@@ -292,9 +293,16 @@ func TestRIG09_Crash(t *testing.T) {
 		}
 		sent <- n
 	}()
+	const down = 20_000 // what fits the receive window
+	if n, err := peer.Write(make([]byte, down)); n != down || err != nil {
+		t.Fatal(n, err)
+	}
 	<-half
 	first.kill(t)
 	upper := <-sent
+	if n, err := io.Copy(io.Discard, struct{ io.Reader }{c}); n > down || !errors.Is(err, guestdriver.ErrGone) {
+		t.Errorf("read %d bytes, then %v", n, err)
+	}
 	// The peer learns of it when it asks: the address has moved.
 	for err := error(nil); err == nil; {
 		_, err = peer.Write([]byte{1})
