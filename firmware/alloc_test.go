@@ -34,6 +34,7 @@ type flat struct {
 	buf    [64 << 10]byte
 	queued atomic.Uint64
 	unread atomic.Int64
+	read   atomic.Uint64
 }
 
 func (f *flat) Connect(netip.AddrPort) error {
@@ -55,7 +56,8 @@ func (f *flat) Write(n int, fill func([]byte) error) (int, error) {
 
 func (f *flat) Info() engine.Info {
 	n := f.queued.Load()
-	return engine.Info{Queued: n, Acked: n}
+	read := f.read.Load()
+	return engine.Info{Queued: n, Acked: n, Received: read + uint64(f.unread.Load()), Delivered: read}
 }
 
 func (f *flat) Read(limit int, take func([]byte) int) (int, error) {
@@ -64,6 +66,7 @@ func (f *flat) Read(limit int, take func([]byte) int) (int, error) {
 		return 0, engine.ErrWouldBlock
 	}
 	n = take(f.buf[:n])
+	f.read.Add(uint64(n))
 	f.unread.Add(-int64(n))
 	return n, nil
 }
@@ -79,7 +82,7 @@ func (f *flat) Err() error { return nil }
 
 // flatRig has one connection over a flatEngine, and a driver that does not
 // allocate.
-func flatRig(t testing.TB, log2 uint8) (*firmware.Firmware, *firmwaretest.Host, uint64, *flat) {
+func flatRig(t testing.TB, log2 uint8, attrs ...uint64) (*firmware.Firmware, *firmwaretest.Host, uint64, *flat) {
 	e := &flatEngine{Engine: enginetest.NewEngine()}
 	chip := firmwaretest.NewChip(8<<20, 1<<20)
 	fw := firmware.New(firmware.Config{Chip: chip, Engine: e, Generation: 1, MTU: 1500})
@@ -93,10 +96,11 @@ func flatRig(t testing.TB, log2 uint8) (*firmware.Firmware, *firmwaretest.Host, 
 	if s := h.Create(); s != abi.StatusOK {
 		t.Fatal(s)
 	}
-	buf := abi.AppendTuple(nil, true, abi.AttrTarget, abi.AppendTarget(nil, connectTarget()))
+	buf, n := scalars(attrs...)
+	buf = appendTarget(buf, connectTarget())
 	base := chip.Alloc(len(buf), 8)
 	copy(chip.Bytes(base, len(buf)), buf)
-	if err := h.Post(abi.Fields{Type: abi.TypeConnect, Tag: h.Tag(), Aux: 1, Base: base, Length: uint32(len(buf))}); err != nil {
+	if err := h.Post(abi.Fields{Type: abi.TypeConnect, Tag: h.Tag(), Aux: uint16(n + 1), Base: base, Length: uint32(len(buf))}); err != nil {
 		t.Fatal(err)
 	}
 	f, err := h.Next()
@@ -123,10 +127,13 @@ func rounds(t testing.TB, h *firmwaretest.Host, f abi.Fields, n int) {
 			if !ok {
 				break
 			}
-			if got.Aux != 0 || got.Flags != abi.FlagFinal {
+			if got.Aux != 0 || got.Flags&^abi.FlagCombined != abi.FlagFinal {
 				t.Fatalf("response %+v", got)
 			}
 			done++
+			if got.Flags&abi.FlagCombined != 0 {
+				done += int(got.Length/f.Length) - 1
+			}
 		}
 		if done == before {
 			runtime.Gosched()
@@ -134,34 +141,50 @@ func rounds(t testing.TB, h *firmwaretest.Host, f abi.Fields, n int) {
 	}
 }
 
-// TestNoAllocations moves payload both ways in steady state.
+// TestNoAllocations moves payload both ways in steady state, under each policy.
 func TestNoAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Log("the race detector allocates")
 		return
 	}
-	_, h, id, ep := flatRig(t, 6)
-	send := abi.Fields{Type: abi.TypeBufferSend, Conn: id, Base: h.Chip.Alloc(4096, 64), Length: 4096}
-	bulk := abi.Fields{Type: abi.TypeBufferAvailable, Base: h.Chip.Alloc(4096, 64), Length: 4096}
-	own := bulk
-	own.Conn, own.Flags = id, abi.FlagOnce
 	for _, c := range []struct {
-		name string
-		f    abi.Fields
-	}{{"send", send}, {"bulk", bulk}, {"own", own}} {
-		const n = 2000
-		run := func() {
-			if c.f.Type == abi.TypeBufferAvailable {
-				ep.unread.Add(n * 4096)
-				ep.sink.Notify(engine.EventReadable)
+		name  string
+		attrs []uint64
+	}{
+		{"the defaults", nil},
+		// Without GATHER_THRESHOLD: flat has no pieces to gather.
+		{"by bytes, combined", []uint64{gatherThreshold, 0, notifyBytes, 16 << 10, combine, 1}},
+		{"by all that sets itself", []uint64{gatherThreshold, 0, notifyDynamic, 15, notifyBytes, 4096}},
+		{"history, best match", []uint64{0x0232, 2, 0x0238, 1 << 16}},
+		{"sends by count", []uint64{0x0220, 31, 0x0221, 4}},
+		{"sends by what is held", []uint64{0x0220, 31, 0x0224, 1, 0x0223, 1000}},
+		{"copies of sends", []uint64{0x0229, 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, h, id, ep := flatRig(t, 6, c.attrs...)
+			send := abi.Fields{Type: abi.TypeBufferSend, Conn: id, Base: h.Chip.Alloc(4096, 64), Length: 4096}
+			bulk := abi.Fields{Type: abi.TypeBufferAvailable, Base: h.Chip.Alloc(4096, 64), Length: 4096}
+			own := bulk
+			own.Conn, own.Flags = id, abi.FlagOnce
+			for _, k := range []struct {
+				name string
+				f    abi.Fields
+			}{{"send", send}, {"bulk", bulk}, {"own", own}} {
+				const n = 2000
+				run := func() {
+					if k.f.Type == abi.TypeBufferAvailable {
+						ep.unread.Add(n * 4096)
+						ep.sink.Notify(engine.EventReadable)
+					}
+					rounds(t, h, k.f, n)
+				}
+				run()
+				// A slice grows now and then; one per descriptor is what must not be.
+				if per := testing.AllocsPerRun(5, run) / n; per > 0.01 {
+					t.Errorf("%s: %v allocations per descriptor", k.name, per)
+				}
 			}
-			rounds(t, h, c.f, n)
-		}
-		run()
-		// A slice grows now and then; one per descriptor is what must not be.
-		if per := testing.AllocsPerRun(5, run) / n; per > 0.01 {
-			t.Errorf("%s: %v allocations per descriptor", c.name, per)
-		}
+		})
 	}
 }
 
