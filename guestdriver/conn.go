@@ -37,15 +37,14 @@ type Conn struct {
 	// stream. reading is set while a reader works on segs[0] without mu.
 	segs    []segment
 	reading bool
-	bufs    int // receive buffers held: posted, or not wholly read
-	room    int // bytes that the adapter may still write
-	class   int // of the next receive buffer
-	deep    int // how many more of them than one the adapter has room in
 	eof     bool
-	rerr    error
-	own     [maxReceive]*buffer // those that the adapter has
-	owned   int
 	rdShut  bool // CloseRead
+	bufs    int  // receive buffers held: posted, or not wholly read
+	room    int  // bytes that the adapter may still write
+	class   int  // of the next receive buffer
+	deep    int  // how many more of them than one the adapter has room in
+	rerr    error
+	own     []*buffer // those that the adapter has
 
 	// Buffers of the application, in order; see postbuffer.go.
 	userFirst, userLast *Buffer

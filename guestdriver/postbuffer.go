@@ -128,7 +128,7 @@ func (c *Conn) feedLocked() bool {
 			c.endUserLocked(b, io.EOF)
 		case c.isGone:
 			c.endUserLocked(b, errClosed)
-		case c.owned > 0:
+		case len(c.own) > 0:
 			c.recallLocked()
 			return false
 		default:
@@ -194,7 +194,7 @@ func (c *Conn) recallLocked() {
 	if c.carry != nil {
 		return
 	}
-	for _, buf := range c.own[:c.owned] {
+	for _, buf := range c.own {
 		if buf.recalled {
 			continue
 		}

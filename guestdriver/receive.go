@@ -69,8 +69,7 @@ func (c *Conn) replenishLocked() {
 			return
 		}
 		buf.tag = tag
-		c.own[c.owned] = buf
-		c.owned++
+		c.own = append(c.own, buf)
 		c.bufs++
 		c.requests++
 		c.room += len(buf.data)
@@ -137,10 +136,8 @@ func (c *Conn) finalLocked(buf *buffer) {
 	c.requests--
 	c.room -= len(buf.data) - int(buf.filled)
 	buf.final = true
-	if i := slices.Index(c.own[:c.owned], buf); i >= 0 {
-		c.owned--
-		copy(c.own[i:], c.own[i+1:])
-		c.own[c.owned] = nil
+	if i := slices.Index(c.own, buf); i >= 0 {
+		c.own = slices.Delete(c.own, i, i+1)
 	}
 	c.recycleLocked(buf)
 }
