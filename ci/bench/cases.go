@@ -32,6 +32,8 @@ const (
 	nameInterrupts = "interrupts"
 	nameRate       = "rate"
 	nameMedian     = "median"
+	nameDriver     = "driver's data"
+	nameDevice     = "device memory"
 )
 
 // Ways of the adapter to move bytes.
@@ -126,6 +128,23 @@ func Cases(p Pace) []Case {
 	})
 	if p.Quick {
 		return out
+	}
+	idle := task.Task{Side: task.Virtio, Kind: task.Idle, Conns: 10000}
+	out = append(out, Case{
+		Name: "10,000 idle connections", Virtio: idle, Rounds: 1,
+		Ways:    []Way{{Name: "Dial", Task: adapter(idle, "", false), Targets: map[string]Target{nameDriver: {Most: 1 << 10}, nameDevice: {Most: 16 << 10}}}},
+		Metrics: []Metric{heapEach(), memoryEach(), deviceEach()},
+	})
+	for _, m := range []struct {
+		name string
+		size int
+		huge bool
+	}{{"DMA memory, 16 MiB in pages of 4 KiB", 16 << 20, false}, {"DMA memory, 256 MiB in huge pages", 256 << 20, true}} {
+		out = append(out, Case{
+			Name:    m.name,
+			Ways:    []Way{{Name: "AllocDMA", Task: task.Task{Side: task.Adapter, Kind: task.Map, Size: m.size, Direct: m.huge}}},
+			Metrics: []Metric{millis()},
+		})
 	}
 	echo(1400)
 	for _, conns := range []int{8, 64} {

@@ -23,6 +23,7 @@ const virtualProcessor = "CPU "
 type spent struct {
 	at                  time.Time
 	qemu, outside       time.Duration // all of QEMU; its threads that do not run the guest
+	memory              int64         // of the device's processes, resident, bytes
 	device, self, whole time.Duration // whole: of all processors
 }
 
@@ -49,6 +50,9 @@ func readSpent(proc string, qemu int, device []int) (s spent, err error) {
 			return s, fmt.Errorf("bench: %w", err)
 		}
 		s.device += d
+		if s.memory, err = resident(filepath.Join(proc, strconv.Itoa(pid), "statm"), s.memory); err != nil {
+			return s, fmt.Errorf("bench: %w", err)
+		}
 	}
 	if _, s.self, err = times(filepath.Join(proc, "self", "stat")); err != nil {
 		return s, fmt.Errorf("bench: %w", err)
@@ -97,6 +101,20 @@ func times(path string) (name string, d time.Duration, err error) {
 		d += time.Duration(n) * tick
 	}
 	return string(b[open+1 : end]), d, nil
+}
+
+// resident adds the memory of a process that is resident and no file's (proc_pid_statm(5)),
+// in bytes: what a device shares with the guest is not its own.
+func resident(path string, sum int64) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	var size, all, shared int64
+	if _, err := fmt.Sscan(string(b), &size, &all, &shared); err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return sum + (all-shared)*int64(os.Getpagesize()), nil
 }
 
 // fill puts what was spent since before into a sample.

@@ -30,6 +30,8 @@ const (
 	// slack is how much longer than its time a task may take: connections are made
 	// before and ended after.
 	slack = 2 * time.Minute
+	// slackEach is that for each connection.
+	slackEach = 20 * time.Millisecond
 	// memoryMiB and hugePages (of 2 MiB) are the guest's: there is room for 10,000
 	// connections of either kind.
 	memoryMiB = 2048
@@ -180,7 +182,7 @@ func (l *Lab) startAgent(ctx context.Context) {
 func (l *Lab) Run(ctx context.Context, t *task.Task) (*Sample, error) {
 	told := *t
 	switch {
-	case told.Kind == task.SetUp:
+	case told.Kind == task.SetUp, told.Kind == task.Map:
 	case told.Kind == task.Accept:
 		if !l.tap {
 			return nil, &TaskError{"bench: on user networking nobody can call the guest"}
@@ -196,13 +198,14 @@ func (l *Lab) Run(ctx context.Context, t *task.Task) (*Sample, error) {
 	if err := told.Check(); err != nil {
 		return nil, err
 	}
-	limit := told.Warm + told.For + slack
+	limit := told.Warm + told.For + slack + time.Duration(told.Conns)*slackEach
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("bench: %s over %s was not done after %v", t.Kind, t.Side, limit))
 	defer cancel()
 	if err := l.lines.Write(told); err != nil {
 		return nil, err
 	}
-	var before spent
+	var before, last spent // when it began, and when the guest spoke last before the result
+	began := false
 	for {
 		var a answer
 		select {
@@ -218,12 +221,15 @@ func (l *Lab) Run(ctx context.Context, t *task.Task) (*Sample, error) {
 			return nil, &TaskError{a.Error}
 		case err != nil:
 			return nil, err
-		case a.Result == nil:
-			before = now
-		default:
+		case a.Result != nil:
 			s := &Sample{Result: *a.Result}
 			now.fill(&before, s)
+			s.DeviceMemory = last.memory - before.memory
 			return s, nil
+		case !began:
+			began, before, last = true, now, now
+		default:
+			last = now
 		}
 	}
 }

@@ -50,12 +50,16 @@ func NewPeer(host string) (*Peer, error) {
 	return p, nil
 }
 
-// Port is where a kind of task is served.
+// Port is where a kind of task is served; 0: it needs nobody.
 func (p *Peer) Port(kind task.Kind) int {
-	if kind == task.Bulk {
+	if kind == task.Bulk || kind == task.Idle {
 		kind = task.Connect
 	}
-	return p.listeners[kind].Addr().(*net.TCPAddr).Port
+	l, ok := p.listeners[kind]
+	if !ok {
+		return 0
+	}
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Of callers: how many there are, and how soon one calls again whom nobody answers.

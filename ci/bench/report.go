@@ -48,7 +48,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 			last = row.Case
 		}
 		say("  %-48s%-24s%-24s%8s  %s\n", fmt.Sprintf("%s, %s (%s)", row.Way, row.Metric, row.Unit),
-			row.Virtio, row.Adapter, ratioText(row.Ratio), row.verdict())
+			summaryText(row.Virtio), row.Adapter, ratioText(row.Ratio), row.verdict())
 	}
 	for _, f := range r.Failed {
 		say("\nfailed: %s\n", f)
@@ -105,6 +105,13 @@ func (r *Report) Missed() (missed, of int) {
 // String is a summary as the table has it.
 func (s Summary) String() string {
 	return fmt.Sprintf("%s (%s-%s)", number(s.Median), number(s.Min), number(s.Max))
+}
+
+func summaryText(s *Summary) string {
+	if s == nil {
+		return "-"
+	}
+	return s.String()
 }
 
 // number writes three significant digits, and whole numbers whole.

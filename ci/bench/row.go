@@ -19,6 +19,8 @@ type Sample struct {
 	Host   time.Duration // of QEMU, virtual processors included, keeper and device process
 	Other  time.Duration // of the rest of the machine, the peer not included
 	Window time.Duration // in which the host counted
+
+	DeviceMemory int64 // bytes that idle connections take there
 }
 
 // Metric is a number that a sample has.
@@ -26,6 +28,7 @@ type Metric struct {
 	Name, Unit string
 	More       bool // is better
 	Of         func(*Sample) float64
+	Alone      bool // virtio has no such number
 }
 
 const (
@@ -43,47 +46,63 @@ func per(what, by float64) float64 {
 
 // throughput and so on are the metrics.
 func throughput() Metric {
-	return Metric{nameThroughput, "MB/s", true, func(s *Sample) float64 { return per(float64(s.Bytes)/megabyte, s.Elapsed.Seconds()) }}
+	return Metric{Name: nameThroughput, Unit: "MB/s", More: true, Of: func(s *Sample) float64 { return per(float64(s.Bytes)/megabyte, s.Elapsed.Seconds()) }}
 }
 
 func guestPerGB() Metric {
-	return Metric{nameGuestCPU, "s/GB", false, func(s *Sample) float64 { return per(s.Busy.Seconds(), float64(s.Bytes)/gigabyte) }}
+	return Metric{Name: nameGuestCPU, Unit: "s/GB", Of: func(s *Sample) float64 { return per(s.Busy.Seconds(), float64(s.Bytes)/gigabyte) }}
 }
 
 func devicePerGB() Metric {
-	return Metric{"device CPU", "s/GB", false, func(s *Sample) float64 { return per(s.Device.Seconds(), float64(s.Bytes)/gigabyte) }}
+	return Metric{Name: "device CPU", Unit: "s/GB", Of: func(s *Sample) float64 { return per(s.Device.Seconds(), float64(s.Bytes)/gigabyte) }}
 }
 
 func hostPerGB() Metric {
-	return Metric{"QEMU and device CPU", "s/GB", false, func(s *Sample) float64 { return per(s.Host.Seconds(), float64(s.Bytes)/gigabyte) }}
+	return Metric{Name: "QEMU and device CPU", Unit: "s/GB", Of: func(s *Sample) float64 { return per(s.Host.Seconds(), float64(s.Bytes)/gigabyte) }}
 }
 
 func signalsPerMB() Metric {
-	return Metric{nameSignals, "/MB", false, func(s *Sample) float64 { return per(float64(s.Interrupts+s.Doorbells), float64(s.Bytes)/megabyte) }}
+	return Metric{Name: nameSignals, Unit: "/MB", Of: func(s *Sample) float64 { return per(float64(s.Interrupts+s.Doorbells), float64(s.Bytes)/megabyte) }}
 }
 
 func interruptsPerMB() Metric {
-	return Metric{nameInterrupts, "/MB", false, func(s *Sample) float64 { return per(float64(s.Interrupts), float64(s.Bytes)/megabyte) }}
+	return Metric{Name: nameInterrupts, Unit: "/MB", Of: func(s *Sample) float64 { return per(float64(s.Interrupts), float64(s.Bytes)/megabyte) }}
 }
 
 func rate() Metric {
-	return Metric{nameRate, "/s", true, func(s *Sample) float64 { return per(float64(s.Ops), s.Elapsed.Seconds()) }}
+	return Metric{Name: nameRate, Unit: "/s", More: true, Of: func(s *Sample) float64 { return per(float64(s.Ops), s.Elapsed.Seconds()) }}
 }
 
 func median() Metric {
-	return Metric{nameMedian, "us", false, func(s *Sample) float64 { return float64(s.Median) / 1e3 }}
+	return Metric{Name: nameMedian, Unit: "us", Of: func(s *Sample) float64 { return float64(s.Median) / 1e3 }}
 }
 
 func p99() Metric {
-	return Metric{"p99", "us", false, func(s *Sample) float64 { return float64(s.P99) / 1e3 }}
+	return Metric{Name: "p99", Unit: "us", Of: func(s *Sample) float64 { return float64(s.P99) / 1e3 }}
 }
 
 func guestPerOp() Metric {
-	return Metric{nameGuestCPU, "us each", false, func(s *Sample) float64 { return per(s.Busy.Seconds()*1e6, float64(s.Ops)) }}
+	return Metric{Name: nameGuestCPU, Unit: "us each", Of: func(s *Sample) float64 { return per(s.Busy.Seconds()*1e6, float64(s.Ops)) }}
 }
 
 func signalsPerOp() Metric {
-	return Metric{nameSignals, "each", false, func(s *Sample) float64 { return per(float64(s.Interrupts+s.Doorbells), float64(s.Ops)) }}
+	return Metric{Name: nameSignals, Unit: "each", Of: func(s *Sample) float64 { return per(float64(s.Interrupts+s.Doorbells), float64(s.Ops)) }}
+}
+
+func heapEach() Metric {
+	return Metric{Name: nameDriver, Unit: "B each", Of: func(s *Sample) float64 { return per(float64(s.Heap), float64(s.Ops)) }}
+}
+
+func memoryEach() Metric {
+	return Metric{Name: "guest memory", Unit: "B each", Of: func(s *Sample) float64 { return per(float64(s.Memory), float64(s.Ops)) }}
+}
+
+func deviceEach() Metric {
+	return Metric{Name: nameDevice, Unit: "B each", Alone: true, Of: func(s *Sample) float64 { return per(float64(s.DeviceMemory), float64(s.Ops)) }}
+}
+
+func millis() Metric {
+	return Metric{Name: "median", Unit: "ms", Of: func(s *Sample) float64 { return float64(s.Median) / 1e6 }}
 }
 
 // Target says where a row must get to; zero values say nothing.
@@ -112,8 +131,9 @@ type Way struct {
 // Case is something that both devices do.
 type Case struct {
 	Name    string
-	Virtio  task.Task
+	Virtio  task.Task // of no side: it has nothing like it
 	Ways    []Way
+	Rounds  int // if other than those of all
 	Metrics []Metric
 }
 
@@ -124,7 +144,7 @@ type Row struct {
 	Metric  string    `json:"metric"`
 	Unit    string    `json:"unit"`
 	More    bool      `json:"more_is_better"`
-	Virtio  Summary   `json:"virtio"`
+	Virtio  *Summary  `json:"virtio,omitempty"`
 	Adapter Summary   `json:"adapter"`
 	Ratio   *float64  `json:"ratio"`  // median of adapter/virtio of neighbouring runs; null: nothing to divide by
 	Ratios  []float64 `json:"ratios"` // of neighbouring runs
@@ -143,7 +163,14 @@ type Runner interface {
 // Measure has both devices do a case in turns, rounds times, and makes its rows.
 // Only figures that count meet targets.
 func Measure(ctx context.Context, r Runner, c *Case, rounds int, counts bool) ([]Row, error) {
-	tasks := []*task.Task{&c.Virtio}
+	if c.Rounds > 0 {
+		rounds = min(c.Rounds, rounds)
+	}
+	var tasks []*task.Task
+	if c.Virtio.Side != "" {
+		tasks = append(tasks, &c.Virtio)
+	}
+	alone := len(tasks) == 0
 	for i := range c.Ways {
 		tasks = append(tasks, &c.Ways[i].Task)
 	}
@@ -161,9 +188,13 @@ func Measure(ctx context.Context, r Runner, c *Case, rounds int, counts bool) ([
 		return nil, errors.New("bench: no rounds")
 	}
 	var rows []Row
+	var virtio []*Sample
+	if !alone {
+		virtio, samples = samples[0], samples[1:]
+	}
 	for i := range c.Ways {
 		for _, m := range c.Metrics {
-			rows = append(rows, c.row(&c.Ways[i], m, samples[0], samples[i+1], counts))
+			rows = append(rows, c.row(&c.Ways[i], m, virtio, samples[i], counts))
 		}
 	}
 	return rows, nil
@@ -179,9 +210,13 @@ func (c *Case) row(w *Way, m Metric, virtio, adapter []*Sample, counts bool) Row
 	}
 	r := Row{
 		Case: c.Name, Way: w.Name, Metric: m.Name, Unit: m.Unit, More: m.More,
-		Virtio: Summarize(values(virtio)), Adapter: Summarize(values(adapter)),
+		Adapter: Summarize(values(adapter)),
 	}
-	if r.Ratios = ratios(r.Adapter.Values, r.Virtio.Values); len(r.Ratios) > 0 {
+	if len(virtio) > 0 && !m.Alone {
+		v := Summarize(values(virtio))
+		r.Virtio, r.Ratios = &v, ratios(r.Adapter.Values, v.Values)
+	}
+	if len(r.Ratios) > 0 {
 		v := Summarize(r.Ratios).Median
 		r.Ratio = &v
 	}

@@ -29,6 +29,8 @@ func TestSpent(t *testing.T) {
 	write("7/task/9/stat", "9 (CPU 1/TCG)"+before+"5 0"+behind)
 	write("11/stat", "11 (a) strange) name)"+before+"100 1"+behind)
 	write("12/stat", "12 (keeper)"+before+"2 3"+behind)
+	write("11/statm", "5000 300 100 1 0 2000 0\n")
+	write("12/statm", "5000 11 10 1 0 2000 0\n")
 	write("self/stat", "13 (bench)"+before+"4 4"+behind)
 	write("stat", "cpu  400 10 90 1000 50 5 5 10 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
 	got, err := readSpent(proc, 7, []int{11, 12})
@@ -37,7 +39,8 @@ func TestSpent(t *testing.T) {
 	}
 	want := spent{
 		at: got.at, qemu: 3750 * time.Millisecond, outside: 300 * time.Millisecond, device: 1060 * time.Millisecond,
-		self: 80 * time.Millisecond, whole: 5200 * time.Millisecond,
+		memory: 201 * int64(os.Getpagesize()),
+		self:   80 * time.Millisecond, whole: 5200 * time.Millisecond,
 	}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)

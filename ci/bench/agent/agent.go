@@ -22,8 +22,9 @@ const dialPatience = 30 * time.Second
 // recount is how often one looks whether something has happened.
 const recount = 10 * time.Millisecond
 
-// payloadMemory is what the driver may hold of DMA memory, bytes.
-const payloadMemory = 96 << 20
+// payloadMemory is what the driver may hold of DMA memory, bytes: room for 12,288
+// connections.
+const payloadMemory = 192 << 20
 
 // Config says what an agent works with.
 type Config struct {
@@ -118,6 +119,10 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 		err = r.accept(ctx)
 	case task.Bulk:
 		err = r.bulk(ctx)
+	case task.Idle:
+		err = r.idle(ctx)
+	case task.Map:
+		err = r.mapping(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("agent: %s over %s: %w", t.Kind, t.Side, err)

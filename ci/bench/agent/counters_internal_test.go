@@ -41,3 +41,14 @@ NMI:          0          0   Non-maskable interrupts
 		}
 	}
 }
+
+func TestMemAvailable(t *testing.T) {
+	if n, err := memAvailable([]byte("MemFree:  1 kB\nMemAvailable:    1000 kB\n")); n != 1024000 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	for _, bad := range []string{"", "MemAvailable: x kB\n"} {
+		if _, err := memAvailable([]byte(bad)); err == nil {
+			t.Errorf("%q was read", bad)
+		}
+	}
+}

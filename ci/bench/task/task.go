@@ -31,6 +31,8 @@ const (
 	Connect Kind = "connect" // connect to Peer and close, one after another
 	Accept  Kind = "accept"  // accept from Peer, at AcceptPort, and close, one after another
 	Bulk    Kind = "bulk"    // of the adapter: connect to Peer Conns times at once
+	Idle    Kind = "idle"    // connect to Peer Conns times, and tell what that takes
+	Map     Kind = "map"     // of the adapter: have it see Size bytes of memory
 )
 
 // AcceptPort is where the guest listens.
@@ -46,7 +48,7 @@ const (
 // Limits of a task.
 const (
 	MaxConns = 1 << 14
-	MaxSize  = 16 << 20         // bytes
+	MaxSize  = 256 << 20        // bytes
 	MaxTime  = 10 * time.Minute // of a measurement
 	MaxLine  = 64 << 10         // bytes
 )
@@ -58,7 +60,7 @@ type Task struct {
 	Peer   string        `json:"peer,omitempty"`   // host:port
 	Conns  int           `json:"conns,omitempty"`  // connections at once
 	Size   int           `json:"size,omitempty"`   // bytes of a write, read or message
-	Direct bool          `json:"direct,omitempty"` // of the adapter: without copies by the host
+	Direct bool          `json:"direct,omitempty"` // of the adapter: without copies by the host; in huge pages
 	Mode   string        `json:"mode,omitempty"`   // of the adapter; empty: as the driver has it by itself
 	Warm   time.Duration `json:"warm,omitempty"`   // before the measurement, ns
 	For    time.Duration `json:"for,omitempty"`    // how long it takes, ns
@@ -81,6 +83,14 @@ func (t *Task) Check() error {
 	case Bulk:
 		if t.Side != Adapter || t.Conns == 0 {
 			return fmt.Errorf("task: %s of %d connections over %s", t.Kind, t.Conns, t.Side)
+		}
+	case Idle:
+		if t.Conns == 0 {
+			return fmt.Errorf("task: %s on no connections", t.Kind)
+		}
+	case Map:
+		if t.Side != Adapter || t.Size == 0 {
+			return fmt.Errorf("task: %s of %d bytes over %s", t.Kind, t.Size, t.Side)
 		}
 	case Send, Receive, Echo, Connect, Accept:
 		if t.For == 0 {
@@ -109,6 +119,8 @@ type Result struct {
 	Interrupts uint64        `json:"interrupts"`          // of the device, from the guest kernel's own list
 	Doorbells  uint64        `json:"doorbells,omitempty"` // of the adapter; nobody counts virtio's
 	Median     time.Duration `json:"median,omitempty"`    // of an operation
+	Heap       int64         `json:"heap,omitempty"`      // bytes of the program's data that connections take
+	Memory     int64         `json:"memory,omitempty"`    // ... of the guest's memory
 	P99        time.Duration `json:"p99,omitempty"`       // as above
 }
 
