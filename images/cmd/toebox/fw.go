@@ -62,7 +62,11 @@ type fwLoader struct {
 	client  *http.Client // of the device
 
 	patience time.Duration // for the driver, and then a byte of HTTP, to come back
+	bound    boundFunc     // ends what takes longer
 }
+
+// boundFunc is the kind of context.WithTimeoutCause.
+type boundFunc = func(context.Context, time.Duration, error) (context.Context, context.CancelFunc)
 
 func (a *app) fwLoader(c *FwTarget) (*fwLoader, error) {
 	if a.paths.Source == "" {
@@ -76,7 +80,7 @@ func (a *app) fwLoader(c *FwTarget) (*fwLoader, error) {
 		return nil, err
 	}
 	l := &fwLoader{
-		a: a, run: run, adapter: c.Adapter.Adapter, name: "the firmware of " + a.paths.Source, client: statsClient(run, c.Adapter.Adapter), patience: recoverPatience,
+		a: a, run: run, adapter: c.Adapter.Adapter, name: "the firmware of " + a.paths.Source, client: statsClient(run, c.Adapter.Adapter), patience: recoverPatience, bound: context.WithTimeoutCause,
 		build: devbuild.Config{Source: a.paths.Source, Firmware: c.Firmware},
 	}
 	if c.Firmware != "" {

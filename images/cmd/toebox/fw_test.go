@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -18,6 +19,7 @@ import (
 type hasty struct {
 	FwTarget
 	patience time.Duration
+	over     <-chan struct{} // if there is one, patience ends with it, however long it took
 }
 
 func (c *hasty) Run(a *app) error {
@@ -28,6 +30,19 @@ func (c *hasty) Run(a *app) error {
 		return err
 	}
 	l.patience, l.client.Timeout = c.patience, 0 // nothing but the context ends a question
+	if c.over != nil {
+		l.bound = func(ctx context.Context, _ time.Duration, cause error) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancelCause(ctx)
+			go func() {
+				select {
+				case <-c.over:
+					cancel(cause)
+				case <-ctx.Done():
+				}
+			}()
+			return ctx, func() { cancel(nil) }
+		}
+	}
 	_, err = l.load(ctx, time.Now(), "the request")
 	return err
 }
@@ -113,8 +128,10 @@ func TestFwLoadWithoutHTTP(t *testing.T) {
 	newTree(t)
 	m := newMachine(t, "20260101-000000-aaaaaa")
 	m.set(func() { m.page = hang(nil) })
-	// The driver is back at the first question, long before the page is given up.
-	c := begin(t, &hasty{patience: 3 * time.Second})
+	over := make(chan struct{})
+	c := begin(t, &hasty{patience: 3 * time.Second, over: over})
+	c.out.wait(t, 1, "driver back after ")
+	close(over)
 	if status := c.end(); status != 0 || !strings.Contains(c.out.String(), fmt.Sprintf("no HTTP answer at port %d within 3s", m.record.Port)) {
 		t.Errorf("status %d\n%s", status, c.out)
 	}

@@ -20,7 +20,7 @@ const recoverPeriod = 2 * time.Millisecond
 // server has answered through it. It returns when the first byte of the answer came;
 // zero: none did, of which the guest may be the cause.
 func (l *fwLoader) served(ctx context.Context, generation uint32, begin time.Time) (time.Time, error) {
-	wait, cancel := context.WithTimeoutCause(ctx, l.patience, fmt.Errorf("no driver has come back within %v", l.patience))
+	wait, cancel := l.bound(ctx, l.patience, fmt.Errorf("no driver has come back within %v", l.patience))
 	defer cancel()
 	var byteAt time.Time
 	var silent error
