@@ -29,7 +29,8 @@ type conn struct {
 	tcp *tcp.Endpoint
 
 	phase       atomic.Uint32
-	established atomic.Bool // at any time
+	began       tcpip.MonotonicTime // of the handshake; set before the connection is listed
+	established atomic.Bool         // at any time
 	noSACK      atomic.Bool
 
 	readMu    sync.Mutex // one Read or Peek at a time
@@ -241,6 +242,7 @@ func (c *conn) Connect(remote netip.AddrPort) error {
 	if !c.phase.CompareAndSwap(phaseIdle, phaseConnecting) {
 		return ErrInvalidState
 	}
+	c.began = c.engine.stack.Clock().NowMonotonic()
 	terr := c.ep.Connect(f)
 	if _, started := terr.(*tcpip.ErrConnectStarted); !started {
 		c.phase.Store(phaseIdle)

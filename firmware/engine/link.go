@@ -30,6 +30,7 @@ type link struct {
 	batches    sync.Pool // of *batch
 	gates      gates
 	refuses    func(tcpip.NetworkProtocolNumber, []byte, int) bool // set before the port is attached
+	unclock    func(tcpip.NetworkProtocolNumber, []byte, int)      // likewise
 	receiving  sync.RWMutex                                        // held for reading while frames are received
 	deaf       atomic.Bool                                         // what arrives is not heard
 	stats      linkStats
@@ -212,6 +213,9 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 			l.receiveStripped(proto, f, vouched)
 			v.Release()
 			return
+		}
+		if left == size-len(eth) && l.unclock != nil {
+			l.unclock(proto, v.AsSlice(), left)
 		}
 		if left == size-len(eth) && !l.gates.idle() {
 			switch l.gates.inbound(proto, v.AsSlice(), left) {
