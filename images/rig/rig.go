@@ -22,9 +22,9 @@ import (
 // Limits of phases. Without KVM everything in the guest takes ten times as long.
 const (
 	buildPatience = 10 * time.Minute
-	bootPatience  = 60 * time.Second
+	bootPatience  = 3 * time.Minute
 	kvmPatience   = 20 * time.Second // a working KVM needs two
-	readyPatience = 90 * time.Second
+	readyPatience = 3 * time.Minute
 	deviceGrace   = 3 * time.Second
 )
 
