@@ -127,8 +127,13 @@ func (k *kernelPages) take(index int) (uint64, error) {
 		k.fd = fd
 	}
 	offset := int64(index) * pool.HugePage
-	// Here, for an error: a page that is not there when it is touched kills.
-	if err := unix.Fallocate(k.fd, 0, offset, pool.HugePage); err != nil {
+	// Here, for an error: a page that is not there when it is touched kills. A
+	// signal, which the Go runtime sends at any time, interrupts it.
+	err := error(unix.EINTR)
+	for err == unix.EINTR {
+		err = unix.Fallocate(k.fd, 0, offset, pool.HugePage)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("take a huge page: %w", err)
 	}
 	mem, err := unix.Mmap(k.fd, offset, pool.HugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
