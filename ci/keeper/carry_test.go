@@ -188,31 +188,32 @@ func TestCarryOver(t *testing.T) {
 	dir := folder(t)
 	wire := filepath.Join(dir, "wire")
 	echo(t, newOutlet(t, wire))
+	carryOver(t, dir, "10.0.2.2:7", adapterOn(t, wire))
+}
+
+// adapterOn is the command of serveAdapter, on the network of an outlet.
+func adapterOn(t *testing.T, wire string) func(keeper.Launch) *exec.Cmd {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	carryOver(t, dir, "10.0.2.2:7", func(l keeper.Launch) *exec.Cmd {
+	return func(l keeper.Launch) *exec.Cmd {
 		cmd := exec.Command(exe)
 		cmd.Env = append(os.Environ(), asServer+"="+asAdapter, wireEnv+"="+wire)
 		cmd.ExtraFiles = []*os.File{l.Listener}
 		return cmd
-	})
+	}
 }
 
 // total is how much a connection carries each way, bytes.
 const total = 6 << 20
 
-// carryOver replaces the process of an adapter twice in the middle of a transfer both
-// ways. Neither the driver's user nor the peer, which stays, notices anything but a
-// pause.
-func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec.Cmd) {
+// kept opens the adapter of processes that a keeper starts.
+func kept(t *testing.T, dir string, c keeper.Config) (*keeper.Keeper, *guestdriver.Adapter) {
 	t.Helper()
-	const parts = 3
-	k, err := keeper.New(keeper.Config{
-		Command:   command,
-		StopGrace: stopGrace,
-	})
+	c.StopGrace = stopGrace
+	k, err := keeper.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +236,16 @@ func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := rigtest.Driver(t, bus, guestdriver.Options{CarryOver: true})
+	return k, rigtest.Driver(t, bus, guestdriver.Options{CarryOver: true})
+}
+
+// carryOver replaces the process of an adapter twice in the middle of a transfer both
+// ways. Neither the driver's user nor the peer, which stays, notices anything but a
+// pause.
+func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec.Cmd) {
+	t.Helper()
+	const parts = 3
+	k, a := kept(t, dir, keeper.Config{Command: command})
 	c, err := a.Dial("tcp", peer)
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +254,7 @@ func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec
 	c.SetDeadline(time.Now().Add(limit))
 
 	rigtest.Transfers(t, []net.Conn{c}, total, parts, func(int) {
-		if err := k.Replace(ctx); err != nil {
+		if err := k.Replace(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	})
