@@ -24,7 +24,7 @@ func TestLab(t *testing.T) {
 	}
 	toolchaintest.QEMU(t)
 	toolchaintest.Kernel(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	paths, err := images.DefaultPaths()
 	if err != nil {

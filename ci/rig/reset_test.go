@@ -38,7 +38,7 @@ func TestResetIsNoticed(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	hang, err := env.Peer.Hang(ctx)
 	if err != nil {

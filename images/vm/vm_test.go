@@ -125,7 +125,7 @@ func play(t *testing.T, script string) (Config, context.Context) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return Config{
 		QEMU:   &toolchain.QEMU{Argv: []string{exe}, Env: []string{"VM_TEST_QEMU=" + script, "VM_TEST_SOCKETS=" + sockets}},

@@ -28,7 +28,7 @@ func TestBench(t *testing.T) {
 	if !netnstest.Here(t) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*boot)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*boot)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "tbx") // short enough for sockets
 	if err != nil {
