@@ -95,7 +95,7 @@ type guest struct {
 	phases  chan Phase             // on their way to the host
 	modules func() (string, error) // what came of loading them
 	driver  string                 // DriverVFIO or DriverUIO
-	servers []*exec.Cmd            // one for each adapter; all there before any power-off can matter
+	servers []*server              // one for each adapter; all there before any power-off can matter
 }
 
 // start brings the guest up, phase after phase.
@@ -273,6 +273,13 @@ func allowInterrupts(sys string) error {
 	return nil
 }
 
+// server is a running guest tool.
+type server struct {
+	*os.Process
+	gone chan struct{} // closed when it has ended
+	err  error         // how; set before
+}
+
 // serve starts the guest tool for an adapter and waits until it says it is ready.
 func (g *guest) serve(adapter int) error {
 	r, w, err := os.Pipe()
@@ -291,9 +298,12 @@ func (g *guest) serve(adapter int) error {
 	if err != nil {
 		return fmt.Errorf("guest: %w", err)
 	}
-	g.servers = append(g.servers, cmd)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	s := &server{Process: cmd.Process, gone: make(chan struct{})}
+	g.servers = append(g.servers, s)
+	go func() {
+		s.err = cmd.Wait()
+		close(s.gone)
+	}()
 	r.SetReadDeadline(time.Now().Add(readyTimeout)) //nolint:errcheck // pipes have deadlines
 	b := make([]byte, len(readyLine))
 	if _, err := io.ReadFull(r, b); err != nil || string(b) != readyLine {
@@ -301,26 +311,30 @@ func (g *guest) serve(adapter int) error {
 			return fmt.Errorf("guest: %s was not ready after %v: %s", tool, readyTimeout, log)
 		}
 		select {
-		case err = <-ended:
+		case <-s.gone:
+			err = s.err
 		case <-time.After(stopTimeout):
 		}
 		return fmt.Errorf("guest: %s ended before it was ready (%v): %s", tool, err, log)
 	}
 	go func() {
-		err := <-ended
-		g.report(PhaseServed, "", fmt.Errorf("guest: %s ended (%v): %s", tool, err, log))
+		<-s.gone
+		g.report(PhaseServed, "", fmt.Errorf("guest: %s ended (%v): %s", tool, s.err, log))
 	}()
 	return nil
 }
 
-// powerOff ends the guest tool in order and switches the machine off.
+// powerOff ends the guest tools in order and switches the machine off.
 func (g *guest) powerOff() {
 	for _, s := range g.servers {
-		s.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
+		s.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
 	}
-	deadline := time.Now().Add(stopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
 	for _, s := range g.servers {
-		for ; unix.Kill(s.Process.Pid, 0) == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-s.gone:
+		case <-ctx.Done():
 		}
 	}
 	unix.Sync()
