@@ -88,6 +88,9 @@ func Main(tests []*conformance.Test, args []string, stdin io.Reader, stdout, std
 		return runner.ExitNoRig
 	}
 	out := &lines{w: stdout}
+	// Before each function the host has the events so far, so that the death of the
+	// guest is laid at the door of the one that ran.
+	tell := func(context.Context) error { return nil }
 	if *with == "stdio" {
 		p, err := peer.NewRemote(ctx, struct {
 			io.Reader
@@ -97,10 +100,13 @@ func Main(tests []*conformance.Test, args []string, stdin io.Reader, stdout, std
 			fmt.Fprintf(stderr, "toebox-conformance: nobody answers on standard input (-peer=none runs without): %v\n", err)
 			return runner.ExitNoRig
 		}
-		env.Peer = p
+		env.Peer, tell = p, p.Sync
 	}
 	o.Sink = runner.JSON(out)
-	o.Env = func(_ context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
+	o.Env = func(ctx context.Context, _ *conformance.Test, seed uint64) (*conformance.Env, func() error, error) {
+		if err := tell(ctx); err != nil {
+			return nil, nil, fmt.Errorf("tell the host: %w", err)
+		}
 		e := env
 		e.Seed = seed
 		return &e, func() error { return nil }, nil

@@ -20,7 +20,7 @@ import (
 // call is one line from the client; reply the line that answers it.
 type call struct {
 	ID      uint64
-	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, impair, flood, signal, result, close
+	Method  string             // serve, dial, reachable, hairpin, refused, unwilling, datagrams, unreachable, hang, impair, flood, sync, signal, result, close
 	Session uint64             `json:",omitempty"`
 	Script  conformance.Script `json:",omitempty"`
 	Port    uint16             `json:",omitempty"`
@@ -156,6 +156,7 @@ func (s *server) answer(ctx context.Context, c *call) (r reply) {
 		err = s.p.Flood(ctx, c.Flood)
 	case "unreachable":
 		r.Addr = p.Unreachable()
+	case "sync":
 	case "signal", "result", "close":
 		s.mu.Lock()
 		x := s.sessions[c.Session]
@@ -362,6 +363,13 @@ func (r *Remote) Impair(ctx context.Context, rules string) (conformance.Harm, er
 // Flood implements conformance.Peer.
 func (r *Remote) Flood(ctx context.Context, f conformance.Flood) error {
 	_, err := r.call(ctx, call{Method: "flood", Flood: f})
+	return err
+}
+
+// Sync returns when all that was written to the stream before, by whomever, is
+// with the other process.
+func (r *Remote) Sync(ctx context.Context) error {
+	_, err := r.call(ctx, call{Method: "sync"})
 	return err
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"toebox/ci/conformance"
+	"toebox/ci/peer"
 )
 
 // sample has one function of each kind.
@@ -349,3 +350,59 @@ func TestGuest(t *testing.T) {
 		t.Errorf("guest that died: %v, %v", sum, err)
 	}
 }
+
+// TestGuestDies: what Remote.Sync answered for is with the host, though the guest
+// dies at once and takes with it what was on its way.
+func TestGuestDies(t *testing.T) {
+	var last Event
+	o := Options{Run: regexp.MustCompile("^TestIF02_"), Package: "p/vm", Sink: func(e Event) {
+		if e.Action == ActionOutput {
+			last = e
+		}
+	}}
+	tests := Select(&o)
+	g := Guest{Program: "/bin/kit", Peer: peer.NewHost(peer.HostConfig{}), Options: o}
+	g.Exec = func(ctx context.Context, _ []string, in io.Reader, out, _ io.Writer) (int, error) {
+		way, dead := make(chan []byte, 100), make(chan struct{})
+		defer close(dead)
+		go func() {
+			for {
+				select {
+				case b := <-way:
+					_, _ = out.Write(b)
+				case <-dead:
+					return
+				}
+			}
+		}()
+		send := writer(func(b []byte) (int, error) { way <- slices.Clone(b); return len(b), nil })
+		r, err := peer.NewRemote(ctx, struct {
+			io.Reader
+			io.Writer
+		}{in, send})
+		if err != nil {
+			return 0, err
+		}
+		for i, test := range tests {
+			io.WriteString(send, `{"Action":"run","Test":"`+test.Name+`"}`+"\n")
+			if err := r.Sync(ctx); err != nil {
+				return 0, err
+			}
+			if i < len(tests)-1 {
+				io.WriteString(send, `{"Action":"pass","Test":"`+test.Name+`"}`+"\n")
+			}
+		}
+		return 0, errors.New("panic")
+	}
+	sum, err := g.Run(t.Context())
+	if err == nil || sum.Passed != len(tests)-1 || sum.Failed != 1 {
+		t.Errorf("%+v, %v", sum, err)
+	}
+	if last.Test != tests[len(tests)-1].Name || !strings.Contains(last.Output, "the guest ended while this test ran") {
+		t.Errorf("the last word is of %s: %s", last.Test, last.Output)
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
