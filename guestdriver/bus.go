@@ -37,6 +37,19 @@ type Bus interface {
 	Close() error
 }
 
+// Mapper is a Bus that lets the adapter reach memory of the application, too:
+// vfio, and in ci/bus inproc. Behind uio nothing translates addresses or keeps
+// pages where they are; on the other rungs the adapter maps files that the
+// application's memory is no part of.
+type Mapper interface {
+	// MapDMA gives the adapter memory that begins and ends with a page. What
+	// is not there, or not to be written, is an error.
+	MapDMA(p []byte) (DMA, error)
+	// UnmapDMA takes memory of MapDMA away from it. No access to it is running
+	// any more when it returns.
+	UnmapDMA(DMA) error
+}
+
 // DMA is memory shared with the adapter.
 type DMA struct {
 	Bytes []byte

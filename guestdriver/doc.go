@@ -17,7 +17,7 @@
 // until its terminal response.
 //
 // An application that wants no copies registers memory ([Adapter.Alloc],
-// [Adapter.Register]) and posts parts of it ([Buffer], [Conn.SendBuffer],
+// [Adapter.Map] for what it has mapped itself, [Adapter.Register]) and posts parts of it ([Buffer], [Conn.SendBuffer],
 // [Conn.PostBuffer], [CompletionQueue]), or gives slices of it to Write,
 // WriteBuffers and Read. It has the memory back with the final completion, or
 // with the return of the call, and not before the adapter is done with it: when a

@@ -13,6 +13,9 @@ import (
 // the caller's again with the final completion.
 var ErrBusy = errors.New("guestdriver: in use by the adapter")
 
+// mapPage is the alignment of memory that is mapped for DMA.
+const mapPage = 4 << 10
+
 // errMemory says that a region or a part of it is no such thing.
 var errMemory = errors.New("guestdriver: not memory for DMA")
 
@@ -27,7 +30,7 @@ type Memory struct {
 	a     *Adapter
 	dma   DMA
 	start uintptr
-	owned bool // Deregister frees it
+	free  func(DMA) error // gives it back to the bus at Deregister; nil: nobody does
 
 	mu   sync.Mutex
 	pins int // posted buffers in it
@@ -43,23 +46,47 @@ func (a *Adapter) Alloc(size int) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guestdriver: allocate %d bytes: %w", size, err)
 	}
-	m, err := a.register(d, true)
+	m, err := a.register(d, a.bus.FreeDMA)
 	if err != nil {
 		_ = a.bus.FreeDMA(d) // the error before tells more
 	}
 	return m, err
 }
 
+// Map maps memory that the application has mapped itself for DMA, and registers
+// it: whole pages of mmap, readable and writable, shared or not, of a file or
+// of none. It stays the application's, who keeps it mapped until Deregister has
+// returned nil or the adapter is closed. The error is [errors.ErrUnsupported]
+// on a bus that is no [Mapper].
+func (a *Adapter) Map(p []byte) (*Memory, error) {
+	bus, ok := a.bus.(Mapper)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("guestdriver: map %d bytes for DMA: bus %s: %w", len(p), a.bus.Name(), errors.ErrUnsupported)
+	case len(p) == 0 || len(p)%mapPage != 0 || addressOf(p)%mapPage != 0:
+		return nil, fmt.Errorf("guestdriver: map %d bytes for DMA: not whole pages: %w", len(p), errMemory)
+	}
+	d, err := bus.MapDMA(p)
+	if err != nil {
+		return nil, fmt.Errorf("guestdriver: map %d bytes for DMA: %w", len(p), err)
+	}
+	m, err := a.register(d, bus.UnmapDMA)
+	if err != nil {
+		_ = bus.UnmapDMA(d) // the error before tells more
+	}
+	return m, err
+}
+
 // Register registers memory of [Bus.AllocDMA] of the adapter's bus, or a part
 // of it. It stays the caller's, who frees it after Deregister.
-func (a *Adapter) Register(d DMA) (*Memory, error) { return a.register(d, false) }
+func (a *Adapter) Register(d DMA) (*Memory, error) { return a.register(d, nil) }
 
-func (a *Adapter) register(d DMA, owned bool) (*Memory, error) {
+func (a *Adapter) register(d DMA, free func(DMA) error) (*Memory, error) {
 	n := uint64(len(d.Bytes))
 	if n == 0 || d.IOVA+n-1 < d.IOVA {
 		return nil, fmt.Errorf("guestdriver: register %d bytes at %#x: %w", n, d.IOVA, errMemory)
 	}
-	m := &Memory{a: a, dma: d, start: addressOf(d.Bytes), owned: owned}
+	m := &Memory{a: a, dma: d, start: addressOf(d.Bytes), free: free}
 	a.regMu.Lock()
 	defer a.regMu.Unlock()
 	var all []*Memory
@@ -133,7 +160,7 @@ func (m *Memory) Bytes() []byte { return m.dma.Bytes }
 func (m *Memory) IOVA() uint64 { return m.dma.IOVA }
 
 // Deregister ends the registration; memory of Alloc is freed and must not be
-// touched any more. While the adapter has a part of it the error is [ErrBusy].
+// touched any more, that of Map is the application's alone. While the adapter has a part of it the error is [ErrBusy].
 // A second call does nothing.
 func (m *Memory) Deregister() error {
 	m.mu.Lock()
@@ -152,8 +179,8 @@ func (m *Memory) Deregister() error {
 	all := slices.DeleteFunc(slices.Clone(*a.regions.Load()), func(x *Memory) bool { return x == m })
 	a.regions.Store(&all)
 	a.regMu.Unlock()
-	if m.owned && !a.stopped.Load() {
-		return a.bus.FreeDMA(m.dma)
+	if m.free != nil && !a.stopped.Load() {
+		return m.free(m.dma)
 	}
 	return nil
 }

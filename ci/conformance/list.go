@@ -186,6 +186,7 @@ func Tests() []*Test {
 		{Name: "TestMM02_Send", IDs: ids("MM02", "IF06"), Needs: bulk, Limit: time.Minute, Func: TestMM02_Send},
 		{Name: "TestMM02_WriteDeadline", IDs: ids("MM02", "CE10"), Needs: bulk, Func: TestMM02_WriteDeadline},
 		{Name: "TestMM02_Receive", IDs: ids("MM02", "MM05"), Needs: bulk, Limit: time.Minute, Func: TestMM02_Receive},
+		{Name: "TestMM02_Mapped", IDs: ids("MM02"), Needs: peer, Func: TestMM02_Mapped},
 		{Name: "TestMM02_DMAWhen", IDs: ids("MM02"), Needs: peer, Func: TestMM02_DMAWhen},
 		{Name: "TestMM03_ReadDirect", IDs: ids("MM03"), Needs: peer, Func: TestMM03_ReadDirect},
 		{Name: "TestMM03_Switch", IDs: ids("MM03", "CE10"), Needs: peer, Wire: true, Func: TestMM03_Switch},

@@ -297,6 +297,19 @@ func (f *Fake) AllocDMA(size int) (DMA, error) {
 	return DMA{Bytes: r.b, IOVA: r.iova}, nil
 }
 
+// MapDMA implements guestdriver.Mapper.
+func (f *Fake) MapDMA(p []byte) (DMA, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := region{f.nextIOVA, p}
+	f.nextIOVA += uint64(len(p)+8191) &^ 4095
+	f.mem = append(f.mem, r)
+	return DMA{Bytes: p, IOVA: r.iova}, nil
+}
+
+// UnmapDMA implements guestdriver.Mapper.
+func (f *Fake) UnmapDMA(d DMA) error { return f.FreeDMA(d) }
+
 // FreeDMA implements guestdriver.Bus.
 func (f *Fake) FreeDMA(d DMA) error {
 	f.mu.Lock()

@@ -40,10 +40,14 @@ type Bus struct {
 	closed  bool
 	iovas   *iovas
 	memory  pool.Pool
-	vectors []*os.File // eventfds, on the runtime's poller
+	mapped  map[uint64]uint64 // sizes of the application's memory, by IOVA
+	vectors []*os.File        // eventfds, on the runtime's poller
 }
 
-var _ guestdriver.Bus = (*Bus)(nil)
+var (
+	_ guestdriver.Bus    = (*Bus)(nil)
+	_ guestdriver.Mapper = (*Bus)(nil)
+)
 
 // bar is one BAR: mapped, or by pread and pwrite.
 type bar struct {

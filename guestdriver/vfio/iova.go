@@ -3,6 +3,7 @@
 package vfio
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 )
@@ -17,8 +18,7 @@ const (
 
 var errNoIOVA = errors.New("vfio: no IOVAs left")
 
-// iovas hands out IOVAs. They are not taken back: memory stays mapped as long
-// as its bus.
+// iovas hands out IOVAs.
 type iovas struct {
 	ranges []iovaRange // what is left, in the order of use
 }
@@ -46,14 +46,8 @@ func newIOVAs(allowed []iovaRange, last uint64) *iovas {
 			low = append(low, iovaRange{max(r.start, 1<<20), min(r.end, iovaBase-1)})
 		}
 	}
-	order := func(a, b iovaRange) int {
-		if a.start < b.start {
-			return -1
-		}
-		return 1
-	}
-	slices.SortFunc(high, order)
-	slices.SortFunc(low, order)
+	slices.SortFunc(high, byUse)
+	slices.SortFunc(low, byUse)
 	return &iovas{append(high, low...)}
 }
 
@@ -73,4 +67,31 @@ func (a *iovas) take(size, align uint64) (uint64, error) {
 		return start, nil
 	}
 	return 0, errNoIOVA
+}
+
+// byUse orders ranges: those above 4 GiB first. None crosses that.
+func byUse(a, b iovaRange) int {
+	if a, b := a.start < iovaBase, b.start < iovaBase; a != b {
+		if b {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Compare(a.start, b.start)
+}
+
+// give takes size bytes at start back, which take gave.
+func (a *iovas) give(start, size uint64) {
+	r := iovaRange{start, start + size - 1}
+	i, _ := slices.BinarySearchFunc(a.ranges, r, byUse)
+	if i < len(a.ranges) && r.end+1 == a.ranges[i].start && r.end+1 != iovaBase {
+		r.end = a.ranges[i].end
+		a.ranges = slices.Delete(a.ranges, i, i+1)
+	}
+	if i > 0 && a.ranges[i-1].end+1 == r.start && r.start != iovaBase {
+		r.start = a.ranges[i-1].start
+		i--
+		a.ranges = slices.Delete(a.ranges, i, i+1)
+	}
+	a.ranges = slices.Insert(a.ranges, i, r)
 }

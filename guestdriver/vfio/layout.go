@@ -21,6 +21,7 @@ const (
 	ioctlReset             = 0x3b6f
 	ioctlIOMMUGetInfo      = 0x3b70
 	ioctlMapDMA            = 0x3b71
+	ioctlUnmapDMA          = 0x3b72
 )
 
 // Numbers of linux/vfio.h.
@@ -50,6 +51,7 @@ const (
 	irqInfoSize     = 16
 	irqSetSize      = 20
 	dmaMapSize      = 32
+	dmaUnmapSize    = 24
 	groupStatusSize = 8
 	iommuInfoSize   = 24 // with pgsizes and cap_offset
 )
@@ -105,6 +107,14 @@ func irqSetRequest(index uint32, fds []int32) []byte {
 func dmaMapRequest(vaddr, iova, size uint64) []byte {
 	return u64s(u32s(nil, dmaMapSize, dmaRead|dmaWrite), vaddr, iova, size)
 }
+
+// dmaUnmapRequest is struct vfio_iommu_type1_dma_unmap; dmaUnmapped is its
+// result, in bytes.
+func dmaUnmapRequest(iova, size uint64) []byte {
+	return u64s(u32s(nil, dmaUnmapSize, 0), iova, size)
+}
+
+func dmaUnmapped(b []byte) uint64 { return binary.NativeEndian.Uint64(b[16:]) }
 
 // iovaRange is a range of IOVAs, both ends included.
 type iovaRange struct{ start, end uint64 }

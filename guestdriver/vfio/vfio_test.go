@@ -5,6 +5,7 @@ package vfio
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +61,12 @@ func TestLayout(t *testing.T) {
 			32, 0, 0, 0, // argsz
 			3, 0, 0, 0, // flags: READ | WRITE
 			0, 0x10, 0, 0, 0, 0x7f, 0, 0, // vaddr
+			0, 0, 0, 0, 1, 0, 0, 0, // iova
+			0, 0, 0x20, 0, 0, 0, 0, 0, // size
+		}},
+		{"vfio_iommu_type1_dma_unmap", dmaUnmapRequest(0x100000000, 0x200000), []byte{
+			24, 0, 0, 0, // argsz
+			0, 0, 0, 0, // flags
 			0, 0, 0, 0, 1, 0, 0, 0, // iova
 			0, 0, 0x20, 0, 0, 0, 0, 0, // size
 		}},
@@ -148,6 +155,37 @@ func TestIOVAs(t *testing.T) {
 	}
 }
 
+// TestIOVAsGive: what is given back joins its neighbours and is given again,
+// what lies above 4 GiB first.
+func TestIOVAsGive(t *testing.T) {
+	a := newIOVAs([]iovaRange{{0x10_0000, 0x10_2fff}, {0xffff_f000, 0x1_0000_2fff}}, ^uint64(0))
+	whole := slices.Clone(a.ranges)
+	var got []uint64
+	for range 7 {
+		v, err := a.take(0x1000, 0x1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, v)
+	}
+	if want := []uint64{0x1_0000_0000, 0x1_0000_1000, 0x1_0000_2000, 0x10_0000, 0x10_1000, 0x10_2000, 0xffff_f000}; !slices.Equal(got, want) {
+		t.Fatalf("got %#x, want %#x", got, want)
+	}
+	for _, i := range []int{6, 1, 4, 0, 3, 2, 5} {
+		a.give(got[i], 0x1000)
+	}
+	if !slices.Equal(a.ranges, whole) {
+		t.Errorf("at last %#x, at first %#x", a.ranges, whole)
+	}
+	for range 3 { // the same again: nothing is lost
+		v, err := a.take(0x3000, 0x1000)
+		if v != 0x1_0000_0000 || err != nil {
+			t.Errorf("%#x, %v", v, err)
+		}
+		a.give(v, 0x3000)
+	}
+}
+
 // A function of few address bits gets low IOVAs, and none beyond its own.
 func TestIOVAsBelowMask(t *testing.T) {
 	for name, allowed := range map[string][]iovaRange{
@@ -191,6 +229,12 @@ func TestClosed(t *testing.T) {
 	}
 	if _, err := b.AllocDMA(1); !errors.Is(err, errClosed) {
 		t.Errorf("alloc after close: %v", err)
+	}
+	if _, err := b.MapDMA(mem); !errors.Is(err, errClosed) {
+		t.Errorf("map after close: %v", err)
+	}
+	if err := b.UnmapDMA(guestdriver.DMA{}); err != nil {
+		t.Errorf("unmap after close: %v", err)
 	}
 	if err := b.FreeDMA(guestdriver.DMA{}); err != nil {
 		t.Errorf("free after close: %v", err)

@@ -19,7 +19,10 @@ func NewBDF(bus, device, function uint8) BDF {
 	return BDF(bus)<<8 | BDF(device&31)<<3 | BDF(function&7)
 }
 
-func (b BDF) String() string { return fmt.Sprintf("%02x:%02x.%x", b>>8, b>>3&31, b&7) }
+func (b BDF) String() string {
+	v := uint16(b) // of a BDF %x would call String
+	return fmt.Sprintf("%02x:%02x.%x", v>>8, v>>3&31, v&7)
+}
 
 // ReadConfig reads 1, 2 or 4 bytes of configuration space; offset is below 256 and
 // aligned.

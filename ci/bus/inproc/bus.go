@@ -70,7 +70,10 @@ type Bus struct {
 	once    sync.Once
 }
 
-var _ guestdriver.Bus = (*Bus)(nil)
+var (
+	_ guestdriver.Bus    = (*Bus)(nil)
+	_ guestdriver.Mapper = (*Bus)(nil)
+)
 
 // New joins a function with the memory and the interrupts that it was made
 // with. As firmware and kernel do before a driver starts, it enables memory
@@ -102,6 +105,26 @@ func (b *Bus) AllocDMA(size int) (guestdriver.DMA, error) {
 func (b *Bus) FreeDMA(d guestdriver.DMA) error {
 	if err := b.mem.free(d); err != nil {
 		return fmt.Errorf("inproc: free DMA memory at %#x: %w", d.IOVA, err)
+	}
+	return nil
+}
+
+// MapDMA implements guestdriver.Mapper. Of any memory: it is all of one process.
+func (b *Bus) MapDMA(p []byte) (guestdriver.DMA, error) {
+	if len(p) == 0 {
+		return guestdriver.DMA{}, fmt.Errorf("inproc: map no memory for DMA: %w", unix.EINVAL)
+	}
+	d, err := b.mem.add(p)
+	if err != nil {
+		return d, fmt.Errorf("inproc: map %d bytes for DMA: %w", len(p), err)
+	}
+	return d, nil
+}
+
+// UnmapDMA implements guestdriver.Mapper.
+func (b *Bus) UnmapDMA(d guestdriver.DMA) error {
+	if err := b.mem.free(d); err != nil {
+		return fmt.Errorf("inproc: unmap memory at %#x: %w", d.IOVA, err)
 	}
 	return nil
 }

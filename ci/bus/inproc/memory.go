@@ -48,16 +48,21 @@ func (m *Memory) alloc(size int) (guestdriver.DMA, error) {
 	if size <= 0 || size > memoryLimit {
 		return guestdriver.DMA{}, unix.EINVAL
 	}
-	b := make([]byte, (size+heapPage-1)&^(heapPage-1))[:size:size]
+	return m.add(make([]byte, (size+heapPage-1)&^(heapPage-1))[:size:size])
+}
+
+// add gives memory IOVAs.
+func (m *Memory) add(b []byte) (guestdriver.DMA, error) {
+	size := uint64(len(b))
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.total+uint64(size) > memoryLimit {
+	if size > memoryLimit-m.total {
 		return guestdriver.DMA{}, unix.ENOMEM
 	}
 	c := chunk{iova: m.next, bytes: b}
 	m.chunks = append(m.chunks, c)
-	m.next += (uint64(size)+pageSize-1)&^(pageSize-1) + pageSize
-	m.total += uint64(size)
+	m.next += (size+pageSize-1)&^(pageSize-1) + pageSize
+	m.total += size
 	return guestdriver.DMA{Bytes: b, IOVA: c.iova}, nil
 }
 
