@@ -131,7 +131,7 @@ func Cases(p Pace) []Case {
 	}
 	idle := task.Task{Side: task.Virtio, Kind: task.Idle, Conns: 10000}
 	out = append(out, Case{
-		Name: "10,000 idle connections", Virtio: idle, Rounds: 1,
+		Name: "10,000 idle connections", Virtio: idle, Rounds: 1, Ample: true,
 		Ways:    []Way{{Name: "Dial", Task: adapter(idle, "", false), Targets: map[string]Target{nameDriver: {Most: 1 << 10}, nameDevice: {Most: 16 << 10}}}},
 		Metrics: []Metric{heapEach(), memoryEach(), deviceEach()},
 	})
@@ -142,6 +142,7 @@ func Cases(p Pace) []Case {
 	}{{"DMA memory, 16 MiB in pages of 4 KiB", 16 << 20, false}, {"DMA memory, 256 MiB in huge pages", 256 << 20, true}} {
 		out = append(out, Case{
 			Name:    m.name,
+			Ample:   true,
 			Ways:    []Way{{Name: "AllocDMA", Task: task.Task{Side: task.Adapter, Kind: task.Map, Size: m.size, Direct: m.huge}}},
 			Metrics: []Metric{millis()},
 		})

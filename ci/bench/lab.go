@@ -32,11 +32,21 @@ const (
 	slack = 2 * time.Minute
 	// slackEach is that for each connection.
 	slackEach = 20 * time.Millisecond
-	// memoryMiB and hugePages (of 2 MiB) are the guest's: there is room for 10,000
-	// connections of either kind.
-	memoryMiB = 2048
-	hugePages = 256
+	// hugePage is the size of one, MiB.
+	hugePage = 2
 )
+
+// room is what a guest has of memory, all in MiB.
+type room struct {
+	guest  int // all of it
+	huge   int // kept free in huge pages
+	driver int // of these, what the driver may hold
+}
+
+// ample is room for 10,000 connections of either kind, and for mapping 256 MiB at once;
+// modest for everything else. A guest needs time for each page that it sets aside.
+func ample() room  { return room{guest: 2048, huge: 512, driver: 192} }
+func modest() room { return room{guest: 1024, huge: 128, driver: 64} }
 
 // Addresses: the devices are on networks of their own, in which the host has 2.
 const (
@@ -85,6 +95,15 @@ type Config struct {
 	// Tap has both devices on tap devices of the calling process's network namespace,
 	// which NewLab makes; otherwise virtio is on user networking.
 	Tap bool
+	// Ample gives the guest memory for 10,000 connections.
+	Ample bool
+}
+
+func (c *Config) room() room {
+	if c.Ample {
+		return ample()
+	}
+	return modest()
 }
 
 // Options are those of the VM.
@@ -94,7 +113,7 @@ func (c *Config) Options(agent []byte) images.Options {
 	o.Load = append(o.Load, "virtio_net")
 	o.Append = append(o.Append, guest.NoAdapter) // the agent brings it up
 	o.Files = append(o.Files, initramfs.File{Path: agentProgram[1:], Mode: 0o755, Data: agent})
-	o.MemoryMiB = memoryMiB
+	o.MemoryMiB = c.room().guest
 	backend := fmt.Sprintf("user,id=bench,net=%v/%d,host=%v", address(task.Virtio, 0), prefixBits, hostAddress(task.Virtio))
 	o.Net = "nat"
 	if c.Tap {
@@ -132,7 +151,7 @@ func NewLab(ctx context.Context, c Config) (*Lab, error) {
 	if l.VM, err = images.Up(ctx, c.Options(agent)); err != nil {
 		return nil, errors.Join(fmt.Errorf("bench: %w", err), l.Close())
 	}
-	l.startAgent(ctx)
+	l.startAgent(ctx, c.room())
 	for _, t := range []*task.Task{
 		{Side: task.Virtio, Kind: task.SetUp, Peer: netip.PrefixFrom(guestAddress(task.Virtio), prefixBits).String()},
 		{Side: task.Adapter, Kind: task.SetUp},
@@ -145,14 +164,14 @@ func NewLab(ctx context.Context, c Config) (*Lab, error) {
 }
 
 // startAgent starts the guest's half.
-func (l *Lab) startAgent(ctx context.Context) {
+func (l *Lab) startAgent(ctx context.Context, r room) {
 	stdin, toAgent := io.Pipe()
 	fromAgent, stdout := io.Pipe()
 	l.toAgent = toAgent
 	l.lines = task.NewLines(fromAgent, toAgent)
 	ctx = context.WithoutCancel(ctx) // it ends with its input
 	l.ended.Go(func() {
-		r, err := control.Run(ctx, l.VM.Control(), control.Request{Args: []string{agentProgram, fmt.Sprint(hugePages)}},
+		r, err := control.Run(ctx, l.VM.Control(), control.Request{Args: []string{agentProgram, fmt.Sprint(r.huge / hugePage), fmt.Sprint(r.driver)}},
 			control.Streams{Stdin: stdin, Stdout: stdout, Stderr: l.complain})
 		if err == nil {
 			err = fmt.Errorf("bench: the agent ended with status %d%s: %s", r.Status, r.Error, l.complain)

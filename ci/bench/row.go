@@ -133,7 +133,8 @@ type Case struct {
 	Name    string
 	Virtio  task.Task // of no side: it has nothing like it
 	Ways    []Way
-	Rounds  int // if other than those of all
+	Rounds  int  // if other than those of all
+	Ample   bool // it needs a guest with much memory
 	Metrics []Metric
 }
 

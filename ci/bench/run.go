@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 
 	"toebox/ci/bench/task"
@@ -29,6 +30,8 @@ func Run(ctx context.Context, p Plan) (*Report, error) {
 	if p.Tap {
 		r.Network, r.Counts = "tap", true
 	}
+	cases := p.cases()
+	p.Ample = slices.ContainsFunc(cases, func(c Case) bool { return c.Ample })
 	l, err := NewLab(ctx, p.Config)
 	if err != nil {
 		return r, err
@@ -36,13 +39,7 @@ func Run(ctx context.Context, p Plan) (*Report, error) {
 	if err := r.Machine.describe(ctx, l.VM, &p.Images); err != nil {
 		return r, errors.Join(err, l.Close())
 	}
-	for _, c := range Cases(p.Pace) {
-		if p.Match != nil && !p.Match.MatchString(c.Name) {
-			continue
-		}
-		if c.Virtio.Kind == task.Accept && !p.Tap {
-			continue // user networking has no way in
-		}
+	for _, c := range cases {
 		p.Say("%s", c.Name)
 		rows, err := Measure(ctx, l, &c, p.Pace.Rounds, r.Counts)
 		r.Rows = append(r.Rows, rows...)
@@ -57,6 +54,14 @@ func Run(ctx context.Context, p Plan) (*Report, error) {
 		return r, err
 	}
 	return r, nil
+}
+
+// cases are those of the plan that can be measured.
+func (p *Plan) cases() []Case {
+	return slices.DeleteFunc(Cases(p.Pace), func(c Case) bool {
+		// User networking has no way in.
+		return p.Match != nil && !p.Match.MatchString(c.Name) || c.Virtio.Kind == task.Accept && !p.Tap
+	})
 }
 
 // describe adds what is known of a VM.

@@ -22,10 +22,6 @@ const dialPatience = 30 * time.Second
 // recount is how often one looks whether something has happened.
 const recount = 10 * time.Millisecond
 
-// payloadMemory is what the driver may hold of DMA memory, bytes: room for 12,288
-// connections.
-const payloadMemory = 192 << 20
-
 // Config says what an agent works with.
 type Config struct {
 	// Bus opens the adapter's, and says which PCI function it is.
@@ -33,6 +29,8 @@ type Config struct {
 	// Link gives the other device an address with prefix length, and says which
 	// PCI function it is.
 	Link func(address string) (bdf string, err error)
+	// Memory is what the driver may hold of DMA memory, bytes; 0: what it does by itself.
+	Memory int
 	// Proc is where the kernel shows its counters; empty: /proc.
 	Proc string
 }
@@ -162,7 +160,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	adapter, err := guestdriver.Open(ctx, bus, guestdriver.Options{Memory: payloadMemory})
+	adapter, err := guestdriver.Open(ctx, bus, guestdriver.Options{Memory: a.cfg.Memory})
 	if err != nil {
 		return errors.Join(fmt.Errorf("agent: %w", err), bus.Close())
 	}

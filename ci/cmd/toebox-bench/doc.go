@@ -2,5 +2,6 @@
 
 // Command toebox-bench is the program that `toebox bench` runs in the guest: it does
 // the tasks that come on its standard input (package ci/bench/task) and answers on
-// its standard output. An argument is the number of huge pages to keep free for DMA. People have no use for it.
+// its standard output. Arguments are the number of huge pages to keep free for DMA, and
+// the MiB of them that the driver may hold. People have no use for it.
 package main
