@@ -139,7 +139,7 @@ func TestQueueRefused(t *testing.T) {
 func TestQueueFull(t *testing.T) {
 	f := running(t)
 	// Two queues of a kind: one whose Post gives up, one whose Post must not.
-	impatient, err := guestdriver.NewQueue(f, 1, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Vector: 1, Timeout: 20 * time.Millisecond})
+	impatient, err := guestdriver.NewQueue(f, 1, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Vector: 1, Timeout: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,9 +156,11 @@ func TestQueueFull(t *testing.T) {
 		t.Errorf("posted %d in a table of 16", n)
 	}
 	impatient.TryPost(reqs...)
+	impatient.SetTimeout(20 * time.Millisecond)
 	if err := impatient.Post(reqs[16]); !errors.Is(err, guestdriver.ErrQueueFull) {
 		t.Errorf("post in a full table: %v", err)
 	}
+	impatient.SetTimeout(limit)
 	if err := q.Resume(short(t)); err != nil {
 		t.Fatal(err)
 	}
