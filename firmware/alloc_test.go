@@ -71,11 +71,22 @@ func (f *flat) Read(limit int, take func([]byte) int) (int, error) {
 	return n, nil
 }
 
+// Peek offers what there is in pieces, as segments would have brought it.
 func (f *flat) Peek(limit int, take func([]byte) int) (int, error) {
-	if f.unread.Load() == 0 {
+	left := min(limit, int(f.unread.Load()), len(f.buf))
+	if left == 0 {
 		return 0, engine.ErrWouldBlock
 	}
-	return take(f.buf[:1]), nil
+	n := 0
+	for left > 0 {
+		offer := f.buf[:min(left, 1000)]
+		k := take(offer)
+		n, left = n+k, left-k
+		if k < len(offer) {
+			break
+		}
+	}
+	return n, nil
 }
 
 func (f *flat) Err() error { return nil }
@@ -152,8 +163,8 @@ func TestNoAllocations(t *testing.T) {
 		attrs []uint64
 	}{
 		{"the defaults", nil},
-		// Without GATHER_THRESHOLD: flat has no pieces to gather.
 		{"by bytes, combined", []uint64{gatherThreshold, 0, notifyBytes, 16 << 10, combine, 1}},
+		{"by bytes, gathered", []uint64{notifyBytes, 16 << 10}},
 		{"by all that sets itself", []uint64{gatherThreshold, 0, notifyDynamic, 15, notifyBytes, 4096}},
 		{"history, best match", []uint64{0x0232, 2, 0x0238, 1 << 16}},
 		{"sends by count", []uint64{0x0220, 31, 0x0221, 4}},
