@@ -115,6 +115,31 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// TestTimedRow: times have a row without a ratio, and only a machine's start a target,
+// which is met or not on any network.
+func TestTimedRow(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		seconds float64
+		target  string
+	}{
+		{bench.TimedRun, 4, "true"},
+		{bench.TimedRun, 4.5, "false"},
+		{bench.TimedReload, 9, "none"},
+	} {
+		middle := time.Duration(c.seconds * float64(time.Second))
+		r := bench.TimedRow(c.name, []time.Duration{20 * time.Second, middle, time.Second})
+		met := "none"
+		if r.Target != nil && r.Met != nil {
+			met = strconv.FormatBool(*r.Met)
+		}
+		if r.Case != c.name || r.Unit != "s" || r.Adapter.Median != c.seconds || r.Adapter.Min != 1 || r.Adapter.Max != 20 ||
+			r.Virtio != nil || r.Ratio != nil || met != c.target {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 func summary(values ...float64) *bench.Summary {
 	s := bench.Summarize(values)
 	return &s

@@ -81,7 +81,9 @@ const quiet = 0.10
 func (r *Report) other() float64 {
 	var all []float64
 	for i := range r.Rows {
-		all = append(all, r.Rows[i].Other)
+		if row := &r.Rows[i]; !row.timed() {
+			all = append(all, row.Other)
+		}
 	}
 	if len(all) == 0 {
 		return 0

@@ -42,3 +42,16 @@ func Plug(name string, address netip.Prefix) error {
 	}
 	return nil
 }
+
+// Loopback turns the calling thread's loopback on, as Plug does, too.
+func Loopback() error {
+	ifr, err := unix.NewIfreq("lo")
+	if err == nil {
+		ifr.SetUint16(unix.IFF_UP)
+		err = ioctl(unix.SIOCSIFFLAGS, ifr)
+	}
+	if err != nil {
+		return fmt.Errorf("netns: loopback: %w", err)
+	}
+	return nil
+}

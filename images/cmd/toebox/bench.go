@@ -47,6 +47,9 @@ func (c *BenchCmd) Run(a *app) error {
 		for _, k := range bench.Cases(pace) {
 			fmt.Fprintln(a.stdout, k.Name)
 		}
+		if !c.Quick {
+			fmt.Fprintf(a.stdout, "%s\n%s\n", bench.TimedRun, bench.TimedReload)
+		}
 		return nil
 	}
 	p := bench.Plan{Pace: pace, Say: func(format string, args ...any) { a.report.Step("bench: " + fmt.Sprintf(format, args...)) }}
@@ -69,7 +72,13 @@ func (c *BenchCmd) Run(a *app) error {
 	}
 	ctx, stop := a.interruptible()
 	defer stop()
+	var timed []bench.Row
+	var failed []string
+	if !c.Quick {
+		timed, failed = (&timer{app: a, match: p.Match, rounds: pace.Rounds, say: p.Say}).rows(ctx, p.Tap)
+	}
 	r, err := bench.Run(ctx, p)
+	r.Rows, r.Failed = append(r.Rows, timed...), append(r.Failed, failed...)
 	if len(r.Rows) > 0 {
 		err = errors.Join(err, c.write(a, r))
 	}

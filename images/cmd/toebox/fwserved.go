@@ -28,7 +28,7 @@ func (l *fwLoader) served(ctx context.Context, generation uint32, begin time.Tim
 	go func() {
 		defer close(asked)
 		if l.run.Port != 0 && l.adapter == 0 { // else nothing leads from here to the guest
-			byteAt, silent = l.firstByte(wait)
+			byteAt, silent = firstByte(wait, l.run.Port)
 		}
 	}()
 	recovered, err := l.recovered(wait, generation)
@@ -85,11 +85,11 @@ func (l *fwLoader) stats(ctx context.Context) (s fwStats, err error) {
 	return s, json.NewDecoder(io.LimitReader(resp.Body, maxStats)).Decode(&s)
 }
 
-// firstByte asks the guest's HTTP server until there is an answer, and returns when
-// the first byte of that came.
-func (l *fwLoader) firstByte(ctx context.Context) (time.Time, error) {
+// firstByte asks the guest's HTTP server, at a port of the host's, until there is an
+// answer, and returns when the first byte of that came.
+func firstByte(ctx context.Context, port int) (time.Time, error) {
 	for {
-		at, err := l.askByte(ctx)
+		at, err := askByte(ctx, port)
 		if err == nil || ctx.Err() != nil {
 			return at, err
 		}
@@ -99,9 +99,9 @@ func (l *fwLoader) firstByte(ctx context.Context) (time.Time, error) {
 	}
 }
 
-func (l *fwLoader) askByte(ctx context.Context) (time.Time, error) {
+func askByte(ctx context.Context, port int) (time.Time, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(l.run.Port)))
+	conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -25,50 +25,60 @@ type FwTimeCmd struct {
 
 // Run is called by kong.
 func (c *FwTimeCmd) Run(a *app) error {
-	if c.Count < 1 || !filepath.IsLocal(c.File) {
-		return &rig.UsageError{Text: "fw time: want a count from 1 and a file of the tree"}
-	}
 	ctx, cancel := a.interruptible()
 	defer cancel()
-	l, err := a.fwLoader(&FwTarget{RunID: c.RunID})
+	all, err := c.times(ctx, a)
 	if err != nil {
 		return err
+	}
+	slices.Sort(all)
+	a.report.Step(fmt.Sprintf("fw: from the saved file to the first HTTP byte, %d times: median %s (%s to %s)",
+		len(all), seconds(all[len(all)/2]), seconds(all[0]), seconds(all[len(all)-1])))
+	return nil
+}
+
+// times returns how long each save took.
+func (c *FwTimeCmd) times(ctx context.Context, a *app) ([]time.Duration, error) {
+	if c.Count < 1 || !filepath.IsLocal(c.File) {
+		return nil, &rig.UsageError{Text: "fw time: want a count from 1 and a file of the tree"}
+	}
+	l, err := a.fwLoader(&FwTarget{RunID: c.RunID})
+	if err != nil {
+		return nil, err
 	}
 	dirs, err := devbuild.Dirs(ctx, l.build)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tree, err := os.MkdirTemp("", "toebox-")
 	if err != nil {
-		return fmt.Errorf("fw: %w", err)
+		return nil, fmt.Errorf("fw: %w", err)
 	}
 	defer os.RemoveAll(tree) //nolint:errcheck // only wasted space if it stays
 	if err := copySource(l.build.Source, tree, dirs); err != nil {
-		return err
+		return nil, err
 	}
 	l.build.Source, l.name = tree, "a copy of the source"
 	w, err := fswatch.New()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer w.Close() //nolint:errcheck // the process ends
 	if _, err := l.look(ctx, w); err != nil {
-		return err
+		return nil, err
 	}
 	if err := l.warm(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	var all []time.Duration
 	for n := range c.Count {
 		took, err := l.timed(ctx, w, filepath.Join(tree, c.File), n)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		all = append(all, took)
 	}
-	slices.Sort(all)
-	l.say("from the saved file to the first HTTP byte, %d times: median %s (%s to %s)", len(all), seconds(all[len(all)/2]), seconds(all[0]), seconds(all[len(all)-1]))
-	return nil
+	return all, nil
 }
 
 // timed saves a change of a file and returns how long it took to the first byte.
