@@ -28,7 +28,7 @@ const (
 	// lingerLimit bounds how long the adapter may take to acknowledge the
 	// rest of a connection that is closed here, and lingerBytes how much
 	// such connections may hold together.
-	lingerLimit = 60 * time.Second
+	lingerLimit = 5 * time.Minute
 	lingerBytes = 256 << 20
 	// hostCheck is how often a connection that waits for the adapter's
 	// window looks whether its host side is still alive.

@@ -10,12 +10,16 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"toebox/firmware/engine"
 	"toebox/firmware/engine/enginetest"
@@ -213,6 +217,59 @@ func TestLinger(t *testing.T) {
 	defer n.mu.Unlock()
 	if len(n.lingering) != 0 || n.lingerHeld != 0 {
 		t.Errorf("%d linger with %d bytes", len(n.lingering), n.lingerHeld)
+	}
+}
+
+// lossy is a port on which the first answer to a SYN is lost.
+type lossy struct {
+	engine.Port
+	lost atomic.Bool
+}
+
+// Attach implements engine.Port.
+func (l *lossy) Attach(receive func([]engine.Frame)) {
+	if receive == nil {
+		l.Port.Attach(nil)
+		return
+	}
+	l.Port.Attach(func(frames []engine.Frame) {
+		receive(slices.DeleteFunc(slices.Clone(frames), func(f engine.Frame) bool {
+			const ethernet, ip = header.EthernetMinimumSize, header.IPv4MinimumSize
+			b := slices.Concat(f.Data...)
+			return len(b) >= ethernet+ip+header.TCPMinimumSize && header.Ethernet(b).Type() == header.IPv4ProtocolNumber &&
+				header.TCP(b[ethernet+ip:]).Flags() == header.TCPFlagSyn|header.TCPFlagAck && l.lost.CompareAndSwap(false, true)
+		}))
+	})
+}
+
+// TestTimeout: a connection whose SYN was sent again waits no longer than others for
+// what is lost later.
+func TestTimeout(t *testing.T) {
+	checkLeaks(t)
+	n, err := NewNAT(NATConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	way := &lossy{Port: n}
+	outboundPair(t, n, newPeer(t, way, n.Lease(), true))
+	if !way.lost.Load() {
+		t.Fatal("nothing was lost")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.closers {
+		f, ok := c.(*flow)
+		if !ok {
+			continue
+		}
+		var info tcpip.TCPInfoOption
+		if err := f.ep.GetSockOpt(&info); err != nil {
+			t.Fatal(err)
+		}
+		if info.RTO > maxTimeout {
+			t.Errorf("round trip %v, time-out %v, want at most %v", info.RTT, info.RTO, maxTimeout)
+		}
 	}
 }
 

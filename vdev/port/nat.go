@@ -128,6 +128,13 @@ const (
 	// timeWait is short: the link neither loses nor delays segments, so old
 	// duplicates cannot turn up.
 	timeWait = time.Second
+	// maxTimeout bounds the time after which an unacknowledged segment is sent
+	// again: to the adapter no round trip is long, but the stack takes one in
+	// which a SYN or its answer was lost, and sent again, for that. An adapter
+	// that says nothing, its program in a debugger perhaps, has maxRetries times
+	// that long.
+	maxTimeout = 2 * time.Second
+	maxRetries = 450
 )
 
 // NAT is an Ethernet port with a user-mode gateway behind it.
@@ -343,7 +350,9 @@ func (n *NAT) setOptions() error {
 	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: receiveBuffer, Max: receiveBuffer}
 	moderate := tcpip.TCPModerateReceiveBufferOption(false)
 	tw := tcpip.TCPTimeWaitTimeoutOption(timeWait)
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rack, &cc, &snd, &rcv, &moderate, &tw} {
+	rto := tcpip.TCPMaxRTOOption(maxTimeout)
+	retries := tcpip.TCPMaxRetriesOption(maxRetries)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rack, &cc, &snd, &rcv, &moderate, &tw, &rto, &retries} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("tcp option %T: %s", o, err)
 		}
