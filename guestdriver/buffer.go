@@ -17,14 +17,16 @@ type Op uint8
 
 // Operations.
 const (
-	OpSend    Op = iota + 1 // [Conn.SendBuffer]
-	OpReceive               // [Conn.PostBuffer]
+	OpSend     Op = iota + 1 // [Conn.SendBuffer]
+	OpReceive                // [Conn.PostBuffer], [Conn.PostBufferSkip]
+	OpPeek                   // [Conn.PeekBuffer]
+	OpRedirect               // [Conn.PostRedirect]
 )
 
 // Buffer is a part of registered memory, posted as a whole. It belongs to the
 // application or to the adapter, never to both:
 //
-//	          SendBuffer, PostBuffer
+//	          SendBuffer, PostBuffer, PeekBuffer
 //	free ────────────────────────────> posted
 //	 ^                                    │
 //	 └── final completion, taken off its ─┘
@@ -58,6 +60,12 @@ type Buffer struct {
 	given    bool  // of a receive: the adapter has it
 	copied   bool  // of a receive: bytes came from the driver's buffers
 
+	// Of a receive, a peek, or a redirection; see peek.go.
+	skip     uint32    // bytes to skip before
+	skipped  uint32    // of these, those that were
+	source   *Conn     // whose the last bytes were; nil: conn's own
+	redirect *Redirect // what it is the place of; then it has no memory
+
 	earlier, later *Buffer // in the connection's list of receive buffers
 
 	// For the debug mode: see debug.go.
@@ -68,6 +76,7 @@ type Buffer struct {
 	// cq.mu protects these, conn.mu if there is no cq.
 	queued bool
 	next   *Buffer // in the queue
+	from   *Conn   // of the bytes done and not told
 	done   uint32  // bytes that the adapter said
 	told   uint32  // of these, bytes that were taken off the queue
 	ended  bool
@@ -115,8 +124,11 @@ func (b *Buffer) SetLen(n int) error {
 // claim takes a free buffer for a post.
 func (b *Buffer) claim(op Op, c *Conn, cq *CompletionQueue) error {
 	if !b.busy.CompareAndSwap(false, true) {
-		if op == OpSend {
+		switch op {
+		case OpSend:
 			return b.refuse("SendBuffer")
+		case OpPeek:
+			return b.refuse("PeekBuffer")
 		}
 		return b.refuse("PostBuffer")
 	}
@@ -139,15 +151,23 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
 	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
 	b.once, b.given, b.copied, b.poisoned = false, false, false, false
+	b.skip, b.skipped, b.source, b.from = 0, 0, nil, nil
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil
 	b.buf.filled, b.buf.consumed, b.buf.parts, b.buf.final = 0, 0, 0, false
 }
 
 // unclaim undoes a claim whose post failed.
 func (b *Buffer) unclaim() {
-	b.m.unpin()
+	b.unpin()
 	b.cq = nil
 	b.busy.Store(false)
+}
+
+// unpin lets the memory go, if it is some.
+func (b *Buffer) unpin() {
+	if b.redirect == nil {
+		b.m.unpin()
+	}
 }
 
 // endLocked ends the post: done bytes of it count. The buffer is not the
@@ -155,7 +175,7 @@ func (b *Buffer) unclaim() {
 func (b *Buffer) endLocked(done uint32, err error) {
 	c := b.conn.Load()
 	b.posted.Store(false)
-	b.m.unpin()
+	b.unpin()
 	if b.cq != nil {
 		b.cq.push(b, done, true, err)
 		return

@@ -111,6 +111,7 @@ func (c *Conn) leave(r *Record) bool {
 		return false
 	}
 	c.acked = r.State.Acked
+	c.away.Store(true)
 	c.carry = &carried{record: *r.State, over: make(chan struct{})}
 	if n := uint32(len(r.Unread)); n > 0 && !c.closed && !c.rdShut {
 		copied := bytes.Clone(r.Unread) // its memory is posted again
@@ -300,6 +301,7 @@ func (ln *lane) restored(r request, f *abi.Fields) {
 	case wanted:
 		a.host.carried.Add(1)
 		c.goOn()
+		c.wakeSources()
 		return
 	case taken:
 		a.bad.conn.Add(1)
@@ -316,6 +318,7 @@ func (c *Conn) goOn() {
 	defer c.mu.Unlock()
 	close(c.carry.over)
 	c.carry = nil
+	c.away.Store(false)
 	for i := range c.kept {
 		k := &c.kept[i]
 		f := sendFields(c.id.Load(), k.buf)
@@ -382,9 +385,11 @@ func (c *Conn) lost(err error) {
 	c.mu.Lock()
 	close(c.carry.over)
 	c.carry = nil
+	c.away.Store(false)
 	c.mu.Unlock()
 	c.fail(err)
 	c.gone()
+	c.wakeSources()
 }
 
 // awaitCarried waits until c is not between two adapters, and returns where it is

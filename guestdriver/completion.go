@@ -9,14 +9,21 @@ import (
 
 // Completion says what became of a posted [Buffer].
 type Completion struct {
-	Buffer *Buffer
-	Conn   *Conn
-	Op     Op
+	Buffer   *Buffer   // nil of a redirection
+	Redirect *Redirect // nil of a buffer
+	Conn     *Conn     // where it was posted
+	Op       Op
 	// Of a receive the N bytes at Offset of the buffer are new. Of a send N
 	// bytes of it, from its beginning, are in the stream: all of them if Err is
 	// nil, acknowledged then by the peer (MM14), a part of them if it was
-	// cancelled or failed.
+	// cancelled or failed. Of a peek N bytes were copied, of a redirection N
+	// bytes were delivered to the other connection.
 	Offset, N int
+	// From is whose the N bytes of a receive are, when they were redirected to
+	// Conn; nil: its own, or those of several connections.
+	From *Conn
+	// Skipped, with Final, is how many bytes of the stream were skipped before.
+	Skipped int
 	// Final: the buffer is free again.
 	Final bool
 	// Err of a receive buffer is io.EOF at the end of the stream, and, as of a
@@ -45,6 +52,13 @@ func NewCompletionQueue() *CompletionQueue {
 // touched afterwards.
 func (q *CompletionQueue) push(b *Buffer, done uint32, final bool, err error) {
 	q.mu.Lock()
+	switch {
+	case done == b.done:
+	case b.told == b.done:
+		b.from = b.source
+	case b.from != b.source:
+		b.from = nil
+	}
 	b.done, b.ended, b.err = done, final, err
 	if !b.queued {
 		b.queued, b.next = true, nil
@@ -79,10 +93,18 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 		}
 		b.queued, b.next = false, nil
 		d := Completion{
-			Buffer: b, Conn: b.conn.Load(), Op: b.op, Offset: int(b.told), N: int(b.done - b.told), Final: b.ended, Err: b.err,
+			Buffer: b, Redirect: b.redirect, Conn: b.conn.Load(), Op: b.op,
+			Offset: int(b.told), N: int(b.done - b.told), Final: b.ended, Err: b.err,
+		}
+		if b.redirect != nil {
+			d.Buffer = nil
+		}
+		if d.N > 0 {
+			d.From = b.from
 		}
 		b.told = b.done
 		if b.ended {
+			d.Skipped = int(b.skipped)
 			b.cq = nil
 			b.busy.Store(false)
 		}

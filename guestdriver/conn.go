@@ -54,6 +54,12 @@ type Conn struct {
 	onDemand            bool    // no reading ahead at all
 	waiting             bool    // a reader waits for the driver's buffers
 	paused              bool    // a stop is under way
+	awaits              *Conn   // the destination that the next redirection waits for
+
+	// As the destination of redirections: away is set while it is carried over,
+	// sources are those that wait for the end of that.
+	away    atomic.Bool
+	sources atomic.Pointer[source]
 
 	pool  *Pool    // whose buffers are used; nil: the driver's own
 	spare *Segment // to be used again

@@ -107,7 +107,7 @@ func (b *Buffer) refuse(call string) error {
 
 // guard notes what a buffer that is posted now looks like.
 func (b *Buffer) guard() {
-	if !b.m.a.debugging() {
+	if b.redirect != nil || !b.m.a.debugging() {
 		return
 	}
 	b.since.Store(newTrace())
@@ -116,7 +116,7 @@ func (b *Buffer) guard() {
 
 // guardFree poisons the part of a receive buffer that the adapter is to fill.
 func (b *Buffer) guardFree() {
-	if b.m.a.debugging() {
+	if b.redirect == nil && b.m.a.debugging() {
 		fillPoison(b.buf.data[b.buf.filled:])
 		b.poisoned = true
 	}
@@ -125,15 +125,15 @@ func (b *Buffer) guardFree() {
 // inspect looks, at the end of a post, whether the application has kept its
 // hands off, and returns err, or what it found.
 func (b *Buffer) inspect(err error) error {
-	a := b.m.a
-	if !a.debugging() {
+	if b.redirect != nil || !b.m.a.debugging() {
 		return err
 	}
+	a := b.m.a
 	e := &OwnershipError{Mistake: "write to a posted send buffer", Offset: -1}
 	switch {
 	case b.op == OpSend && crc32.ChecksumIEEE(b.buf.data) == b.sum:
 		return err
-	case b.op == OpReceive:
+	case b.op != OpSend:
 		at := -1
 		if b.poisoned {
 			at = unpoisoned(b.buf.data[b.buf.filled:])

@@ -24,6 +24,7 @@ type Dialer struct {
 	Timeout   time.Duration // of the whole dial; 0: none of its own
 	Deadline  time.Time
 	LocalAddr net.Addr // *net.TCPAddr or *net.UDPAddr; nil: the adapter picks
+	Near      *Conn    // on whose queue pair TCP connections are to be; nil: any
 }
 
 // Dialer returns a dialer over the adapter.
@@ -135,7 +136,13 @@ func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPor
 	defer a.endDial()
 	call := newCall()
 	call.remote = &target{network: network, addr: addr}
-	res, err := a.lane().openTarget(ctx, request{kind: kindConnect, call: call}, t, a.carryAttrs()...)
+	ln := a.lane()
+	if d.Near != nil {
+		if ln = d.Near.lane(); ln.a != a {
+			return nil, ErrOtherQueue
+		}
+	}
+	res, err := ln.openTarget(ctx, request{kind: kindConnect, call: call}, t, a.carryAttrs()...)
 	if err != nil {
 		return nil, ctxErr(err)
 	}

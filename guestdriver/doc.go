@@ -23,7 +23,8 @@
 // with the return of the call, and not before the adapter is done with it: when a
 // call's deadline passes meanwhile the adapter is asked for it first. Who gets
 // which bytes when both kinds meet stands in postbuffer.go. Several consumers share
-// what came by a [Segment] each, connections share receive buffers by a [Pool].
+// what came by a [Segment] each, connections share receive buffers by a [Pool]. Where
+// bytes go can be decided after a look at the first of them: peek.go.
 // Options.Debug finds memory that is touched by whom it does not belong to.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.

@@ -21,6 +21,15 @@ var ErrReset = errors.New("guestdriver: adapter reset, outcome unknown")
 // ErrGone says that the adapter does not answer any more.
 var ErrGone = errors.New("guestdriver: adapter is gone")
 
+// ErrReadAhead says that bytes of a connection are, or may be, in buffers of the
+// driver, where the adapter can neither show nor redirect them: see
+// [Conn.SetReadAhead] and [Conn.Buffered].
+var ErrReadAhead = errors.New("guestdriver: bytes are read ahead")
+
+// ErrOtherQueue says that two connections are not of one queue pair; see
+// [Dialer.Near].
+var ErrOtherQueue = errors.New("guestdriver: connections of two queue pairs")
+
 // statusError is a status of the adapter as an error of package net: it
 // unwraps to the errno that a kernel would give, and to the [abi.Status].
 type statusError struct {

@@ -205,3 +205,53 @@ func ExampleConn_ReadSegment() {
 	fmt.Println(<-read, <-read)
 	// Output: news news
 }
+
+// A connection carries records: the length of a name, the name, and ten bytes of
+// payload. The driver looks at the header, and has the payload go to another
+// connection; its bytes are nobody's but the adapter's until then.
+func ExampleConn_PeekBuffer() {
+	ctx := context.Background()
+	a, err := guestdriver.Open(ctx, guestdrivertest.New(), guestdriver.Options{NoReadAhead: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer a.Close()
+	c, err := a.Dial("tcp", "10.0.2.2:7") // it sends everything back
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	conn := c.(*guestdriver.Conn)
+	d := a.Dialer()
+	d.Near = conn
+	other, err := d.Dial("tcp", "10.0.2.2:7")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer other.Close()
+	io.WriteString(c, "\x04news0123456789")
+
+	m, err := a.Alloc(64)
+	if err != nil {
+		log.Fatal(err)
+	}
+	head, _ := m.Buffer(0, 5)
+	q := guestdriver.NewCompletionQueue()
+	if err := conn.PeekBuffer(head, 0, q); err != nil {
+		log.Fatal(err)
+	}
+	if d, err := q.Next(ctx); err != nil || d.Err != nil || d.N < 5 { // fewer: peek again
+		log.Fatal(d, err)
+	}
+	name := string(head.Bytes()[1:])
+	r := &guestdriver.Redirect{To: other.(*guestdriver.Conn), Skip: 1 + len(name), N: 10}
+	if err := conn.PostRedirect(r, q); err != nil {
+		log.Fatal(err)
+	}
+	payload := make([]byte, 10)
+	if _, err := io.ReadFull(other, payload); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s: %s\n", name, payload)
+	// Output: news: 0123456789
+}

@@ -287,7 +287,7 @@ func (ln *lane) handle(f *abi.Fields) {
 	case !final && (r.kind != kindReceive || f.Type != abi.TypeBufferReceive):
 		ln.a.bad.final.Add(1)
 		return
-	case r.conn != nil && !rejected && f.Conn != r.conn.connID():
+	case r.conn != nil && !rejected && f.Conn != r.conn.connID() && !isRedirected(f):
 		ln.a.bad.conn.Add(1)
 		return
 	}
@@ -298,11 +298,18 @@ func (ln *lane) handle(f *abi.Fields) {
 			ln.a.bad.length.Add(1)
 			return
 		}
+	} else if f.Type == abi.TypeBufferReceive && isRedirected(f) {
+		if !ln.redirected(&r, f, final) {
+			return
+		}
 	} else if f.Type == abi.TypeBufferReceive {
 		if !r.conn.received(f, r.buf, final) {
 			ln.a.bad.length.Add(1)
 			return
 		}
+	} else if r.buf != nil && r.buf.user != nil && r.buf.user.unfit(&r, f) {
+		ln.a.bad.length.Add(1)
+		return
 	} else if !rejected && ((r.kind == kindSend || r.kind == kindCancel && r.buf != nil) && f.Length > r.buf.filled || r.kind == kindReceive && f.Length != 0) {
 		ln.a.bad.length.Add(1)
 		return
@@ -320,7 +327,9 @@ func (ln *lane) handle(f *abi.Fields) {
 	case r.kind == kindSend:
 		r.conn.sent(r.buf, abi.Status(f.Aux), f.Length)
 	case r.kind == kindReceive:
-		r.conn.bufferBack(r.buf, abi.Status(f.Aux))
+		r.conn.bufferBack(f, r.buf)
+	case r.kind == kindRedirect:
+		r.conn.bufferBack(f, r.buf)
 	case r.call != nil && r.call.packet != nil:
 		ln.packetOpened(r, f)
 	case r.kind == kindConnect && r.call.restored != nil:

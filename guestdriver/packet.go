@@ -154,8 +154,8 @@ func (e *packetEnd) received(f *abi.Fields, buf *buffer, final bool) bool {
 	return true
 }
 
-func (e *packetEnd) bufferBack(buf *buffer, s abi.Status) {
-	p := e.p
+func (e *packetEnd) bufferBack(f *abi.Fields, buf *buffer) {
+	p, s := e.p, abi.Status(f.Aux)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e.requests--

@@ -227,6 +227,8 @@ func (ln *lane) pooled(buf *buffer, f *abi.Fields) {
 		case c == nil || c.lane() != ln:
 			ln.a.bad.conn.Add(1)
 			p.put(buf)
+		case f.Flags&abi.FlagPeek != 0:
+			p.put(buf) // the bytes stay, and come again
 		case !c.pooled(buf, f.Length):
 			p.put(buf) // nobody reads it
 		}

@@ -32,6 +32,12 @@ func (c *Conn) PostBuffer(b *Buffer, q *CompletionQueue) error {
 	if err := b.claim(OpReceive, c, q); err != nil {
 		return c.opError("read", err)
 	}
+	return c.queueBuffer(b)
+}
+
+// queueBuffer enters a claimed buffer, or place of a redirection, behind those
+// posted before.
+func (c *Conn) queueBuffer(b *Buffer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := c.rerr
@@ -40,6 +46,8 @@ func (c *Conn) PostBuffer(b *Buffer, q *CompletionQueue) error {
 		err = errClosed
 	case c.rdShut, c.eof && len(c.segs) == 0:
 		err = io.EOF
+	case b.answers() && (!c.onDemand || len(c.segs) > 0 || c.reading):
+		err = ErrReadAhead
 	case len(c.segs) > 0:
 		err = nil
 	}
@@ -65,6 +73,18 @@ func (c *Conn) SetReadAhead(on bool) {
 		c.posting = false
 	}
 	c.advanceLocked()
+}
+
+// Buffered returns how many bytes of the connection wait in buffers of the driver:
+// Read returns so many without waiting.
+func (c *Conn) Buffered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, s := range c.segs {
+		n += int(s.n)
+	}
+	return n
 }
 
 // enqueueLocked enters a claimed buffer behind the others.
@@ -120,6 +140,8 @@ func (c *Conn) feedLocked() bool {
 			c.endUserLocked(b, io.EOF)
 		case c.reading || c.carry != nil || c.paused && c.rerr == nil && !c.isGone:
 			return false // takeLocked, goOn or failLocked come back to this
+		case len(c.segs) > 0 && b.answers():
+			c.endUserLocked(b, ErrReadAhead)
 		case len(c.segs) > 0:
 			c.fillLocked(b)
 		case c.rerr != nil:
@@ -142,6 +164,10 @@ func (c *Conn) feedLocked() bool {
 
 // fillLocked copies what the driver's buffers hold into b.
 func (c *Conn) fillLocked(b *Buffer) {
+	c.skipHeldLocked(b)
+	if len(c.segs) == 0 {
+		return
+	}
 	data := b.buf.data
 	n := 0
 	for len(c.segs) > 0 && int(b.buf.filled) < len(data) {
@@ -152,7 +178,7 @@ func (c *Conn) fillLocked(b *Buffer) {
 		c.consumeLocked(k)
 	}
 	c.lane().a.host.copied.Add(uint64(n))
-	b.copied = true
+	b.copied, b.source = true, nil
 	if b.once || int(b.buf.filled) == len(data) {
 		c.endUserLocked(b, nil)
 	} else {
@@ -163,18 +189,37 @@ func (c *Conn) fillLocked(b *Buffer) {
 // giveLocked posts what is left of b. It returns false when there is no room:
 // roomFreed comes back to it.
 func (c *Conn) giveLocked(b *Buffer) bool {
-	if b.m.a != c.lane().a {
-		c.endUserLocked(b, errMemory) // the connection is on another adapter now
-		return true
-	}
+	r := request{kind: kindReceive, conn: c, buf: &b.buf}
 	f := abi.Fields{
 		Type: abi.TypeBufferAvailable, Base: b.buf.iova, Conn: c.id.Load(), Length: uint32(len(b.buf.data)), Offset: b.buf.filled,
 	}
-	if b.once {
+	switch {
+	case b.op == OpRedirect:
+		id, err := c.destinationLocked(b.redirect.to)
+		if err == errAway {
+			return false // wakeSources comes back to it
+		}
+		if err != nil {
+			c.endUserLocked(b, err)
+			return true
+		}
+		b.redirect.before = b.buf.filled
+		r.kind = kindRedirect
+		f.Flags, f.Base, f.Length, f.Offset = abi.FlagRedirect, id, b.redirect.n-b.buf.filled, 0
+	case b.m.a != c.lane().a:
+		c.endUserLocked(b, errMemory) // the connection is on another adapter now
+		return true
+	case b.op == OpPeek:
+		f.Flags = abi.FlagPeek
+	case b.once:
 		f.Flags = abi.FlagOnce
 	}
+	if left := b.skip - b.skipped; left > 0 { // then there is no byte in it yet
+		f.Flags |= abi.FlagSkip
+		f.Offset = left
+	}
 	b.guardFree()
-	tag, err := c.lane().start(request{kind: kindReceive, conn: c, buf: &b.buf}, f, true)
+	tag, err := c.lane().start(r, f, true)
 	switch {
 	case err == nil:
 		b.buf.tag, b.given = tag, true
@@ -210,7 +255,15 @@ func (c *Conn) recallLocked() {
 
 // userReceivedLocked acts on bytes that came into an application's buffer.
 func (c *Conn) userReceivedLocked(b *Buffer, n uint32, final bool, s abi.Status) {
-	c.lane().a.host.direct.Add(uint64(n))
+	host := &c.lane().a.host
+	if b.op == OpPeek {
+		host.peeks.Add(1)
+		host.peeked.Add(uint64(n))
+	} else {
+		host.direct.Add(uint64(n))
+	}
+	host.skipped.Add(uint64(b.skip - b.skipped)) // by the adapter, before the first byte
+	b.skipped = b.skip
 	if final {
 		c.requests--
 		b.given = false

@@ -86,6 +86,11 @@ func (c *Conn) begin() {
 // received acts on a buffer receive response. It returns false, and changes
 // nothing, when the response does not fit the buffer.
 func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
+	return c.receivedFrom(nil, f, buf, final)
+}
+
+// receivedFrom is received for bytes of another connection, if from is one.
+func (c *Conn) receivedFrom(from *Conn, f *abi.Fields, buf *buffer, final bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	size := uint32(len(buf.data))
@@ -93,13 +98,21 @@ func (c *Conn) received(f *abi.Fields, buf *buffer, final bool) bool {
 	if f.Offset != buf.filled || f.Length > size-buf.filled || full && !final || f.Length == 0 && !final {
 		return false
 	}
+	b := buf.user
+	if peek := f.Flags&abi.FlagPeek != 0; peek != (b != nil && b.op == OpPeek) || peek && !final {
+		return false
+	}
 	buf.filled += f.Length
 	buf.parts++
-	if b := buf.user; b != nil {
+	if b != nil {
 		s := abi.Status(f.Aux)
+		b.source = from
+		tells := b.tells(s) // judged before the buffer is another's
 		c.userReceivedLocked(b, f.Length, final, s)
 		if final {
-			c.statusLocked(s)
+			if tells {
+				c.statusLocked(s)
+			}
 			c.advanceLocked()
 		}
 		return true
@@ -156,16 +169,22 @@ func (c *Conn) recycleLocked(buf *buffer) {
 }
 
 // bufferBack acts on a receive buffer that ends without further data.
-func (c *Conn) bufferBack(buf *buffer, s abi.Status) {
+func (c *Conn) bufferBack(f *abi.Fields, buf *buffer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s := abi.Status(f.Aux)
 	recalled := buf.recalled // judged before the buffer is another's
-	if buf.user != nil {
-		c.userBackLocked(buf.user, s)
+	if b := buf.user; b != nil {
+		c.skippedLocked(b, f)
+		tells := b.tells(s)
+		c.userBackLocked(b, s)
+		if tells {
+			c.statusLocked(s)
+		}
 	} else {
 		c.finalLocked(buf)
+		c.statusLocked(s)
 	}
-	c.statusLocked(s)
 	if c.userNext != nil || recalled {
 		c.advanceLocked()
 	}

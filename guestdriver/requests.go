@@ -19,12 +19,13 @@ const (
 	kindReport         // buf (of the lane)
 	kindPool           // buf (of a pool)
 	kindCancel         // buf (of a send that the application posted), or nothing
+	kindRedirect       // conn, buf (of the redirection)
 )
 
 // answeredBy reports whether a response of type t may answer the kind.
 func (k kind) answeredBy(t abi.Type) bool {
 	switch k {
-	case kindSend:
+	case kindSend, kindRedirect:
 		return t == abi.TypeBufferDone
 	case kindReceive, kindPool:
 		return t == abi.TypeBufferReceive || t == abi.TypeBufferDone
@@ -52,9 +53,9 @@ type endpoint interface {
 	// received acts on a buffer receive response. It returns false, and changes
 	// nothing, when the response does not fit the buffer.
 	received(f *abi.Fields, buf *buffer, final bool) bool
-	// bufferBack acts on a receive buffer that ends without further data,
-	// bufferLost on one that will have no response.
-	bufferBack(buf *buffer, s abi.Status)
+	// bufferBack acts on the response to a receive buffer that ends without
+	// further data, bufferLost on one that will have no response.
+	bufferBack(f *abi.Fields, buf *buffer)
 	bufferLost(buf *buffer, err error)
 	// sent acts on the completion of a send of which n bytes count.
 	sent(buf *buffer, s abi.Status, n uint32)

@@ -213,7 +213,7 @@ func (a *Adapter) endRequest(r request, err error) {
 	switch {
 	case r.kind == kindSend:
 		r.conn.sendLost(r.buf, err)
-	case r.kind == kindReceive:
+	case r.kind == kindReceive, r.kind == kindRedirect:
 		r.conn.bufferLost(r.buf, err)
 	case r.kind == kindPool:
 		r.buf.pool.lostBuffer(r.buf)

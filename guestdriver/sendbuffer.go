@@ -37,7 +37,7 @@ func (c *Conn) CancelBuffer(b *Buffer) error {
 	if !b.posted.Load() || b.conn.Load() != c {
 		return nil // it is over
 	}
-	if b.op == OpReceive && !b.given {
+	if b.op != OpSend && !b.given {
 		c.endUserLocked(b, statusErr("read", abi.StatusCancelled))
 		return nil
 	}

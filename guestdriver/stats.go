@@ -28,6 +28,8 @@ type hostCounters struct {
 	mistakes atomic.Uint64
 
 	directReads, bufferedReads, directWrites, bufferedWrites atomic.Uint64
+
+	peeks, peeked, redirects, redirected, skipped atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -45,6 +47,11 @@ type Stats struct {
 	BufferedReads             uint64 // ... by a copy
 	DirectWrites              uint64 // calls of Write, or pieces of WriteBuffers, that went without a copy
 	BufferedWrites            uint64 // ... by a copy
+	Peeks                     uint64 // peeks that showed something
+	PeekedBytes               uint64 // copied by the adapter for that
+	Redirects                 uint64 // redirections posted
+	RedirectedBytes           uint64 // that went to another connection's buffers
+	SkippedBytes              uint64 // of streams, before buffers, peeks and redirections
 	Resets                    uint64 // times that the driver started over
 	Refused                   uint64 // arrivals reset for want of room
 	BadTags                   uint64 // responses dropped: unknown or repeated tag
@@ -70,6 +77,8 @@ func (a *Adapter) Stats() Stats {
 		BadConns: a.bad.conn.Load(), BadLengths: a.bad.length.Load(), LostBuffers: a.host.lost.Load(),
 		CarriedOver: a.host.carried.Load(), CarryFailed: a.host.uncarried.Load(), TakenOver: a.host.takenOver.Load(),
 		Mistakes: a.host.mistakes.Load(), DirectReads: a.host.directReads.Load(), BufferedReads: a.host.bufferedReads.Load(),
+		Peeks: a.host.peeks.Load(), PeekedBytes: a.host.peeked.Load(), Redirects: a.host.redirects.Load(),
+		RedirectedBytes: a.host.redirected.Load(), SkippedBytes: a.host.skipped.Load(),
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
@@ -114,6 +123,8 @@ func (s Stats) List() []Stat {
 		{"host_copy_bytes", s.HostCopyBytes}, {"direct_bytes", s.DirectBytes},
 		{"mistakes", s.Mistakes}, {"direct_reads", s.DirectReads}, {"buffered_reads", s.BufferedReads},
 		{"direct_writes", s.DirectWrites}, {"buffered_writes", s.BufferedWrites},
+		{"peeks", s.Peeks}, {"peeked_bytes", s.PeekedBytes}, {"redirects", s.Redirects},
+		{"redirected_bytes", s.RedirectedBytes}, {"skipped_bytes", s.SkippedBytes},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
 		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},

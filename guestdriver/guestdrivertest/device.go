@@ -37,8 +37,9 @@ type listener struct {
 }
 
 type posted struct {
-	f      abi.Fields
-	filled uint32
+	f       abi.Fields
+	filled  uint32 // of a redirection: bytes moved
+	skipped uint32
 }
 
 type conn struct {
@@ -49,6 +50,7 @@ type conn struct {
 	remote    netip.AddrPort
 	bufs      []posted
 	inbox     []byte
+	shown     int // bytes of the inbox that a peek has shown
 	sends     []abi.Fields
 	finOut    bool // this end has sent its FIN, behind sends
 	finIn     bool // the peer's FIN is behind the inbox
@@ -185,9 +187,7 @@ func (f *Fake) cancelLocked(c *conn, tag uint32) abi.Status {
 	for i, b := range c.bufs {
 		if b.f.Tag == tag {
 			c.bufs = slices.Delete(c.bufs, i, i+1)
-			a := Answer(b.f, abi.TypeBufferDone, abi.StatusCancelled)
-			a.Offset = b.filled
-			f.answerLocked(c.q, a)
+			f.answerLocked(c.q, b.back(abi.StatusCancelled))
 			return abi.StatusOK
 		}
 	}
@@ -230,7 +230,7 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 			f.answerLocked(qi, Answer(r, abi.TypeBufferDone, s))
 			return
 		}
-		c.bufs = append(c.bufs, posted{r, r.Offset})
+		f.availableLocked(c, r)
 	case abi.TypeConnect:
 		f.connectLocked(qi, q, r)
 	case abi.TypeListen:
@@ -383,9 +383,7 @@ func (f *Fake) terminateLocked(qi int, c *conn, r abi.Fields) {
 // endLocked ends a connection's requests and takes it out.
 func (f *Fake) endLocked(c *conn, s abi.Status) {
 	for _, b := range c.bufs {
-		a := Answer(b.f, abi.TypeBufferDone, s)
-		a.Offset = b.filled
-		f.answerLocked(c.q, a)
+		f.answerLocked(c.q, b.back(s))
 	}
 	c.bufs = nil
 	if c.peer != nil && c.peer != c {
@@ -402,7 +400,7 @@ func (f *Fake) resetLocked(c *conn) {
 		f.answerLocked(c.q, Answer(s, abi.TypeBufferDone, abi.StatusReset))
 	}
 	for _, b := range c.bufs {
-		f.answerLocked(c.q, Answer(b.f, abi.TypeBufferDone, abi.StatusReset))
+		f.answerLocked(c.q, b.back(abi.StatusReset))
 	}
 	c.sends, c.bufs, c.inbox = nil, nil, nil
 	f.answerLocked(c.q, abi.Fields{Type: abi.TypeTerminated, Flags: abi.FlagFinal, Conn: c.id, Length: abi.EndedPeerReset})
@@ -432,25 +430,14 @@ func (f *Fake) moveLocked(c *conn) bool {
 	if c.noReceive && len(c.inbox) > 0 {
 		c.inbox = nil
 	}
-	for len(c.inbox) > 0 && len(c.bufs) > 0 {
-		b := &c.bufs[0]
-		a := Answer(b.f, abi.TypeBufferReceive, abi.StatusOK)
-		n := copy(f.bytesLocked(b.f.Base+uint64(b.filled), int(b.f.Length-b.filled)), c.inbox)
-		a.Base, a.Length, a.Offset = b.f.Base, uint32(n), b.filled
-		c.inbox = c.inbox[n:]
-		if b.filled += uint32(n); b.filled < b.f.Length && b.f.Flags&abi.FlagOnce == 0 {
-			a.Flags = 0
-		} else {
-			c.bufs = c.bufs[1:]
-		}
-		f.answerLocked(c.q, a)
+	for len(c.inbox) > 0 && len(c.bufs) > 0 && f.deliverLocked(c) {
 		did = true
 		f.kickLocked()
 	}
 	if c.finIn && len(c.inbox) == 0 && !c.finTold && !c.noReceive {
 		c.finTold = true
 		for _, b := range c.bufs {
-			f.answerLocked(c.q, Answer(b.f, abi.TypeBufferDone, abi.StatusEndOfStream))
+			f.answerLocked(c.q, b.back(abi.StatusEndOfStream))
 		}
 		c.bufs = nil
 		f.answerLocked(c.q, abi.Fields{Type: abi.TypeTerminated, Flags: abi.FlagFinal, Conn: c.id, Length: abi.EndedStream})
@@ -530,7 +517,7 @@ func (f *Fake) valueLocked(c *conn, attr abi.Attribute) (abi.Status, []byte) {
 		}
 	case abi.AttrMTU, abi.AttrNagle, abi.AttrLinger, abi.AttrKeepalive, abi.AttrKeepaliveIdle,
 		abi.AttrKeepaliveInterval, abi.AttrReceiveWindow, abi.AttrSendBuffer,
-		abi.AttrGroup, abi.AttrGroupBy:
+		abi.AttrGroup, abi.AttrGroupBy, abi.AttrPeekWait:
 		return abi.StatusOK, binary.LittleEndian.AppendUint64(nil, f.scalars[attr])
 	}
 	return abi.StatusUnknownAttribute, nil
