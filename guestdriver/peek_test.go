@@ -344,7 +344,7 @@ func TestPeekHostile(t *testing.T) {
 	c, _, to := source3(t, a)
 	posted := make(chan abi.Fields, 64)
 	f.Intercept(func(_ int, r abi.Fields) bool {
-		if r.Type == abi.TypeBufferAvailable && r.Conn == c.ID() {
+		if r.Type == abi.TypeBufferAvailable && (r.Conn == c.ID() || r.Conn == to[0].ID()) {
 			posted <- r
 			return true
 		}
@@ -383,17 +383,42 @@ func TestPeekHostile(t *testing.T) {
 	if d := next(t, q); d.N != 4 || d.Skipped != 5 || d.Err != nil {
 		t.Errorf("%+v", d)
 	}
+	to[0].SetReadAhead(false)
+	dst := part(t, m, 50, 20)
+	if err := to[0].PostBuffer(dst, q); err != nil {
+		t.Fatal(err)
+	}
+	p = <-posted
+	moved := abi.Fields{Type: 16, Flags: 32, Tag: p.Tag, Base: p.Base, Conn: c.ID(), Length: 4}
+	inject(moved) // nothing is redirected
 	r := &guestdriver.Redirect{To: to[0], N: 10, Skip: 3}
 	if err := c.PostRedirect(r, q); err != nil {
 		t.Fatal(err)
 	}
 	p = <-posted
+	for _, change := range []func(*abi.Fields){
+		func(r *abi.Fields) { r.Length = 11 }, // more than the redirection's
+		func(r *abi.Fields) { r.Length = 0 },
+		func(r *abi.Fields) { r.Offset = 1 },
+		func(r *abi.Fields) { r.Conn = to[0].ID() }, // to itself
+		func(r *abi.Fields) { r.Conn = to[1].ID() }, // which redirects nothing
+		func(r *abi.Fields) { r.Conn = 1 },
+		func(r *abi.Fields) { r.Flags = 0 }, // not as its own
+	} {
+		r := moved
+		change(&r)
+		inject(r)
+	}
+	f.Inject(0, moved)
+	if d := next(t, q); d.Buffer != dst || d.Conn != to[0] || d.From != c || d.N != 4 || d.Final || d.Err != nil {
+		t.Errorf("%+v", d)
+	}
 	if p.Flags != 32|16 || p.Offset != 3 || p.Length != 10 || p.Base != to[0].ID() {
 		t.Errorf("posted %+v", p)
 	}
-	good = abi.Fields{Type: 17, Flags: 1, Tag: p.Tag, Base: p.Base, Conn: p.Conn, Offset: 2, Aux: uint16(abi.StatusTimedOut)}
+	good = abi.Fields{Type: 17, Flags: 1, Tag: p.Tag, Base: p.Base, Conn: p.Conn, Length: 4, Offset: 2, Aux: uint16(abi.StatusTimedOut)}
 	for _, change := range []func(*abi.Fields){
-		func(r *abi.Fields) { r.Length = 1 }, // nothing came
+		func(r *abi.Fields) { r.Length = 5 }, // four came
 		func(r *abi.Fields) { r.Offset = 4 },
 		func(r *abi.Fields) { r.Type = 16 },
 	} {
@@ -402,7 +427,7 @@ func TestPeekHostile(t *testing.T) {
 		inject(r)
 	}
 	f.Inject(0, good)
-	if d := next(t, q); d.N != 0 || d.Skipped != 2 || !errors.Is(d.Err, syscall.ETIMEDOUT) {
+	if d := next(t, q); d.N != 4 || d.Skipped != 2 || !errors.Is(d.Err, syscall.ETIMEDOUT) {
 		t.Errorf("%+v", d)
 	}
 	f.Intercept(nil)
