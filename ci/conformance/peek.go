@@ -3,7 +3,9 @@
 package conformance
 
 import (
+	"io"
 	"math/rand/v2"
+	"time"
 
 	"toebox/guestdriver"
 )
@@ -185,4 +187,121 @@ func TestRX13_Demultiplex(t *T) {
 		r.finish(id)
 	}
 	p.Close()
+}
+
+// TestRX13_Driver is the demultiplexer over the driver: records of two kinds, whose
+// headers it peeks at, go each to the buffers of its kind's connection; then what is
+// left of the stream is skipped, all but the end of it. The host copies nothing.
+func TestRX13_Driver(t *T) {
+	const (
+		total   = 64 << 10
+		records = 40
+		tail    = 100
+		longest = 15 // of the headers
+	)
+	a := t.driver()
+	p, conn := t.dialPeer(a, Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: 5}, {Op: OpDiscard}})
+	c := conn.(*guestdriver.Conn)
+	c.SetReadAhead(false)
+	check(t, "PEEK_WAIT", c.SetPeekWait(time.Hour)) // a slow host changes nothing
+	stream := make([]byte, total)
+	Payload(stream, 5, 0)
+
+	q := guestdriver.NewCompletionQueue()
+	var to [2]*guestdriver.Conn
+	for i := range to {
+		far, err := t.Peer().Serve(t.ctx, Script{{Op: OpDiscard}})
+		check(t, "peer: serve", err)
+		t.Cleanup(func() { far.Close() })
+		d := a.Dialer()
+		d.Near = c
+		n, err := d.DialContext(t.ctx, "tcp", far.Addr().String())
+		check(t, "dial", err)
+		t.Cleanup(func() { n.Close() })
+		to[i] = n.(*guestdriver.Conn)
+		to[i].SetReadAhead(false)
+		for _, b := range t.buffers(a, 2, 600) {
+			check(t, "post a buffer", to[i].PostBuffer(b, q))
+		}
+	}
+	head := t.buffers(a, 1, longest)[0]
+	next := func() guestdriver.Completion {
+		d, err := q.Next(t.ctx)
+		check(t, "completion", err)
+		return d
+	}
+	before, old := a.Stats(), t.copies(a)
+	check(t, "peer: signal", p.Signal(t.ctx))
+
+	r := &guestdriver.Redirect{}
+	at, payload, peeked := 0, 0, uint64(0)
+	for range records {
+		for known, size := 0, 1; known < size; {
+			check(t, "peek", c.PeekBuffer(head, 0, q))
+			d := next()
+			if d.Buffer != head || d.Conn != c || d.Op != guestdriver.OpPeek || d.Err != nil || !d.Final || d.N <= known ||
+				string(head.Bytes()[:d.N]) != string(stream[at:at+d.N]) {
+				t.Fatalf("a peek at byte %d, of which %d are known: %+v", at, known, d)
+			}
+			known = d.N
+			peeked += uint64(known)
+			size = 4 + int(head.Bytes()[0]>>1)%12
+			r.Skip = size
+		}
+		h := head.Bytes()
+		r.To, r.N = to[h[0]&1], 1+int(h[1])|int(h[2]&3)<<8
+		check(t, "redirect", c.PostRedirect(r, q))
+		at += r.Skip
+		end := at + r.N
+		d := next()
+		for ; d.Redirect == nil; d = next() {
+			if d.Conn != r.To || d.From != c || d.Op != guestdriver.OpReceive || d.Err != nil || d.N == 0 || at+d.N > end ||
+				string(d.Buffer.Bytes()[d.Offset:d.Offset+d.N]) != string(stream[at:at+d.N]) {
+				t.Fatalf("payload at byte %d: %+v", at, d)
+			}
+			at += d.N
+			if d.Final {
+				check(t, "post a buffer again", d.Conn.PostBuffer(d.Buffer, q))
+			}
+		}
+		want(t, "end of a redirection", d,
+			guestdriver.Completion{Redirect: r, Conn: c, Op: guestdriver.OpRedirect, N: r.N, Skipped: r.Skip, Final: true})
+		want(t, "bytes in the destination, up to", at, end)
+		payload += r.N
+	}
+
+	last := t.buffers(a, 1, tail)[0]
+	rest := total - tail - at
+	check(t, "post a buffer behind what is skipped", c.PostBufferSkip(last, rest, q))
+	for n := 0; n < tail; {
+		d := next()
+		if n += d.N; d.Buffer != last || d.Conn != c || d.N == 0 || d.Err != nil || d.Final != (n == tail) || d.Final && d.Skipped != rest {
+			t.Fatalf("behind %d bytes that are skipped: %+v", rest, d)
+		}
+	}
+	want(t, "the last bytes", string(last.Bytes()), string(stream[total-tail:]))
+
+	s := a.Stats()
+	want(t, "redirections", s.Redirects-before.Redirects, records)
+	want(t, "bytes redirected", s.RedirectedBytes-before.RedirectedBytes, uint64(payload))
+	want(t, "bytes skipped", s.SkippedBytes-before.SkippedBytes, uint64(total-tail-payload))
+	want(t, "bytes peeked at", s.PeekedBytes-before.PeekedBytes, peeked)
+	moved := t.copies(a).since(old)
+	want(t, "copies by the host, in registered memory, by the adapter, in bytes",
+		copies{moved.host, moved.direct, moved.adapter, 0}, copies{0, uint64(payload + tail), uint64(payload+tail) + peeked, 0})
+
+	for _, d := range to {
+		check(t, "close a destination", d.Close())
+	}
+	for range 4 {
+		if d := next(); !d.Final || d.N != 0 || d.Err == nil || d.Conn != to[0] && d.Conn != to[1] {
+			t.Errorf("a buffer of a closed destination: %+v", d)
+		}
+	}
+	check(t, "half-close", c.CloseWrite())
+	check(t, "peek", c.PeekBuffer(head, 0, q))
+	if d := next(); d.Err != io.EOF || d.N != 0 || !d.Final {
+		t.Errorf("a peek at the end: %+v", d)
+	}
+	want(t, "peer's error", t.outcome(p).Err, "")
 }
