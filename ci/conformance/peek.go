@@ -298,8 +298,8 @@ func TestRX13_Driver(t *T) {
 			t.Errorf("a buffer of a closed destination: %+v", d)
 		}
 	}
-	check(t, "half-close", c.CloseWrite())
 	check(t, "peek", c.PeekBuffer(head, 0, q))
+	check(t, "half-close", c.CloseWrite())
 	if d := next(); d.Err != io.EOF || d.N != 0 || !d.Final {
 		t.Errorf("a peek at the end: %+v", d)
 	}
