@@ -229,10 +229,12 @@ func bootID() string {
 // TryKVM runs a virtual CPU under KVM through firmware, mode switches and some
 // instructions of long mode, and says what went wrong.
 func TryKVM(ctx context.Context, q *toolchain.QEMU) error {
-	return tryAccel(ctx, q, AccelKVM, trialPatience)
+	return tryAccel(ctx, q, AccelKVM, time.After(trialPatience))
 }
 
-func tryAccel(ctx context.Context, q *toolchain.QEMU, accel string, patience time.Duration) error {
+// tryAccel gives up once overdue can be received from.
+func tryAccel(ctx context.Context, q *toolchain.QEMU, accel string, overdue <-chan time.Time) error {
+	began := time.Now()
 	dir, err := os.MkdirTemp("", "toebox-trial-")
 	if err != nil {
 		return err
@@ -256,19 +258,17 @@ func tryAccel(ctx context.Context, q *toolchain.QEMU, accel string, patience tim
 	if err != nil {
 		return err
 	}
-	t := time.NewTimer(patience)
-	defer t.Stop()
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
 		p.Stop(0)
 		return ctx.Err()
-	case <-t.C:
+	case <-overdue:
 		p.Stop(0)
 		if text := internalError(out.String()); text != "" {
 			return errors.New(text)
 		}
-		return fmt.Errorf("a virtual CPU got nowhere in %v", patience)
+		return fmt.Errorf("a virtual CPU got nowhere in %v", time.Since(began).Round(time.Second))
 	}
 	var exit *exec.ExitError
 	if errors.As(p.Err(), &exit) && exit.ExitCode() == trialStatus {
