@@ -367,12 +367,9 @@ func TestNoSuchHost(t *testing.T) {
 	}
 }
 
-func TestInboundRefused(t *testing.T) {
-	n, _ := setup(t, NATConfig{ConnectTimeout: time.Hour}) // a refusal does not wait for it
-	l := hostListen(t, "127.0.0.1:0")
-	if err := n.Forward(l, netip.AddrPortFrom(netip.IPv4Unspecified(), 81)); err != nil {
-		t.Fatal(err)
-	}
+// wantReset connects to l and fails the test if that does not end in a reset.
+func wantReset(t *testing.T, l net.Listener) {
+	t.Helper()
 	c, err := net.Dial("tcp", l.Addr().String())
 	if err == nil { // else the reset was faster
 		defer c.Close()
@@ -382,6 +379,15 @@ func TestInboundRefused(t *testing.T) {
 	if !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%v, want a reset", err)
 	}
+}
+
+func TestInboundRefused(t *testing.T) {
+	n, _ := setup(t, NATConfig{ConnectTimeout: time.Hour}) // a refusal does not wait for it
+	l := hostListen(t, "127.0.0.1:0")
+	if err := n.Forward(l, netip.AddrPortFrom(netip.IPv4Unspecified(), 81)); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, l)
 	if s := n.Stats(); s.TCPRefused != 1 {
 		t.Errorf("stats: %+v", s)
 	}
@@ -390,18 +396,6 @@ func TestInboundRefused(t *testing.T) {
 // TestInboundRestarted: after a restart clients wait for the adapter's program to
 // listen again, but once it does a refusal is one, and also when it never does.
 func TestInboundRestarted(t *testing.T) {
-	refused := func(t *testing.T, l net.Listener) {
-		t.Helper()
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err == nil {
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(limit))
-			_, err = c.Read(make([]byte, 1))
-		}
-		if !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("%v, want a reset", err)
-		}
-	}
 	forward := func(t *testing.T, n *NAT) net.Listener {
 		t.Helper()
 		l := hostListen(t, "127.0.0.1:0")
@@ -427,14 +421,14 @@ func TestInboundRestarted(t *testing.T) {
 		}
 		a.Close()
 		gl.Close()
-		refused(t, l)
+		wantReset(t, l)
 		if s := n.Stats(); s.TCPRefused != 1 || s.TCPInbound != 1 {
 			t.Errorf("stats: %+v", s)
 		}
 	})
 	t.Run("never", func(t *testing.T) {
 		n, _ := setup(t, NATConfig{ConnectTimeout: 100 * time.Millisecond, Restarted: true})
-		refused(t, forward(t, n))
+		wantReset(t, forward(t, n))
 	})
 }
 
@@ -482,15 +476,7 @@ func TestInboundBeforeAdapter(t *testing.T) {
 		if err := n.Forward(l, netip.AddrPortFrom(netip.Addr{}, 80)); err != nil {
 			t.Fatal(err)
 		}
-		h, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer h.Close()
-		h.SetDeadline(time.Now().Add(limit))
-		if _, err := h.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("read: %v, want a reset", err)
-		}
+		wantReset(t, l)
 		if s := n.Stats(); s.TCPTimedOut != 1 {
 			t.Errorf("stats: %+v", s)
 		}
