@@ -283,10 +283,30 @@ func TestHostResetWhileAdapterStalls(t *testing.T) {
 	eventually(t, "the reset is passed on", func() bool { return n.Stats().TCPResets == 1 })
 }
 
+// closedPort is a TCP port of both families that refuses, and that nobody else gets
+// until the test ends: it is bound, but nobody listens.
+func closedPort(t *testing.T) uint16 {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet6{}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint16(at.(*unix.SockaddrInet6).Port)
+}
+
 func TestOutboundFailures(t *testing.T) {
-	l := hostListen(t, "127.0.0.1:0")
-	closed := portOf(l.Addr())
-	l.Close()
+	closed := closedPort(t)
 	blackHole := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, &net.OpError{Op: "dial", Err: ctx.Err()}

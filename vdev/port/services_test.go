@@ -96,12 +96,13 @@ func TestUDP(t *testing.T) {
 func TestUDPRefusals(t *testing.T) {
 	sink := udpEcho(t, func([]byte) []byte { return nil })
 	t.Run("port unreachable", func(t *testing.T) {
-		l, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		// Nobody else gets the port meanwhile, and only sink reaches it.
+		l, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, net.UDPAddrFromAddrPort(sink))
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer l.Close()
 		port := portOf(l.LocalAddr())
-		l.Close()
 		n, p := setup(t, NATConfig{})
 		c := p.dialUDP(t, netip.AddrPortFrom(n.gateway, port))
 		c.Write([]byte("anyone?"))
