@@ -111,7 +111,8 @@ func (m *machine) load() (stop func()) {
 	for range 3 {
 		work.Go(func() {
 			for ctx.Err() == nil {
-				one, done := context.WithTimeout(ctx, 5*time.Second)
+				// A page asked of a guest that is reset meanwhile never comes.
+				one, done := context.WithTimeout(ctx, patience)
 				err := m.fetch(one)
 				done()
 				if err == nil {

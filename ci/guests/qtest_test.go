@@ -131,7 +131,7 @@ func (b *bench) write64(addr, v uint64) {
 // poll waits for something in steps that take a while themselves.
 func (b *bench) poll(what string, met func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !met(); {
+	for deadline := time.Now().Add(patience); !met(); {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("waited in vain for %s; QEMU says: %s", what, b.Log())
 		}
