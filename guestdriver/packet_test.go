@@ -55,7 +55,7 @@ func (s *packets) posted() (all []abi.Fields) {
 // await waits for requests.
 func (s *packets) await() []abi.Fields {
 	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); runtime.Gosched() {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); runtime.Gosched() {
 		if f := s.posted(); len(f) > 0 {
 			return f
 		}
