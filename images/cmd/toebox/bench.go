@@ -22,7 +22,7 @@ const isolated = "TOEBOX_ISOLATED"
 // BenchCmd compares the adapter with virtio-net.
 type BenchCmd struct {
 	Pattern string `arg:"" optional:"" placeholder:"REGEXP" help:"Measure the cases whose names match."`
-	Quick   bool   `help:"A few cases and short runs, in about a minute."`
+	Quick   bool   `help:"A few cases and short runs, in about a minute; status 1 if over tap a ratio is worse than half of the published one."`
 	Rounds  int    `help:"Repeat each measurement so often; 0: 5, or 3 with --quick."`
 	User    bool   `help:"Use user networking, whose figures do not count, even if this user may make tap devices."`
 	JSON    string `name:"json" default:"bench.json" placeholder:"FILE" help:"Write all figures (${default})."`
@@ -82,10 +82,29 @@ func (c *BenchCmd) Run(a *app) error {
 	if len(r.Rows) > 0 {
 		err = errors.Join(err, c.write(a, r))
 	}
-	if err == nil && len(r.Failed) > 0 {
-		err = &rig.StatusError{Status: rig.ExitFailed}
+	if err != nil {
+		return err
 	}
-	return err
+	return c.judge(a, r)
+}
+
+// judge says what went wrong, and what a quick run found to be far from what is published.
+func (c *BenchCmd) judge(a *app, r *bench.Report) error {
+	published, err := bench.ReadPublished()
+	if err != nil {
+		return err
+	}
+	worse := r.Worse(published)
+	if len(worse) > 0 {
+		fmt.Fprintln(a.stdout)
+	}
+	for _, line := range worse {
+		fmt.Fprintf(a.stdout, "WORSE: %s\n", line)
+	}
+	if len(r.Failed)+len(worse) > 0 {
+		return &rig.StatusError{Status: rig.ExitFailed}
+	}
+	return nil
 }
 
 // write prints the table and writes the files.

@@ -14,6 +14,7 @@ import (
 
 	"toebox/ci/bench"
 	"toebox/ci/netns/netnstest"
+	"toebox/images/rig"
 	"toebox/images/toolchain/toolchaintest"
 )
 
@@ -61,5 +62,30 @@ func TestBench(t *testing.T) {
 	}
 	if b, err := os.ReadFile(page); err != nil || !bytes.Contains(b, []byte("<svg ")) {
 		t.Errorf("page: %v\n%s", err, b)
+	}
+}
+
+// TestJudge: a quick run fails when a ratio is far from what is published, or a case
+// could not be measured.
+func TestJudge(t *testing.T) {
+	ratio := func(v float64) []bench.Row {
+		return []bench.Row{{Case: "send, 1 connection, 64 KiB", Way: "zero-copy", Metric: "throughput", More: true, Ratio: &v}}
+	}
+	for _, c := range []struct {
+		name   string
+		rows   []bench.Row
+		failed []string
+		said   string
+		status int
+	}{
+		{name: "good", rows: ratio(1000)},
+		{name: "far away", rows: ratio(0.01), said: "\nWORSE: send, 1 connection, 64 KiB: zero-copy, throughput: 0.010x, less than half of the published ", status: 1},
+		{name: "not measured", rows: ratio(1000), failed: []string{"it"}, status: 1},
+	} {
+		var out bytes.Buffer
+		err := (&BenchCmd{Quick: true}).judge(&app{stdout: &out}, &bench.Report{Counts: true, Pace: bench.QuickPace(), Rows: c.rows, Failed: c.failed})
+		if rig.ExitCode(err) != c.status || !strings.HasPrefix(out.String(), c.said) || (c.said == "") != (out.Len() == 0) {
+			t.Errorf("%s: %v, %q", c.name, err, &out)
+		}
 	}
 }
