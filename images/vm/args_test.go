@@ -62,6 +62,40 @@ func TestHostTSC(t *testing.T) {
 	}
 }
 
+// TestVagueTSC: of readings that are all vague the most precise counts.
+func TestVagueTSC(t *testing.T) {
+	const vague = 5 * time.Millisecond
+	for _, c := range []struct {
+		name  string
+		gaps  []time.Duration // of the readings, two a try
+		waits int
+		want  int
+	}{
+		{"quiet", []time.Duration{1000, 1000}, 1, 1001},
+		{"quiet in the end", []time.Duration{vague, 1000, 1000, vague, 1000, 1000}, 3, 1003},
+		{"never quiet", []time.Duration{vague, vague, vague, vague, vague, vague, vague, vague / 8, 2 * vague, vague, 4 * vague, vague}, tscTries, 1004},
+		{"no counter", []time.Duration{1000, 1000}, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			at, count, waits := time.Unix(0, 0), uint64(1), 0
+			khz := measureTSC(func() (time.Time, uint64, time.Duration) {
+				gap := c.gaps[0]
+				c.gaps = c.gaps[1:]
+				return at, count, gap
+			}, func(d time.Duration) {
+				waits++
+				at = at.Add(d)
+				if c.want > 0 { // a rate that tells the tries apart
+					count += uint64(d/time.Millisecond) * uint64(1000+waits)
+				}
+			})
+			if khz != c.want || waits != c.waits {
+				t.Errorf("%d kHz after %d waits, want %d after %d", khz, waits, c.want, c.waits)
+			}
+		})
+	}
+}
+
 func TestReboot(t *testing.T) {
 	for _, reboot := range []bool{false, true} {
 		c := sample()
