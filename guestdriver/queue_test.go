@@ -31,6 +31,9 @@ func running(t *testing.T) *guestdrivertest.Fake {
 
 func newQueue(t *testing.T, f *guestdrivertest.Fake, cfg guestdriver.QueueConfig) *guestdriver.Queue {
 	t.Helper()
+	if cfg.Timeout == 0 {
+		cfg.Timeout = limit
+	}
 	q, err := guestdriver.NewQueue(f, 0, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +106,7 @@ func TestQueueRefused(t *testing.T) {
 		t.Errorf("not running: %v", err)
 	}
 	f.Write32(0, 0x10, 1)
-	q, err := guestdriver.NewQueue(f, 0, guestdriver.QueueConfig{})
+	q, err := guestdriver.NewQueue(f, 0, guestdriver.QueueConfig{Timeout: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +147,7 @@ func TestQueueFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer impatient.Destroy(short(t))
-	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4, Timeout: limit})
+	q := newQueue(t, f, guestdriver.QueueConfig{InLog2: 4, OutLog2: 4})
 	if err := errors.Join(q.Pause(short(t)), impatient.Pause(short(t))); err != nil {
 		t.Fatal(err)
 	}

@@ -47,7 +47,7 @@ func TestIdleConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	bus.Write32(0, abi.RegControl, abi.ControlRun)
-	q, err := guestdriver.NewQueue(bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll})
+	q, err := guestdriver.NewQueue(bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll, Timeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
