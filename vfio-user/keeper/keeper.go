@@ -36,6 +36,7 @@ type Config struct {
 
 	Generation   uint32        // of the first server, default 1
 	Patience     time.Duration // how long a request waits before it is answered in the server's stead, default 3 s
+	SendTimeout  time.Duration // for a server that does not read, default Patience
 	StartTimeout time.Duration // for a server to listen and to take its state, default 10 s
 	QuietTime    time.Duration // for answers before a server that is replaced is told to end, default 250 ms
 	StopGrace    time.Duration // between SIGTERM and SIGKILL, default 1 s
@@ -166,6 +167,7 @@ func New(cfg Config) (*Keeper, error) {
 	}
 	preset(&cfg.Generation, 1)
 	preset(&cfg.Patience, 3*time.Second)
+	preset(&cfg.SendTimeout, cfg.Patience)
 	preset(&cfg.StartTimeout, 10*time.Second)
 	preset(&cfg.QuietTime, 250*time.Millisecond)
 	preset(&cfg.StopGrace, time.Second)
@@ -175,7 +177,7 @@ func New(cfg Config) (*Keeper, error) {
 	preset(&cfg.MaxTransfer, presetTransfer)
 	preset(&cfg.MaxFDs, 16)
 	preset(&cfg.Logger, slog.New(slog.DiscardHandler))
-	if cfg.Patience < 0 || cfg.StartTimeout < 0 || cfg.QuietTime < 0 || cfg.StopGrace < 0 || cfg.BackOff < 0 || cfg.MaxBackOff < cfg.BackOff ||
+	if cfg.Patience < 0 || cfg.SendTimeout < 0 || cfg.StartTimeout < 0 || cfg.QuietTime < 0 || cfg.StopGrace < 0 || cfg.BackOff < 0 || cfg.MaxBackOff < cfg.BackOff ||
 		cfg.Uptime < 0 || cfg.MaxTransfer < 0 || cfg.MaxTransfer > 64<<20 || cfg.MaxFDs < 0 || cfg.MaxFDs > 253 {
 		return nil, errors.New("keeper: limit out of range")
 	}

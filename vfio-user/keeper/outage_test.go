@@ -450,7 +450,7 @@ func TestHung(t *testing.T) {
 func TestNotReading(t *testing.T) {
 	f := newFakes(t)
 	cfg := f.config()
-	cfg.Patience = 2 * time.Second // also that with a socket which takes nothing
+	cfg.SendTimeout = 2 * time.Second
 	r := start(t, cfg)
 	dev, dcfg := plain()
 	hang := make(chan struct{})
@@ -470,7 +470,21 @@ func TestNotReading(t *testing.T) {
 		}
 	})
 	r.wait("the hang", func(e Event) bool { return e.Kind == EventHung && strings.Contains(e.Err.Error(), "does not read") })
-	wg.Wait() // answered although the one that hangs is not even gone
+	answered := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(answered)
+	}()
+	// Answered although the one that hangs is not even gone.
+	eventually(t, "the answer", func() bool {
+		r.outOfPatience()
+		select {
+		case <-answered:
+			return true
+		default:
+			return false
+		}
+	})
 	close(hang)
 	f.device(plain())
 	r.ready(2)

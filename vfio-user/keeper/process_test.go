@@ -192,7 +192,7 @@ func TestStacks(t *testing.T) {
 func TestConfig(t *testing.T) {
 	c := shell("true")
 	for i, cfg := range []Config{
-		{}, {Command: c, Start: newFakes(t).Start}, {Command: c, Patience: -1}, {Command: c, BackOff: 2, MaxBackOff: 1},
+		{}, {Command: c, Start: newFakes(t).Start}, {Command: c, Patience: -1}, {Command: c, SendTimeout: -1}, {Command: c, BackOff: 2, MaxBackOff: 1},
 		{Command: c, MaxFDs: 1000}, {Command: c, MaxTransfer: 1 << 30}, {Command: c, StopGrace: -1}, {Command: c, QuietTime: -1},
 	} {
 		if _, err := New(cfg); err == nil {

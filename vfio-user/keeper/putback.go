@@ -124,7 +124,7 @@ func (s *session) connect(ctx context.Context, p *running) (*link, error) {
 	}
 	began := time.Now()
 	st, err := vfiouser.NewTransport(c, vfiouser.TransportConfig{
-		MaxTransfer: max(s.k.cfg.MaxTransfer, presetTransfer), MaxFDs: s.k.cfg.MaxFDs, Spin: s.k.cfg.Spin, SendTimeout: s.k.cfg.Patience,
+		MaxTransfer: max(s.k.cfg.MaxTransfer, presetTransfer), MaxFDs: s.k.cfg.MaxFDs, Spin: s.k.cfg.Spin, SendTimeout: s.k.cfg.SendTimeout,
 	})
 	if err != nil {
 		return nil, err
