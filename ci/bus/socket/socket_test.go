@@ -272,7 +272,7 @@ func TestKilled(t *testing.T) {
 func TestStopped(t *testing.T) {
 	proc, path := process(t)
 	dial(t, path, patience).Close() // the process is up
-	b := dial(t, path, 2*time.Second)
+	b := dial(t, path, 10*time.Second) // also bounds what sets the bus up
 	if err := proc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
