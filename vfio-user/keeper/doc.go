@@ -49,8 +49,8 @@
 // configuration space from what was last seen there, other reads with all ones,
 // and writes are accepted and dropped; from then on that goes for each request,
 // at once, until a server is ready. A server that has left a request unanswered
-// for that long is ended: first by SIGQUIT, for the stacks of its goroutines. QEMU
-// gives up after 5 s.
+// for that long, or does not read for Config.SendTimeout, is ended: first by
+// SIGQUIT, for the stacks of its goroutines. QEMU gives up after 5 s.
 //
 // A server that presents another device (number and size of regions, interrupts,
 // identity, capabilities, less than the agreed version) is refused with an error
