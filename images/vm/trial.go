@@ -135,11 +135,15 @@ type Accel struct {
 // PickAccel turns a wish into an accelerator that works: KVM only if a virtual CPU
 // really ran. The outcome is kept in cacheDir until the machine boots again.
 func PickAccel(ctx context.Context, q *toolchain.QEMU, wish, cacheDir string) (Accel, error) {
+	return pickAccel(ctx, q, wish, cacheDir, trialPatience)
+}
+
+func pickAccel(ctx context.Context, q *toolchain.QEMU, wish, cacheDir string, patience time.Duration) (Accel, error) {
 	switch wish {
 	case AccelTCG:
 		return Accel{Name: AccelTCG, Why: "asked for"}, nil
 	case AccelKVM:
-		if err := TryKVM(ctx, q); err != nil {
+		if err := tryAccel(ctx, q, AccelKVM, time.After(patience)); err != nil {
 			return Accel{}, fmt.Errorf("vm: KVM was asked for but does not work: %w", err)
 		}
 		return Accel{Name: AccelKVM}, nil
@@ -158,7 +162,7 @@ func PickAccel(ctx context.Context, q *toolchain.QEMU, wish, cacheDir string) (A
 		return a, nil
 	}
 	a := Accel{Name: AccelKVM}
-	if err := TryKVM(ctx, q); err != nil {
+	if err := tryAccel(ctx, q, AccelKVM, time.After(patience)); err != nil {
 		if ctx.Err() != nil {
 			return Accel{}, ctx.Err()
 		}

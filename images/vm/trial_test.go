@@ -73,16 +73,16 @@ func TestTrialFailsWithinItsTime(t *testing.T) {
 func TestPickAccel(t *testing.T) {
 	good := &toolchain.QEMU{Argv: []string{"sh", "-c", "exit 67"}}
 	bad := &toolchain.QEMU{Argv: []string{"sh", "-c", "exit 1"}}
-	if a, err := PickAccel(t.Context(), bad, AccelTCG, t.TempDir()); err != nil || a.Name != AccelTCG {
+	if a, err := pickAccel(t.Context(), bad, AccelTCG, t.TempDir(), patience); err != nil || a.Name != AccelTCG {
 		t.Errorf("tcg: %+v, %v", a, err)
 	}
-	if a, err := PickAccel(t.Context(), good, AccelKVM, t.TempDir()); err != nil || a.Name != AccelKVM {
+	if a, err := pickAccel(t.Context(), good, AccelKVM, t.TempDir(), patience); err != nil || a.Name != AccelKVM {
 		t.Errorf("kvm: %+v, %v", a, err)
 	}
-	if _, err := PickAccel(t.Context(), bad, AccelKVM, t.TempDir()); err == nil {
+	if _, err := pickAccel(t.Context(), bad, AccelKVM, t.TempDir(), patience); err == nil {
 		t.Error("kvm that does not work passes")
 	}
-	if _, err := PickAccel(t.Context(), good, "hvf", t.TempDir()); err == nil {
+	if _, err := pickAccel(t.Context(), good, "hvf", t.TempDir(), patience); err == nil {
 		t.Error("hvf passes")
 	}
 }
