@@ -37,6 +37,11 @@ func (ignoreEvents) Notify(engine.Events) {}
 // newEchoPeer serves one connection at 10.0.2.2:7.
 func newEchoPeer(t *testing.T, port engine.Port) *echoPeer {
 	t.Helper()
+	return newPeer(t, port, (*echoPeer).serve)
+}
+
+func newPeer(t *testing.T, port engine.Port, serve func(*echoPeer, engine.Endpoint) error) *echoPeer {
+	t.Helper()
 	e, err := engine.New(engine.Config{
 		Port: port, MAC: []byte{2, 0, 0, 0, 0, 2}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/24")},
 	})
@@ -54,7 +59,7 @@ func newEchoPeer(t *testing.T, port engine.Port) *echoPeer {
 		t.Fatal(err)
 	}
 	p := &echoPeer{engine: e, done: make(chan error, 1), end: make(chan struct{})}
-	go func() { p.done <- p.serve(l) }()
+	go func() { p.done <- serve(p, l) }()
 	t.Cleanup(func() {
 		close(p.end)
 		<-p.done

@@ -181,6 +181,8 @@ func (q *queue) peekStream(c *conn, r *request, most int) (int, error) {
 		return 0, engine.ErrWouldBlock
 	case have == 0:
 		return 0, err
+	case q.leaving.active:
+		return 0, errHeld // a stop shows nothing
 	case have > shown || have >= room || q.spills || c.failed || peerEnded(c.ep.Info().State) || uint64(have) >= c.attrs.of(abi.AttrReceiveWindow)/2:
 	case !q.holds(c, x, r):
 	default:
@@ -212,9 +214,13 @@ func (q *queue) releaseHolder(r *request) {
 	}
 }
 
-// redirectStream moves bytes of c into a buffer of the connection that r names.
+// redirectStream moves bytes of c into a buffer of the connection that r names. At
+// an orderly stop those that find none are for the host that goes on.
 func (q *queue) redirectStream(c *conn, r *request, most int) (int, error) {
 	d := q.conns[r.base]
+	if d == nil && q.leaving.active {
+		return 0, errHeld // it has left: bytes go nowhere else
+	}
 	if d == nil || !d.takes() {
 		q.returnBuffer(r, abi.StatusClosed)
 		return datagramCost, nil
@@ -245,6 +251,9 @@ func (q *queue) awaitSink(c *conn, r *request, d *conn) (int, error) {
 			err = engine.ErrWouldBlock
 		}
 		return 0, err
+	}
+	if q.leaving.active {
+		return 0, errHeld // its buffers were taken away by the stop
 	}
 	x := q.choice(c)
 	switch {

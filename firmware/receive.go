@@ -278,6 +278,9 @@ func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 		if n == 0 {
 			f.Type, f.Flags = abi.TypeBufferDone, 0
 			f.Conn = r.named()
+			if r.done == 0 {
+				f.Offset += r.skipped
+			}
 		}
 		err = nil
 	}

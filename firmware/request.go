@@ -193,6 +193,9 @@ func (q *queue) refuse(f *abi.Fields, s abi.Status) {
 	switch f.Type {
 	case abi.TypeBufferAvailable:
 		q.count(abi.CounterBuffersReturned, 1)
+		if f.Flags&abi.FlagSkip != 0 {
+			r.Offset = 0 // nothing was skipped (SPEC.md §14.11)
+		}
 	case abi.TypeConnect, abi.TypeListen, abi.TypeTermination, abi.TypeCancellation,
 		abi.TypeConnectionAttr, abi.TypeAdapterAttr:
 		r.Base, r.Offset = 0, abi.NoOrdinal

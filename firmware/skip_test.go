@@ -246,6 +246,23 @@ func TestSkipWaits(t *testing.T) {
 	r.wantCounter(abi.CounterReceiveByRoom, 1)
 }
 
+// TestSkipBadMemory: a buffer that cannot be written says what was skipped before.
+func TestSkipBadMemory(t *testing.T) {
+	r := newRig(t, 4)
+	id, ep := r.connect()
+	f := r.buffer(abi.TypeBufferAvailable, id, 10)
+	f.Flags, f.Offset = abi.FlagSkip, 7
+	r.Chip.Unmap(f.Base, 10)
+	r.post(f)
+	ep.Deliver(streamBytes(0, 20))
+	r.expect(abi.Fields{
+		Type: abi.TypeBufferDone, Flags: abi.FlagFinal, Aux: uint16(abi.StatusBadMemory), Tag: f.Tag, Base: f.Base, Conn: id, Offset: 7,
+	})
+	if n := ep.Unread(); n != 13 {
+		t.Errorf("%d bytes unread, want 13", n)
+	}
+}
+
 // TestSkipRefused: what SKIP is not for.
 func TestSkipRefused(t *testing.T) {
 	r := newRig(t, 4)
@@ -267,7 +284,7 @@ func TestSkipRefused(t *testing.T) {
 		f := r.buffer(abi.TypeBufferAvailable, c.conn, 512)
 		f.Flags, f.Aux, f.Offset = c.flags, c.aux, 600
 		r.post(f)
-		if got := r.next(); got.Tag != f.Tag || got.Aux != c.want || got.Offset != 600 || got.Length != 0 || got.Flags != abi.FlagFinal {
+		if got := r.next(); got.Tag != f.Tag || got.Aux != c.want || got.Offset != 0 || got.Length != 0 || got.Flags != abi.FlagFinal {
 			t.Errorf("%s: %+v, want status %d", c.name, got, c.want)
 		}
 	}
