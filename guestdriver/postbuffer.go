@@ -284,6 +284,8 @@ func (c *Conn) userBackLocked(b *Buffer, s abi.Status) {
 		c.paused = true
 		c.againLocked()
 		return
+	case c.closed && s == abi.StatusEndOfStream: // the peer's FIN was before the adapter heard of the close
+		err = errClosed
 	case s == abi.StatusEndOfStream, s == abi.StatusClosed && c.rdShut && !c.closed:
 		err = io.EOF
 	case s == abi.StatusClosed:

@@ -183,6 +183,39 @@ func TestReadDirect(t *testing.T) {
 	}
 }
 
+// TestCloseBeforeFIN: a buffer of a closed connection says so, also when the peer's
+// FIN reaches the adapter before the close does.
+func TestCloseBeforeFIN(t *testing.T) {
+	a, f := open(t, guestdriver.Options{})
+	c, s := pair(t, a)
+	m := region(t, a, 1000)
+	posted, held := make(chan abi.Fields, 4), make(chan abi.Fields, 1)
+	f.Intercept(func(_ int, r abi.Fields) bool {
+		switch {
+		case r.Type == abi.TypeTermination && r.Conn == s.ID():
+			held <- r
+			return true
+		case r.Type == abi.TypeBufferAvailable && r.Base == m.IOVA():
+			posted <- r
+		}
+		return false
+	})
+	q := guestdriver.NewCompletionQueue()
+	if err := s.PostBuffer(part(t, m, 0, 1000), q); err != nil {
+		t.Fatal(err)
+	}
+	<-posted
+	s.Close()
+	r := <-held
+	c.CloseWrite()
+	if d := next(t, q); !d.Final || d.N != 0 || !errors.Is(d.Err, net.ErrClosed) {
+		t.Errorf("%+v", d)
+	}
+	f.Inject(0, abi.Fields{Type: abi.TypeTerminated, Flags: abi.FlagFinal, Tag: r.Tag, Conn: r.Conn})
+	c.SetLinger(0)
+	c.Close()
+}
+
 // TestReceiveEnds: whatever ends a connection gives posted buffers, and the
 // memory of a Read, back once, with the reason.
 func TestReceiveEnds(t *testing.T) {
