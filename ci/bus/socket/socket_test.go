@@ -271,7 +271,7 @@ func TestKilled(t *testing.T) {
 // TestStopped: a server that answers no more is given up in time.
 func TestStopped(t *testing.T) {
 	proc, path := process(t)
-	dial(t, path, patience).Close() // the process is up
+	dial(t, path, patience).Close()    // the process is up
 	b := dial(t, path, 10*time.Second) // also bounds what sets the bus up
 	if err := proc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
