@@ -25,7 +25,7 @@ import (
 // a connection takes them after SetReadAhead(false), while the driver holds no
 // bytes of it. Where it comes to hold some later, because a stop handed them over
 // with the connection, or a Read took more than it returned, those that follow end
-// with ErrReadAhead, and what is held is for Read.
+// with ErrReadAhead, and what is held is for Read, or for the buffers posted behind.
 
 // Redirect has the next N bytes of a connection, behind Skip bytes that nobody
 // gets, go to another one: into the buffers that are posted on To, its
