@@ -200,13 +200,13 @@ func (m *machine) check(what string, err error) {
 		return
 	}
 	adapter, _ := json.Marshal(m.adapter.Stats())
-	var driver bytes.Buffer
+	var driver, bad bytes.Buffer
 	if m.VM != nil {
 		ctx, cancel := context.WithTimeout(m.t.Context(), 20*time.Second)
 		defer cancel()
-		control.Run(ctx, m.Control(), control.Request{Args: []string{tool, "stats"}}, control.Streams{Stdout: &driver, Stderr: &driver}) //nolint:errcheck // the guest may be gone
+		control.Run(ctx, m.Control(), control.Request{Args: []string{tool, "stats"}}, control.Streams{Stdout: &driver, Stderr: &bad}) //nolint:errcheck // the guest may be gone
 	}
-	m.t.Fatalf("%s: %v\nadapter: %s\ndriver: %s\nQEMU says: %s\nthe console ends:\n%s", what, err, adapter, &driver, m.qemuLog(), m.ConsoleTail(20))
+	m.t.Fatalf("%s: %v\nadapter: %s\ndriver: %s%s\nQEMU says: %s\nthe console ends:\n%s", what, err, adapter, &driver, &bad, m.qemuLog(), m.ConsoleTail(20))
 }
 
 func (m *machine) qemuLog() string {

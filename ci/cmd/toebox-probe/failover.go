@@ -63,8 +63,23 @@ func failover(ctx context.Context, echo string, total int) (err error) {
 		}
 	}
 	before := c.LocalAddr().String()
+	// Some bytes are left for the time after, so that both have carried over what
+	// they took when all are back.
+	most := total - total/6
 	sent := make(chan error, 1)
-	go func() { sent <- sendPattern(c, total) }()
+	last := make(chan struct{})
+	go func() {
+		err := sendPattern(c, 0, most)
+		if err == nil {
+			select {
+			case <-last:
+				err = sendPattern(c, most, total)
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+		}
+		sent <- err
+	}()
 	for i, a := range adapters {
 		if err := readPattern(c, i*total/3, (i+1)*total/3); err != nil {
 			return err
@@ -79,6 +94,7 @@ func failover(ctx context.Context, echo string, total int) (err error) {
 		}
 		fmt.Printf("failover %d: %v\n", i+1, time.Since(began).Round(time.Millisecond))
 	}
+	close(last)
 	if err := readPattern(c, 2*total/3, total); err != nil {
 		return err
 	}
@@ -99,10 +115,10 @@ func failover(ctx context.Context, echo string, total int) (err error) {
 
 func patternAt(i int) byte { return byte(uint32(i) * 2654435761 >> 23) }
 
-func sendPattern(c net.Conn, total int) error {
+func sendPattern(c net.Conn, from, to int) error {
 	b := make([]byte, 50_000)
-	for off := 0; off < total; off += len(b) {
-		b = b[:min(len(b), total-off)]
+	for off := from; off < to; off += len(b) {
+		b = b[:min(len(b), to-off)]
 		for i := range b {
 			b[i] = patternAt(off + i)
 		}

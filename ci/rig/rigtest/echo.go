@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,14 +36,29 @@ func Echo(l net.Listener) {
 // Transfers sends total bytes on each of conns, which lead to an Echo, and reads them
 // back: streams of their own, which must come exact. Each time that the first has
 // read another of so many parts, but the last, it calls between with the number of
-// the part, from 0. t fails if a transfer does.
+// the part, from 0. What is left of each stream to be sent after the last call is
+// half a part, so that no stream is over before. t fails if a transfer does.
 func Transfers(t testing.TB, conns []net.Conn, total, parts int, between func(part int)) {
 	t.Helper()
 	read := make(chan struct{}, parts)
 	errs := make(chan error, 2*len(conns))
+	most := total - total/(2*parts)
+	last := make(chan struct{})
+	open := sync.OnceFunc(func() { close(last) })
+	defer open()
+	if parts == 1 {
+		open()
+	}
 	for i, c := range conns {
 		seed := uint64(i + 1)
-		go func() { errs <- send(c, seed, total) }()
+		go func() {
+			err := send(c, seed, 0, most)
+			if err == nil {
+				<-last
+				err = send(c, seed, most, total)
+			}
+			errs <- err
+		}()
 		go func() {
 			errs <- receive(c, seed, total, func(from, to int) {
 				if i == 0 && from/(total/parts) < to/(total/parts) {
@@ -59,10 +75,13 @@ func Transfers(t testing.TB, conns []net.Conn, total, parts int, between func(pa
 			if part < parts-1 && len(failed) == 0 {
 				between(part)
 			}
-			part++
+			if part++; part == parts-1 {
+				open()
+			}
 		case err := <-errs:
 			if left--; err != nil {
 				failed = append(failed, err)
+				open()
 			}
 		}
 	}
@@ -71,11 +90,11 @@ func Transfers(t testing.TB, conns []net.Conn, total, parts int, between func(pa
 	}
 }
 
-// send writes total bytes of the seed's payload.
-func send(w io.Writer, seed uint64, total int) error {
+// send writes the seed's payload from one position to another.
+func send(w io.Writer, seed uint64, from, to int) error {
 	b := make([]byte, 50_000)
-	for off := 0; off < total; off += len(b) {
-		b = b[:min(len(b), total-off)]
+	for off := from; off < to; off += len(b) {
+		b = b[:min(len(b), to-off)]
 		conformance.Payload(b, seed, int64(off))
 		if _, err := w.Write(b); err != nil {
 			return err
