@@ -107,6 +107,8 @@ type Adapter struct {
 	generation uint32
 	down       bool // the last restart failed: the watch tries again
 
+	defaults atomic.Pointer[settings] // policies of connections to come
+
 	groups  atomic.Uint32             // ids given to pools
 	regMu   sync.Mutex                // held to change regions
 	regions atomic.Pointer[[]*Memory] // by address

@@ -56,9 +56,10 @@ type Buffer struct {
 	n        uint32
 	lost     error // why there is no terminal response
 	over     bool  // cq nil: ended
-	once     bool  // the first bytes end it
-	given    bool  // of a receive: the adapter has it
-	copied   bool  // of a receive: bytes came from the driver's buffers
+	send     SendOptions
+	once     bool // the first bytes end it
+	given    bool // of a receive: the adapter has it
+	copied   bool // of a receive: bytes came from the driver's buffers
 
 	// Of a receive, a peek, or a redirection; see peek.go.
 	skip     uint32    // bytes to skip before
@@ -71,6 +72,7 @@ type Buffer struct {
 	// For the debug mode: see debug.go.
 	since    atomic.Pointer[trace] // of the post
 	sum      uint32                // of a send, at its post
+	summed   int                   // bytes of the last post, if it was a send
 	poisoned bool                  // of a receive: behind what was received
 
 	// cq.mu protects these, conn.mu if there is no cq.
@@ -150,6 +152,7 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.op, b.cq = op, cq
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
 	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
+	b.send = SendOptions{}
 	b.once, b.given, b.copied, b.poisoned = false, false, false, false
 	b.skip, b.skipped, b.source, b.from = 0, 0, nil, nil
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil

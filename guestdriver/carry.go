@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -271,11 +270,12 @@ func (ln *lane) restore(c *Conn) {
 // that were set on it.
 func (c *Conn) restoreTuplesLocked() (tuples []byte, n int) {
 	tuples = abi.AppendSetScalar(nil, abi.AttrCarryOver, 1)
-	for _, attr := range slices.Sorted(maps.Keys(c.settings)) {
-		tuples = abi.AppendSetScalar(tuples, attr, c.settings[attr])
+	all := c.born.over(c.lane().a.defaults.Load(), c.settings)
+	for _, s := range all.list() {
+		tuples = abi.AppendSetScalar(tuples, s.attr, s.value)
 	}
 	tuples = abi.AppendTuple(tuples, true, abi.AttrRestore, abi.AppendStateRecord(nil, &c.carry.record))
-	return tuples, 2 + len(c.settings)
+	return tuples, 2 + len(all)
 }
 
 // restored acts on the completion of a RESTORE target.
@@ -322,7 +322,7 @@ func (c *Conn) goOn() {
 	for i := range c.kept {
 		k := &c.kept[i]
 		f := sendFields(c.id.Load(), k.buf)
-		f.Offset = k.off
+		f.Offset, f.Modify = k.off, true
 		tag, err := c.lane().start(request{kind: kindSend, conn: c, buf: k.buf}, f, true)
 		if err != nil {
 			c.failLocked(err)

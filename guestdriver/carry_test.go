@@ -216,3 +216,25 @@ func TestCarryRestore(t *testing.T) {
 		}
 	}
 }
+
+// TestCarryPolicies: a connection that goes on has the policies that it had, also
+// where the adapter's are others by now.
+func TestCarryPolicies(t *testing.T) {
+	l := newLeaver(t)
+	l.c.born = &settings{abi.AttrNotifyTime: 5, abi.AttrPriority: 6}
+	l.a.defaults.Store(&settings{abi.AttrNotifyTime: 9, abi.AttrPriority: 7, abi.AttrDelayAge: 7})
+	l.c.note(abi.AttrPriority, 2)
+	l.report(exact(7, 1000), "")
+	got, n := l.c.restoreTuplesLocked()
+	want := abi.AppendSetScalar(nil, 0x025b, 1)
+	want = abi.AppendSetScalar(want, 0x0213, 2)         // PRIORITY: set
+	want = abi.AppendSetScalar(want, 0x0223, 1_000_000) // DELAY_AGE: as ever
+	want = abi.AppendSetScalar(want, 0x0240, 5)         // NOTIFY_TIME: of when it began
+	record := exact(7, 1000)
+	want = abi.AppendTuple(want, true, 0x0004, abi.AppendStateRecord(nil, &record))
+	if n != 5 || !bytes.Equal(got, want) {
+		t.Errorf("%d tuples % x, want % x", n, got, want)
+	}
+	l.a.endAll(ErrReset)
+	l.a.loseAll(ErrReset)
+}

@@ -16,6 +16,8 @@ func (ln *lane) combined(f *abi.Fields) {
 		ln.a.bad.length.Add(1)
 		return
 	}
+	ln.a.host.combined.Add(1)
+	ln.a.host.combinedBuffers.Add(uint64(f.Tag-tag) + 1)
 	one := abi.Fields{Type: f.Type, Flags: abi.FlagFinal, Aux: f.Aux, Base: f.Base, Conn: f.Conn, Offset: f.Offset}
 	for left := f.Length; ; tag++ {
 		one.Tag, one.Length = tag, left

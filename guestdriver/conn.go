@@ -77,8 +77,9 @@ type Conn struct {
 	carry    *carried // nil: the adapter has the connection
 	kept     []keptSend
 	acked    uint64
-	settings map[abi.Attribute]uint64 // attributes that were set
-	stay     bool                     // it cannot be carried over
+	born     *settings // the adapter's when it began
+	settings settings  // attributes that were set
+	stay     bool      // it cannot be carried over
 
 	linger   int    // seconds; negative: none
 	mode     uint32 // of the termination, once closed
@@ -97,6 +98,7 @@ func newConn(ln *lane, id uint64, network string, local, remote *net.TCPAddr) *C
 	c.id.Store(id)
 	c.on.Store(ln)
 	c.onDemand = ln.a.opts.NoReadAhead
+	c.born = ln.a.defaults.Load()
 	c.ready()
 	return c
 }

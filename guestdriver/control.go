@@ -26,7 +26,13 @@ type AttributeError struct {
 }
 
 func (e *AttributeError) Error() string {
-	return fmt.Sprintf("guestdriver: %s attribute %#04x: %v", e.Op, uint16(e.Attr), e.Status)
+	name := ""
+	for _, info := range abi.Attributes() {
+		if info.ID == e.Attr {
+			name = info.Name + " "
+		}
+	}
+	return fmt.Sprintf("guestdriver: %s attribute %s%#04x: %v", e.Op, name, uint16(e.Attr), e.Status)
 }
 
 // Unwrap returns the status.
@@ -258,6 +264,7 @@ func (ln *lane) connected(r request, f *abi.Fields) {
 	t := r.call.remote
 	local := &net.TCPAddr{IP: net.IP(t.local(a).AsSlice()), Port: int(uint16(f.Length))}
 	c := newConn(ln, f.Conn, t.network, local, net.TCPAddrFromAddrPort(t.addr))
+	c.born = r.call.born
 	if !a.enter(c) {
 		if f.Conn == 0 || a.conn(f.Conn) != nil {
 			a.bad.conn.Add(1)

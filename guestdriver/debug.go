@@ -110,8 +110,15 @@ func (b *Buffer) guard() {
 	if b.redirect != nil || !b.m.a.debugging() {
 		return
 	}
+	sum := crc32.ChecksumIEEE(b.buf.data)
+	if b.op == OpSend && b.send.Unchanged && b.summed == len(b.buf.data) && sum != b.sum {
+		b.m.a.mistake(&OwnershipError{Mistake: "send of a buffer as unchanged that was changed", Offset: -1, Since: b.since.Load().String()})
+	}
 	b.since.Store(newTrace())
-	b.sum = crc32.ChecksumIEEE(b.buf.data)
+	b.sum, b.summed = sum, 0
+	if b.op == OpSend {
+		b.summed = len(b.buf.data)
+	}
 }
 
 // guardFree poisons the part of a receive buffer that the adapter is to fill.

@@ -136,13 +136,14 @@ func (d *Dialer) connect(ctx context.Context, network string, addr netip.AddrPor
 	defer a.endDial()
 	call := newCall()
 	call.remote = &target{network: network, addr: addr}
+	call.born = a.defaults.Load()
 	ln := a.lane()
 	if d.Near != nil {
 		if ln = d.Near.lane(); ln.a != a {
 			return nil, ErrOtherQueue
 		}
 	}
-	res, err := ln.openTarget(ctx, request{kind: kindConnect, call: call}, t, a.carryAttrs()...)
+	res, err := ln.openTarget(ctx, request{kind: kindConnect, call: call}, t, append(a.carryAttrs(), call.born.over(nil, nil).list()...)...)
 	if err != nil {
 		return nil, ctxErr(err)
 	}

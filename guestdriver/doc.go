@@ -24,7 +24,9 @@
 // call's deadline passes meanwhile the adapter is asked for it first. Who gets
 // which bytes when both kinds meet stands in postbuffer.go. Several consumers share
 // what came by a [Segment] each, connections share receive buffers by a [Pool]. Where
-// bytes go can be decided after a look at the first of them: peek.go.
+// bytes go can be decided after a look at the first of them: peek.go. What the
+// adapter may leave waiting, for how long, and whose turn comes first, say policies:
+// [SendPolicy], [ReceivePolicy], [Schedule], of each connection or of those to come.
 // Options.Debug finds memory that is touched by whom it does not belong to.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.
@@ -49,7 +51,8 @@
 // With Options.CarryOver TCP connections survive an orderly stop (SPEC.md
 // §11.1) of the adapter, by whoever it is stopped, and go on in what runs after
 // it: reads and writes just take longer, what was not acknowledged is sent
-// again, attributes set by methods of [Conn] are set again. Those that the
+// again, attributes set by methods of [Conn] are set again, and policies that it
+// had from the adapter. Those that the
 // adapter does not hand over (being dialed, more unread data
 // than the report buffers take), and all of them when it was not stopped in
 // order, fail with [ErrReset] as above.

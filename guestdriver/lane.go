@@ -393,6 +393,7 @@ type call struct {
 	packet   *PacketConn   // of a request for one of its ends
 	spec     packetSpec    // of that end
 	restored *Conn         // of a connect request with a RESTORE tuple
+	born     *settings     // of a connect request
 }
 
 func newCall() *call {

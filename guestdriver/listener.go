@@ -22,6 +22,7 @@ type Listener struct {
 	on      atomic.Pointer[lane] // another adapter's after a fail-over
 	group   *GroupListener       // that it is a part of; nil: none
 	network string
+	born    *settings            // the adapter's when it began
 	pool    atomic.Pointer[Pool] // of connections that arrive
 
 	opening sync.Mutex // held by who has the adapter listen; before mu
@@ -58,6 +59,7 @@ func (a *Adapter) listen(network, address string, group *GroupListener) (*Listen
 	}
 	l := &Listener{network: network, group: group}
 	l.on.Store(a.lane())
+	l.born = a.defaults.Load()
 	l.cond.L = &l.mu
 	a.mu.Lock()
 	closing := a.closing
@@ -100,7 +102,7 @@ func (l *Listener) open(at netip.AddrPort) error {
 	_, err := ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
 		Protocol: 6, Count: 1, Local: at, V6: at.Addr().Is6(),
 		Backlog: uint32(ln.a.opts.Backlog),
-	}, append(ln.a.carryAttrs(), l.pool.Load().attrs()...)...)
+	}, slices.Concat(ln.a.carryAttrs(), l.born.over(ln.a.defaults.Load(), nil).list(), l.pool.Load().attrs())...)
 	return err
 }
 
@@ -199,6 +201,7 @@ func (ln *lane) arrived(f *abi.Fields) {
 	c.local = &net.TCPAddr{IP: net.IP(local.AsSlice()), Port: localPort}
 	if l != nil {
 		c.pool = l.pool.Load()
+		c.born = l.born
 	}
 	if !a.enter(c) {
 		if f.Conn == 0 || a.conn(f.Conn) != nil {

@@ -117,8 +117,9 @@ func (c *Conn) set(attr abi.Attribute, v uint64) error {
 		}
 		if err == nil {
 			c.note(attr, v)
-		} else if at, now, aerr := c.awaitCarried(ctx); aerr == nil && (now != id || at != ln) {
-			continue // it was carried over meanwhile
+		}
+		if at, now, aerr := c.awaitCarried(ctx); aerr == nil && (now != id || at != ln) {
+			continue // it was carried over meanwhile, perhaps without this
 		}
 		return c.opError("set", err)
 	}
@@ -132,7 +133,7 @@ func (c *Conn) note(attr abi.Attribute, v uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.settings == nil {
-		c.settings = map[abi.Attribute]uint64{}
+		c.settings = settings{}
 	}
 	c.settings[attr] = v
 }

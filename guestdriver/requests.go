@@ -78,6 +78,7 @@ type endpoint interface {
 type request struct {
 	kind     kind
 	seq      uint16 // counts the uses of the entry, so that stale tags differ
+	next     uint16 // of an unused entry: the one that is used after it
 	conn     endpoint
 	listener *Listener
 	call     *call
@@ -88,22 +89,34 @@ type request struct {
 // 0 and a late or doubled response does not hit a new request.
 const maxRequests = 0xffff
 
+// startRequests is how many entries a table begins with.
+const startRequests = 512
+
 // requests is the table of what is outstanding on a queue. The lane's lock
-// protects it.
+// protects it. Entries are used in turn, each again in the order in which they came
+// back, so that requests which follow each other have consecutive tags, nearly
+// always: it is those whose results the adapter combines (SPEC.md §5.5).
 type requests struct {
-	table []request
-	free  []uint16
-	used  int
+	table       []request
+	first, last uint16 // of the unused entries
+	used        int
 }
 
 // add enters a request and returns its tag; 0 when the table is full.
 func (t *requests) add(r request) uint32 {
 	var i int
-	if n := len(t.free); n > 0 {
-		i = int(t.free[n-1])
-		t.free = t.free[:n-1]
+	if t.table == nil {
+		t.table = make([]request, startRequests)
+		for i := range t.table {
+			t.table[i].next = uint16(i + 1)
+		}
+		t.last = startRequests - 1
+	}
+	if t.used < len(t.table) {
+		i = int(t.first)
+		t.first = t.table[i].next
 	} else {
-		if len(t.table) == maxRequests {
+		if t.full() {
 			return 0
 		}
 		i = len(t.table)
@@ -116,7 +129,7 @@ func (t *requests) add(r request) uint32 {
 }
 
 // full reports whether add would find no room.
-func (t *requests) full() bool { return len(t.free) == 0 && len(t.table) == maxRequests }
+func (t *requests) full() bool { return t.used == maxRequests }
 
 // find returns the request of a tag, or nil.
 func (t *requests) find(tag uint32) *request {
@@ -131,7 +144,12 @@ func (t *requests) find(tag uint32) *request {
 func (t *requests) remove(tag uint32) {
 	i := int(tag&0xffff) - 1
 	t.table[i] = request{seq: t.table[i].seq}
-	t.free = append(t.free, uint16(i))
+	if t.used == len(t.table) {
+		t.first = uint16(i)
+	} else {
+		t.table[t.last].next = uint16(i)
+	}
+	t.last = uint16(i)
 	t.used--
 }
 

@@ -4,6 +4,7 @@ package guestdriver
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -119,7 +120,7 @@ func (a *Adapter) restartLocked(stopped bool) {
 	}
 	err := a.startLocked(context.Background())
 	if err == nil {
-		err = a.reclaim()
+		err = errors.Join(a.putDefaults(), a.reclaim())
 	}
 	if a.down = err != nil; a.down {
 		a.endAll(err)

@@ -295,7 +295,11 @@ func (c *Conn) send(buf *buffer, n int) error {
 
 // sendFields is the request that sends what is in the buffer.
 func sendFields(id uint64, buf *buffer) abi.Fields {
-	return abi.Fields{Type: abi.TypeBufferSend, Modify: true, Base: buf.iova, Conn: id, Length: buf.filled}
+	f := abi.Fields{Type: abi.TypeBufferSend, Modify: true, Base: buf.iova, Conn: id, Length: buf.filled}
+	if b := buf.user; b != nil {
+		f.ASAP, f.Modify = b.send.ASAP, !b.send.Unchanged
+	}
+	return f
 }
 
 // sent acts on the completion of a send.

@@ -11,14 +11,32 @@ import (
 // directRun is how many pieces of one call are posted at a time.
 const directRun = 64
 
+// SendOptions are what the adapter is to know of a send.
+type SendOptions struct {
+	// ASAP ends the wait of sends that [SendPolicy] lets wait, and has this one
+	// go before those of other connections without it (MM09).
+	ASAP bool
+	// Unchanged promises that the buffer's bytes are those that were sent from
+	// the same memory last, so that an adapter which has them still, by
+	// SendPolicy.Keep, need not read them (MM10). If they are not, the old bytes
+	// may be sent.
+	Unchanged bool
+}
+
 // SendBuffer posts a buffer, behind everything written before, and does not
 // wait for its end: q gets the completion (MM02). Nothing is copied. While it
 // waits for a place in the input table the write deadline holds. With an error
 // nothing was posted, and the buffer is free.
 func (c *Conn) SendBuffer(b *Buffer, q *CompletionQueue) error {
+	return c.SendBufferWith(b, SendOptions{}, q)
+}
+
+// SendBufferWith is SendBuffer with options.
+func (c *Conn) SendBufferWith(b *Buffer, o SendOptions, q *CompletionQueue) error {
 	if err := b.claim(OpSend, c, q); err != nil {
 		return c.opError("write", err)
 	}
+	b.send = o
 	c.wrMu.Lock()
 	defer c.wrMu.Unlock()
 	if err := c.post(b); err != nil {

@@ -30,6 +30,8 @@ type hostCounters struct {
 	directReads, bufferedReads, directWrites, bufferedWrites atomic.Uint64
 
 	peeks, peeked, redirects, redirected, skipped atomic.Uint64
+
+	combined, combinedBuffers atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -52,6 +54,8 @@ type Stats struct {
 	Redirects                 uint64 // redirections posted
 	RedirectedBytes           uint64 // that went to another connection's buffers
 	SkippedBytes              uint64 // of streams, before buffers, peeks and redirections
+	Combined                  uint64 // responses that reported several buffers (RX12)
+	CombinedBuffers           uint64 // ... and these
 	Resets                    uint64 // times that the driver started over
 	Refused                   uint64 // arrivals reset for want of room
 	BadTags                   uint64 // responses dropped: unknown or repeated tag
@@ -80,6 +84,7 @@ func (a *Adapter) Stats() Stats {
 		Peeks: a.host.peeks.Load(), PeekedBytes: a.host.peeked.Load(), Redirects: a.host.redirects.Load(),
 		RedirectedBytes: a.host.redirected.Load(), SkippedBytes: a.host.skipped.Load(),
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
+		Combined: a.host.combined.Load(), CombinedBuffers: a.host.combinedBuffers.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
 	for _, ln := range a.lanes {
@@ -125,6 +130,7 @@ func (s Stats) List() []Stat {
 		{"direct_writes", s.DirectWrites}, {"buffered_writes", s.BufferedWrites},
 		{"peeks", s.Peeks}, {"peeked_bytes", s.PeekedBytes}, {"redirects", s.Redirects},
 		{"redirected_bytes", s.RedirectedBytes}, {"skipped_bytes", s.SkippedBytes},
+		{"combined", s.Combined}, {"combined_buffers", s.CombinedBuffers},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
 		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},

@@ -336,7 +336,7 @@ func (a *Adapter) rejoinLocked() error {
 	defer a.setUp(true)
 	err := a.startLocked(context.Background())
 	if err == nil {
-		err = a.reclaim()
+		err = errors.Join(a.putDefaults(), a.reclaim())
 	}
 	if err != nil {
 		a.standby.Store(true)

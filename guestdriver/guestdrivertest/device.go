@@ -4,6 +4,7 @@ package guestdrivertest
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -30,10 +31,11 @@ type queue struct {
 }
 
 type listener struct {
-	id   uint64
-	q    int
-	port uint16
-	v6   bool
+	id      uint64
+	q       int
+	port    uint16
+	v6      bool
+	scalars map[abi.Attribute]uint64
 }
 
 type posted struct {
@@ -57,6 +59,7 @@ type conn struct {
 	finTold   bool
 	closing   uint32 // tag of a graceful termination
 	noReceive bool
+	scalars   map[abi.Attribute]uint64 // its own policies
 }
 
 // commandLocked does a queue command.
@@ -260,16 +263,30 @@ func (f *Fake) idLocked() uint64 {
 	return uint64(f.regs[abi.RegGeneration])<<48 | f.nextID
 }
 
-func (f *Fake) targetLocked(r abi.Fields) (abi.Target, abi.Status) {
-	t, _, ok := abi.NextTuple(f.bytesLocked(r.Base, int(r.Length)), 0)
-	if !ok || t.Attr != abi.AttrTarget {
-		return abi.Target{}, abi.StatusBadControlBuffer
+// targetLocked returns the first target of a request and the policies for it.
+func (f *Fake) targetLocked(r abi.Fields) (target abi.Target, scalars map[abi.Attribute]uint64, s abi.Status) {
+	buf := f.bytesLocked(r.Base, int(r.Length))
+	scalars = maps.Clone(f.scalars)
+	for at := 0; ; {
+		t, next, ok := abi.NextTuple(buf, at)
+		switch {
+		case !ok || !t.Set:
+			return target, nil, abi.StatusBadControlBuffer
+		case t.Attr == abi.AttrTarget:
+			target, s = abi.ParseTarget(t.Value)
+			return target, scalars, s
+		case len(t.Value) == 8:
+			if s := judge(t.Attr, binary.LittleEndian.Uint64(t.Value)); s != abi.StatusOK {
+				return target, nil, s
+			}
+			scalars[t.Attr] = binary.LittleEndian.Uint64(t.Value)
+		}
+		at = next
 	}
-	return abi.ParseTarget(t.Value)
 }
 
 func (f *Fake) connectLocked(qi int, q *queue, r abi.Fields) {
-	t, s := f.targetLocked(r)
+	t, scalars, s := f.targetLocked(r)
 	a := Answer(r, abi.TypeCompletion, s)
 	if s != abi.StatusOK {
 		f.answerLocked(qi, a)
@@ -281,11 +298,11 @@ func (f *Fake) connectLocked(qi int, q *queue, r abi.Fields) {
 	}
 	f.nextPort++
 	local := netip.AddrPortFrom(address(t.V6), f.nextPort)
-	c := &conn{id: f.idLocked(), q: qi, local: local, remote: t.Remote}
+	c := &conn{id: f.idLocked(), q: qi, local: local, remote: t.Remote, scalars: scalars}
 	if t.Remote.Port() == EchoPort {
 		c.peer = c
 	} else if l := f.listenerLocked(t.Remote.Port(), t.V6); l != nil {
-		p := &conn{id: f.idLocked(), q: l.q, local: t.Remote, remote: local, peer: c}
+		p := &conn{id: f.idLocked(), q: l.q, local: t.Remote, remote: local, peer: c, scalars: maps.Clone(l.scalars)}
 		c.peer = p
 		f.conns[p.id] = p
 		arrival := abi.Fields{
@@ -324,7 +341,7 @@ func (f *Fake) listenerLocked(port uint16, v6 bool) *listener {
 }
 
 func (f *Fake) listenLocked(qi int, r abi.Fields) {
-	t, s := f.targetLocked(r)
+	t, scalars, s := f.targetLocked(r)
 	port := t.Local.Port()
 	if port == 0 {
 		f.nextPort++
@@ -335,7 +352,7 @@ func (f *Fake) listenLocked(qi int, r abi.Fields) {
 	}
 	a := Answer(r, abi.TypeListenResponse, s)
 	if s == abi.StatusOK {
-		l := &listener{id: f.idLocked(), q: qi, port: port, v6: t.V6}
+		l := &listener{id: f.idLocked(), q: qi, port: port, v6: t.V6, scalars: scalars}
 		f.listeners[l.id] = l
 		a.Conn, a.Length = l.id, uint32(port)
 	}
@@ -451,74 +468,4 @@ func (f *Fake) moveLocked(c *conn) bool {
 		did = true
 	}
 	return did
-}
-
-// attributeLocked does the first tuple of an attribute control request.
-func (f *Fake) attributeLocked(qi int, c *conn, r abi.Fields) {
-	t := abi.TypeAdapterAttrs
-	if r.Type == abi.TypeConnectionAttr {
-		t = abi.TypeConnectionAttrs
-	}
-	buf := f.bytesLocked(r.Base, int(r.Length))
-	tu, _, ok := abi.NextTuple(buf, 0)
-	if !ok {
-		f.answerLocked(qi, Answer(r, t, abi.StatusBadControlBuffer))
-		return
-	}
-	if r.Type == abi.TypeConnectionAttr && r.Conn != 0 && c == nil {
-		f.answerLocked(qi, Answer(r, t, abi.StatusBadConnection))
-		return
-	}
-	s, v := f.valueLocked(c, tu.Attr)
-	length := uint32(len(v))
-	switch {
-	case s != abi.StatusOK:
-	case tu.Set && len(tu.Value) != 8:
-		s = abi.StatusReadOnly
-	case tu.Set:
-		f.scalars[tu.Attr] = binary.LittleEndian.Uint64(tu.Value)
-	case len(v) > len(tu.Value):
-		s = abi.StatusShortBuffer
-	default:
-		copy(tu.Value, v)
-	}
-	abi.PutTupleResult(buf[tu.Offset:], s, length)
-	a := Answer(r, t, abi.StatusOK)
-	if s != abi.StatusOK {
-		a.Aux = uint16(abi.StatusPartial)
-	}
-	f.answerLocked(qi, a)
-}
-
-func (f *Fake) valueLocked(c *conn, attr abi.Attribute) (abi.Status, []byte) {
-	addr := func(a netip.Addr, port uint16) []byte {
-		return abi.AppendAddress(nil, abi.Address{Addr: a, Prefix: uint8(a.BitLen()), Port: port})
-	}
-	switch attr {
-	case abi.AttrMAC:
-		return abi.StatusOK, []byte{0x52, 0x54, 0, 1, 2, 3}
-	case abi.AttrAddress4:
-		return abi.StatusOK, addr(address(false), 0)
-	case abi.AttrAddress6:
-		return abi.StatusOK, addr(address(true), 0)
-	case abi.AttrResolvers:
-		return abi.StatusOK, addr(netip.MustParseAddr("10.0.2.3"), 0)
-	case abi.AttrRoutes:
-		return abi.StatusOK, make([]byte, 6000) // longer than a driver expects
-	case abi.AttrCounters:
-		return abi.StatusOK, make([]byte, 8*abi.NumCounters)
-	case abi.AttrLocal:
-		if c != nil {
-			return abi.StatusOK, addr(c.local.Addr(), c.local.Port())
-		}
-	case abi.AttrRemote:
-		if c != nil {
-			return abi.StatusOK, addr(c.remote.Addr(), c.remote.Port())
-		}
-	case abi.AttrMTU, abi.AttrNagle, abi.AttrLinger, abi.AttrKeepalive, abi.AttrKeepaliveIdle,
-		abi.AttrKeepaliveInterval, abi.AttrReceiveWindow, abi.AttrSendBuffer,
-		abi.AttrGroup, abi.AttrGroupBy, abi.AttrPeekWait:
-		return abi.StatusOK, binary.LittleEndian.AppendUint64(nil, f.scalars[attr])
-	}
-	return abi.StatusUnknownAttribute, nil
 }
