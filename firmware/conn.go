@@ -84,20 +84,21 @@ type conn struct {
 
 	// Receiving.
 	buffers   requestList
-	room      uint64      // bytes that go into them
-	reads     int32       // of these, posted with ONCE
-	unread    bool        // bytes wait for such a one
-	delay     *delay      // nil: no byte has waited yet
-	delivered uint64      // skipped ones included
-	skipped   uint32      // because of SKIP, before the next buffer is begun
-	deaf      bool        // the host ended receiving
-	eos       bool        // the peer's FIN was reported
-	inRx      int32       // place in queue.rx, 0: none
-	inWait    int32       // place in queue.wait, 0: none
-	choice    *choice     // nil: bytes never waited for a buffer of its own
-	groupID   uint64      // of its buffer group; 0: not known, or none
-	squeezed  int32       // 1 + place in queue.squeezed: its window is closed; 0: it is not
-	hungry    atomic.Bool // while memory is short: bytes that come leave at once
+	room      uint64        // bytes that go into them
+	reads     int32         // of these, posted with ONCE
+	unread    bool          // bytes wait for such a one
+	delay     *delay        // nil: no byte has waited yet
+	delivered uint64        // skipped ones included
+	skipped   uint32        // because of SKIP, before the next buffer is begun
+	deaf      bool          // the host ended receiving
+	eos       bool          // the peer's FIN was reported
+	inRx      int32         // place in queue.rx, 0: none
+	inWait    int32         // place in queue.wait, 0: none
+	choice    *choice       // nil: bytes never waited for a buffer of its own
+	groupID   uint64        // of its buffer group; 0: not known, or none
+	squeezed  int32         // 1 + place in queue.squeezed: its window is closed; 0: it is not
+	fits      atomic.Uint64 // while memory is short: up to where in the stream bytes leave at once; 0: none do
+	lent      int           // bytes of queue.lent; of whom the engine counts for
 
 	// Ending.
 	terms   []target

@@ -26,6 +26,7 @@ type Firmware struct {
 	memory     memory
 	copies     atomic.Int64 // of sends, that queues have listed
 	keeping    keeping
+	holder     engine.Holder // nil: the engine does not tell what it holds
 	spill      spill
 	policy     policyClock
 	checking   atomic.Bool // CHECKER bit 0
@@ -72,8 +73,8 @@ func New(c Config) *Firmware {
 	}
 	f.resetAttributes()
 	if h, ok := c.Engine.(engine.Holder); ok {
-		f.memory.engine = h
-		h.Refuse(f.refuse)
+		f.holder = h
+		h.Account(account{f})
 	}
 	return f
 }
@@ -301,8 +302,8 @@ func (f *Firmware) Close() error {
 	defer f.mu.Unlock()
 	f.closed = true
 	f.resetLocked()
-	if h := f.memory.engine; h != nil {
-		h.Refuse(nil)
+	if f.holder != nil {
+		f.holder.Account(nil)
 	}
 	return nil
 }

@@ -2,11 +2,7 @@
 
 package firmware
 
-import (
-	"sync/atomic"
-
-	"toebox/firmware/engine"
-)
+import "sync/atomic"
 
 // What is charged to adapter memory (SPEC.md §14), in bytes.
 const (
@@ -19,34 +15,56 @@ const (
 // memory is the account of adapter memory (CE03): what is charged, and received
 // payload that the engine holds.
 type memory struct {
-	used   atomic.Int64
-	limit  atomic.Int64  // MEMORY_SIZE
-	engine engine.Holder // nil: it does not tell
+	charged atomic.Int64
+	used    atomic.Int64 // MEMORY_USED: what is charged, and payload
+	limit   atomic.Int64 // MEMORY_SIZE
 }
 
 // charge takes n bytes, or none and reports false.
-func (m *memory) charge(n int) bool { return m.take(n, m.payload()) }
+func (m *memory) charge(n int) bool {
+	for {
+		used := m.used.Load()
+		if used+int64(n) > m.limit.Load() {
+			return false
+		}
+		if m.used.CompareAndSwap(used, used+int64(n)) {
+			m.charged.Add(int64(n))
+			return true
+		}
+	}
+}
 
 // admit is charge for what lets the host take payload out of the adapter: that
 // must not wait for payload to go.
-func (m *memory) admit(n int) bool { return m.take(n, 0) }
-
-func (m *memory) take(n int, payload int64) bool {
-	if m.used.Add(int64(n))+payload > m.limit.Load() {
-		m.used.Add(-int64(n))
+func (m *memory) admit(n int) bool {
+	if m.charged.Add(int64(n)) > m.limit.Load() {
+		m.charged.Add(-int64(n))
 		return false
 	}
+	m.used.Add(int64(n))
 	return true
 }
 
-func (m *memory) release(n int) { m.used.Add(-int64(n)) }
-
-// payload is what the engine holds.
-func (m *memory) payload() int64 {
-	if m.engine == nil {
-		return 0
-	}
-	return max(0, m.engine.Held())
+func (m *memory) release(n int) {
+	m.charged.Add(-int64(n))
+	m.used.Add(-int64(n))
 }
 
-func (m *memory) load() uint64 { return uint64(max(0, m.used.Load()) + m.payload()) }
+// hold takes up to n bytes for payload, as far as no more than a mark is used then.
+func (m *memory) hold(n int, mark int64) int {
+	for {
+		used := m.used.Load()
+		k := min(int64(n), mark-used)
+		if k <= 0 {
+			return 0
+		}
+		if m.used.CompareAndSwap(used, used+k) {
+			return int(k)
+		}
+	}
+}
+
+// leave gives back n bytes of payload.
+func (m *memory) leave(n int) { m.used.Add(-int64(n)) }
+
+func (m *memory) load() uint64 { return uint64(max(0, m.used.Load())) }

@@ -42,6 +42,7 @@ type queue struct {
 
 	// Of any goroutine.
 	pending atomic.Bool   // look: set before a token goes into woken
+	lent    atomic.Int64  // bytes that are taken of transit
 	woken   chan struct{} // of capacity 1
 	ready   atomic.Pointer[conn]
 	bells   bells

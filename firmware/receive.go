@@ -269,6 +269,9 @@ func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 		c.skipped = 0
 		if !bulk {
 			r.conn.room -= uint64(n)
+			if r.conn != c && r.conn.fits.Load() != 0 {
+				q.feed(r.conn)
+			}
 		}
 		q.noteTold(c)
 		q.delivered(c, r, n)
@@ -352,7 +355,7 @@ func (q *queue) removeBuffer(r *request) {
 			r.conn.reads--
 		}
 		q.releaseHolder(r)
-		if r.conn.hungry.Load() {
+		if r.conn.fits.Load() != 0 {
 			q.feed(r.conn)
 		}
 	case r.group != nil:

@@ -25,28 +25,95 @@ func (f *Firmware) spillAt() int64 {
 	return limit / 4 * 3
 }
 
-// refuse is asked by the engine whether payload that arrives is to be dropped:
-// of connections that hold some already from half-way between the threshold and
-// the limit on, of others at 7/8 of that way. The rest is for what is under way, and
-// for those whose buffers it leaves by: they go on whatever others hold.
-func (f *Firmware) refuse(holding bool, s engine.Sink) bool {
-	used := int64(f.memory.load())
-	limit := f.memory.limit.Load()
-	room := limit - f.spillAt()
-	c, _ := s.(*conn)
-	switch hungry := c != nil && c.hungry.Load(); {
-	case hungry:
-		return holding && used > limit
-	case holding:
-		return used > limit-room/2
+// reserve is what payload leaves of a memory size to requests: those that take it
+// out must find room.
+const reserve = 64 // one part in so many
+
+// transit is what a queue has besides MEMORY_SIZE for bytes that leave at once, so
+// that connections with buffers go on whatever others hold.
+const transit = 64 << 10
+
+// places is how many buffers of a connection count for what leaves at once: more
+// take their place as they are filled.
+const places = 8
+
+// account is where the engine counts the payload that it holds.
+type account struct{ fw *Firmware }
+
+// Admit takes of a stream as much as there is room for: for connections that hold
+// some up to half-way between the threshold and the limit, for others up to 7/8 of
+// that way, for bytes that leave at once all but the reserve, and transit.
+func (x account) Admit(a engine.Arrival) int {
+	m := &x.fw.memory
+	limit := m.limit.Load()
+	rest, most := limit-x.fw.spillAt(), limit-limit/reserve
+	mark := limit - rest/2
+	if a.Held == 0 && (a.Sink != nil || a.Datagram) {
+		mark = limit - rest/8
 	}
-	return used > limit-room/8
+	n := m.hold(a.Bytes, min(mark, most))
+	c, _ := a.Sink.(*conn)
+	switch {
+	case n == a.Bytes:
+		return n
+	case a.Datagram:
+		m.leave(n)
+		return 0
+	case c == nil || a.Gap:
+		return n
+	}
+	at := a.At + uint64(n)
+	fits := c.fits.Load()
+	if fits <= at {
+		return n
+	}
+	more := int(min(uint64(a.Bytes-n), fits-at))
+	k := m.hold(more, most)
+	return n + k + c.lend(more-k)
 }
 
-// feed notes, while memory is short, whether bytes of c leave at once.
+// lend takes up to n bytes of the queue's transit. The engine asks for one
+// connection at a time, and so it does when bytes leave.
+func (c *conn) lend(n int) int {
+	for {
+		lent := c.q.lent.Load()
+		k := min(int64(n), transit-lent)
+		if k <= 0 {
+			return 0
+		}
+		if c.q.lent.CompareAndSwap(lent, lent+k) {
+			c.lent += int(k)
+			return int(k)
+		}
+	}
+}
+
+// Release gives back what n bytes took: transit first.
+func (x account) Release(n int, s engine.Sink) {
+	if c, _ := s.(*conn); c != nil && n > 0 && c.lent > 0 {
+		k := min(n, c.lent)
+		c.lent -= k
+		c.q.lent.Add(-int64(k))
+		n -= k
+	}
+	x.fw.memory.leave(n)
+}
+
+// feed notes, while memory is short, up to where in the stream the bytes of c leave
+// at once.
 func (q *queue) feed(c *conn) {
-	r := c.buffers.front
-	c.hungry.Store(q.spills && !q.jammed && r != nil && r.flags&abi.FlagPeek == 0 && !c.awaitsRead())
+	at := c.delivered
+	if q.spills && !q.jammed && !c.awaitsRead() {
+		r := c.buffers.front
+		for n := 0; n < places && r != nil && !r.special(); n++ {
+			at += r.wants()
+			r = r.next
+		}
+	}
+	if at == c.delivered {
+		at = 0
+	}
+	c.fits.Store(at)
 }
 
 // watchMemory notes that memory went above the threshold, or as far below as 1/8

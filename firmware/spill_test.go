@@ -97,26 +97,15 @@ func TestSpillWindows(t *testing.T) {
 	if n := window(t, idle); n != 512<<10 {
 		t.Errorf("window %d of a connection without payload", n)
 	}
-	if r.fake.Refuses(true, nil) || r.fake.Refuses(false, nil) {
-		t.Errorf("payload is refused at the threshold")
-	}
 	// A window that the host sets meanwhile holds afterwards.
 	r.attributes(id, 1, abi.AppendSetScalar(nil, 0x0207, 300_000))
 	if n := window(t, ep); n != 64<<10 {
 		t.Errorf("window %d after a set of RECEIVE_WINDOW", n)
 	}
-	// Refused from half-way to the limit on, of others at 7/8 of it.
-	ep.Deliver(make([]byte, 40_000))
-	if !r.fake.Refuses(true, nil) || r.fake.Refuses(false, nil) {
-		t.Errorf("half-way to the limit payload of those that hold some: refused %t, of others %t", r.fake.Refuses(true, nil), r.fake.Refuses(false, nil))
-	}
-	ep.Deliver(make([]byte, 30_000))
-	if !r.fake.Refuses(false, nil) {
-		t.Errorf("payload of others is not refused at 7/8 of the way to the limit")
-	}
+	ep.Deliver(make([]byte, 70_000))
 	r.settle()
 
-	b := r.buffer(abi.TypeBufferAvailable, 0, 20_001+40_000+30_000)
+	b := r.buffer(abi.TypeBufferAvailable, 0, 20_001+70_000)
 	r.post(b)
 	r.expect(abi.Fields{Type: abi.TypeBufferReceive, Flags: abi.FlagFinal, Tag: b.Tag, Conn: id, Base: b.Base, Length: b.Length})
 	r.wantCounter(abi.CounterSpilledBytes, uint64(b.Length))
@@ -133,43 +122,129 @@ func TestSpillWindows(t *testing.T) {
 	r.wantCounter(abi.CounterMemoryShort, 1)
 }
 
-// TestSpillHungry: payload of a connection with a buffer of its own is taken
-// whatever others hold, and no longer than that, nor while the host takes no
-// responses.
-func TestSpillHungry(t *testing.T) {
+// TestSpillTakes: payload is taken as far as there is room for it: half-way to the
+// limit for a connection that holds some, 7/8 of that way for one that holds none.
+func TestSpillTakes(t *testing.T) {
 	r := newRig(t, 4)
-	early, first := r.connectWith(scalars())
-	id, ep := r.connectWith(scalars())
-	reads, unread := r.connectWith(scalars(0x0239, 1)) // DMA_WHEN
 	_, full := r.connectWith(scalars())
-	r.post(r.buffer(abi.TypeBufferAvailable, early, 50_000))
-	r.settle()
-	refused := func(what string, ep *enginetest.Endpoint, holding, want bool) {
+	_, ep := r.connectWith(scalars())
+	_, other := r.connectWith(scalars())
+	r.headroom(20_000, 100_000)
+	used := r.counter(abi.CounterMemoryUsed)
+	takes := func(what string, ep *enginetest.Endpoint, n, want int) {
 		t.Helper()
-		r.settle()
-		if got := r.fake.Refuses(holding, ep); got != want {
-			t.Errorf("%s: refused %t, holding %t", what, got, holding)
+		if got := ep.Arrives(n, false); got != want {
+			t.Errorf("%s: %d of %d bytes taken, not %d", what, got, n, want)
 		}
 	}
-	r.headroom(8000, 20_000)
-	full.Deliver(make([]byte, 19_500))
-	refused("nothing posted", ep, false, true)
-	refused("a buffer posted before", first, false, false)
-	refused("a buffer posted before", first, true, false)
-	b := r.buffer(abi.TypeBufferAvailable, id, 1000)
-	r.post(b)
-	refused("a buffer posted", ep, false, false)
-	refused("a buffer posted", ep, true, false)
-	r.post(r.buffer(abi.TypeBufferAvailable, reads, 1000))
-	refused("a buffer that waits for a read", unread, false, true)
-	full.Deliver(make([]byte, 501))
-	refused("no memory", ep, false, false)
-	refused("no memory", ep, true, true)
-	ep.Deliver(make([]byte, 1000))
-	if got := r.next(); got.Tag != b.Tag || got.Length != 1000 {
-		t.Fatalf("delivery %+v", got)
+	takes("the first payload", full, 10_000, 10_000)
+	takes("more of it", full, 60_000, 50_000)
+	takes("half-way to the limit", full, 1, 0)
+	takes("of one that holds none", ep, 29_999, 29_999)
+	takes("of one that holds none, as much as is left", other, 2, 1)
+	takes("7/8 of the way", r.fake.Last(), 1, 0)
+	r.wantCounter(abi.CounterMemoryUsed, used+90_000)
+}
+
+// TestSpillReserve: whatever the threshold, payload leaves 1/64 of memory to
+// requests.
+func TestSpillReserve(t *testing.T) {
+	r := newRig(t, 4)
+	_, ep := r.connectWith(scalars())
+	_, other := r.connectWith(scalars())
+	r.headroom(100_000, 100_000)
+	used := r.counter(abi.CounterMemoryUsed)
+	limit := used + 100_000
+	room := int(limit - limit/64 - used)
+	if n := ep.Arrives(50_000, false); n != 50_000 {
+		t.Errorf("%d bytes taken", n)
 	}
-	refused("the buffer is full", ep, false, true)
+	if n := other.Arrives(100_000, false); n != room-50_000 {
+		t.Errorf("%d bytes taken, not %d", n, room-50_000)
+	}
+	r.wantCounter(abi.CounterMemoryUsed, limit-limit/64)
+}
+
+// TestSpillHungry: bytes that go at once into buffers of their connection are taken
+// whatever others hold, 64 KiB of a queue at a time, though memory is full; and no
+// byte more, nor while the host takes no responses.
+func TestSpillHungry(t *testing.T) {
+	const conns = 4
+	r := newRig(t, 4)
+	var ids []uint64
+	var eps []*enginetest.Endpoint
+	for range conns {
+		id, ep := r.connectWith(scalars())
+		ids, eps = append(ids, id), append(eps, ep)
+	}
+	reads, unread := r.connectWith(scalars(0x0239, 1)) // DMA_WHEN
+	peeks, unseen := r.connectWith(scalars())
+	_, full := r.connectWith(scalars())
+	early := r.buffer(abi.TypeBufferAvailable, ids[0], 100_000)
+	r.post(early)
+	r.settle()
+	r.headroom(8000, 20_000)
+	full.Deliver(make([]byte, 20_000))
+	r.settle()
+	takes := func(what string, ep *enginetest.Endpoint, n, want int) {
+		t.Helper()
+		if got := ep.Arrives(n, false); got != want {
+			t.Errorf("%s: %d of %d bytes taken, not %d", what, got, n, want)
+		}
+	}
+	delivered := func(what string, b abi.Fields, at, n uint32) {
+		t.Helper()
+		if got := r.next(); got.Tag != b.Tag || got.Offset != at || got.Length != n {
+			t.Fatalf("%s: %+v", what, got)
+		}
+	}
+	takes("nothing posted", eps[1], 1, 0)
+	takes("a buffer posted before", eps[0], 1000, 1000)
+	delivered("a buffer posted before", early, 0, 1000)
+	for i, id := range ids[1:] {
+		r.post(r.buffer(abi.TypeBufferAvailable, id, 1000))
+		r.settle()
+		takes("a buffer posted", eps[i+1], 1100, 1000)
+		r.next()
+		takes("the buffer is full", eps[i+1], 1, 0)
+	}
+	if got := eps[0].Arrives(1000, true); got != 0 {
+		t.Errorf("%d bytes taken behind others that are missing", got)
+	}
+	r.post(r.buffer(abi.TypeBufferAvailable, reads, 1000))
+	b := r.buffer(abi.TypeBufferAvailable, peeks, 1000)
+	b.Flags = abi.FlagPeek
+	r.post(b)
+	r.settle()
+	takes("a buffer that waits for a read", unread, 1, 0)
+	takes("a buffer that peeks", unseen, 1, 0)
+
+	// All at once: the queue has 64 KiB, which is enough for all of it in turn.
+	for _, id := range ids {
+		r.post(r.buffer(abi.TypeBufferAvailable, id, 1<<16))
+	}
+	r.settle()
+	used := r.counter(abi.CounterMemoryUsed)
+	left := [conns]int{}
+	for i := range left {
+		left[i] = 1 << 16
+	}
+	total := uint32(0)
+	err := r.Wait("bytes of all connections", func() bool {
+		for i := range left {
+			left[i] -= eps[i].Arrives(left[i], false)
+		}
+		if n := r.counter(abi.CounterMemoryUsed); n > used {
+			t.Fatalf("%d bytes in use, %d before", n, used)
+		}
+		for _, f := range r.Pending() {
+			total += f.Length
+		}
+		return total == conns<<16
+	})
+	if err != nil {
+		t.Fatalf("%v: %d bytes told, left %v", err, total, left)
+	}
 	for range 16 + 4096 {
 		if err := r.Wait("room", r.Room); err != nil {
 			t.Fatal(err)
@@ -178,13 +253,16 @@ func TestSpillHungry(t *testing.T) {
 		r.Publish(abi.Fields{Type: 9, Tag: r.Tag()})
 		r.Ring(old)
 	}
-	if err := r.Wait("a stalled queue to refuse", func() bool { return r.fake.Refuses(false, first) }); err != nil {
+	if err := r.Wait("a stalled queue", func() bool { return r.fw.QueueStatus(0).Held >= 4096 }); err != nil {
+		t.Fatal(err)
+	}
+	err = r.Wait("a stalled queue to take nothing", func() bool { return eps[0].Arrives(1, false) == 0 })
+	if err != nil {
 		t.Fatal(err)
 	}
 	for range 16 + 4096 {
 		r.next()
 	}
-	refused("the host takes responses", first, false, false)
 }
 
 // TestSpillRequests: payload that fills memory keeps out connections, not the

@@ -213,6 +213,7 @@ func Tests() []*Test {
 		{Name: "TestMM13_Overflow", IDs: ids("MM13", "IF12"), Needs: bulk, Func: TestMM13_Overflow},
 		{Name: "TestMM13_HostStops", IDs: ids("MM13", "IF12"), Needs: bulk, Limit: time.Minute, Func: TestMM13_HostStops},
 		{Name: "TestMM13_Others", IDs: ids("MM13"), Needs: bulk, Func: TestMM13_Others},
+		{Name: "TestMM13_Limit", IDs: ids("MM13"), Needs: bulk, Func: TestMM13_Limit},
 		{Name: "TestMM13_Refuse", IDs: ids("MM13"), Needs: bulk, Func: TestMM13_Refuse},
 		{Name: "TestMM13_Spill", IDs: ids("MM13"), Needs: peer, Func: TestMM13_Spill},
 		{Name: "TestMM14_CompletionPoint", IDs: ids("MM14"), Needs: peer, Func: TestMM14_CompletionPoint},

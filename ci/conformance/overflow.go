@@ -254,3 +254,65 @@ func TestMM13_Others(t *T) {
 	want(t, "memory is as full as before", r.scalar(reqAdapter, 0, memoryUsed) >= used, true)
 	r.finish(id)
 }
+
+// TestMM13_Limit: what the host does not read fills memory, and then many
+// connections whose buffers are posted get payload at the same time: all of it
+// arrives, and memory stays within its limit.
+func TestMM13_Limit(t *T) {
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	const full, fill, conns, total = 2, 60_000, 8, 200_000
+	for i := range full {
+		_, id := r.serve(Script{{Op: OpSend, N: fill, Seed: uint64(i)}, {Op: OpDiscard}}, attr(receiveWindow, 64<<10))
+		t.until("bytes that nobody reads", func() bool { return r.scalar(reqConnAttr, id, bytesReceived) == fill })
+	}
+	type stream struct {
+		peer   Session
+		memory guestdriver.DMA
+		tag    uint32
+		at     uint32
+	}
+	streams := make(map[uint64]*stream)
+	for i := range conns {
+		p, id := r.serve(Script{{Op: OpWait}, {Op: OpSend, N: total, Seed: uint64(50 + i)}, {Op: OpDiscard}})
+		m := r.buffer(total)
+		streams[id] = &stream{peer: p, memory: m, tag: r.available(id, m, 0)}
+	}
+	// All but what the adapter keeps for requests is in use.
+	used := r.scalar(reqAdapter, 0, memoryUsed)
+	limit := (used*64 + 62) / 63
+	d, _ := r.attrs(reqAdapter, 0, new(ctl).set(spillThreshold, used-full*fill).set(memorySize, limit))
+	must(t, "status of the set of memory", d.Aux, stOK)
+	for _, s := range streams {
+		check(t, "peer: signal", s.peer.Signal(t.ctx))
+	}
+	peak := uint64(0)
+	for left := conns * total; left > 0; {
+		for range 20 {
+			n := c.counter(ctrMemoryUsed)
+			if peak = max(peak, n); n > limit {
+				t.Fatalf("MEMORY_USED is %d, the limit %d", n, limit)
+			}
+		}
+		d := r.take("a delivery", func(d desc) bool { return d.Type == rspReceive })
+		s := streams[d.Conn]
+		if s == nil || d.Tag != s.tag || d.Aux != stOK || d.Offset != s.at || d.Length == 0 {
+			t.Fatalf("delivery: %v", d)
+		}
+		s.at += d.Length
+		left -= int(d.Length)
+	}
+	t.Logf("MEMORY_USED was at most %d of %d", peak, limit)
+	expect := make([]byte, total)
+	for i := range conns {
+		Payload(expect, uint64(50+i), 0)
+		found := false
+		for _, s := range streams {
+			found = found || bytes.Equal(s.memory.Bytes, expect)
+		}
+		want(t, "bytes of a connection are right", found, true)
+	}
+	for id := range streams {
+		r.finish(id)
+	}
+}

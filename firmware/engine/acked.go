@@ -102,7 +102,8 @@ func (t *connTable) observe(state *tcp.TCPEndpointState) {
 // observe runs with the endpoint's lock held, so that what Read has delivered
 // and what waits to be read belong together.
 func (c *conn) observe(state *tcp.TCPEndpointState) {
-	snd := &state.Sender
+	snd, rcv := &state.Sender, &state.Receiver
+	sink := c.reportsTo()
 	c.ackMu.Lock()
 	var ev Events
 	if c.acks.advance(uint32(snd.SndUna)) {
@@ -113,10 +114,12 @@ func (c *conn) observe(state *tcp.TCPEndpointState) {
 	p.cwnd = uint32(max(snd.SndCwnd, 0))
 	p.sendWindow = uint32(snd.SndWnd)
 	p.rtt, p.rttVar, p.rto = snd.RTTState.SRTT, snd.RTTState.RTTVar, snd.RTO
-	if n := c.delivered.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0)); n > p.received {
-		c.receivedLocked(n)
+	n := c.delivered.Load() + uint64(max(state.RcvBufState.RcvBufUsed, 0))
+	if n > p.received {
 		ev |= EventReadable
 	}
+	c.intake.taken(uint32(rcv.RcvNxt), uint32(rcv.RcvAcc), rcv.PendingBufUsed > 0, state.RcvBufState.RcvClosed)
+	c.arrivedLocked(n, sink)
 	if state.RcvBufState.RcvClosed && !c.peerClosed {
 		c.peerClosed = true
 		ev |= EventReadable

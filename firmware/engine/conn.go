@@ -45,6 +45,7 @@ type conn struct {
 	ackMu      sync.Mutex // may be taken with the stack's lock held, and calls nothing
 	acks       ackCounter
 	progress   progress
+	intake     intake
 	settled    bool // it has ended, and holds nothing any more
 	peerClosed bool // its FIN is here
 	finished   bool // both directions are done, though the stack waits
@@ -207,8 +208,9 @@ func (c *conn) list() {
 	c.engine.conns.add(id, c)
 	waiting, err := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if err == nil && waiting > 0 {
+		s := c.reportsTo()
 		c.ackMu.Lock()
-		c.receivedLocked(max(c.progress.received, uint64(waiting)))
+		c.arrivedLocked(uint64(waiting), s)
 		c.ackMu.Unlock()
 	}
 	if isConnected(c.state()) {

@@ -126,18 +126,19 @@ func (d *datagram) arrive(p packet) {
 	d.queueMu.Lock()
 	defer d.queueMu.Unlock()
 	cost := len(p.payload) + datagramOverhead
-	if d.noRead.Load() || d.held >= d.window || d.engine.hold.full(d.held > 0, nil) || d.remote.IsValid() && p.from != d.remote {
+	if d.noRead.Load() || d.held >= d.window || d.remote.IsValid() && p.from != d.remote ||
+		d.engine.hold.admit(Arrival{Bytes: cost, Held: d.held, Datagram: true}) == 0 {
 		d.engine.datagramsDropped.Add(1)
 		return
 	}
 	d.queue = append(d.queue, p)
-	d.holdLocked(cost)
+	d.held += cost
 }
 
 // holdLocked counts what the queue holds more.
 func (d *datagram) holdLocked(n int) {
 	d.held += n
-	d.engine.hold.bytes.Add(int64(n))
+	d.engine.hold.release(-n, nil)
 }
 
 // popLocked takes the oldest datagram out of the queue.

@@ -477,21 +477,22 @@ func (g *gates) inbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) v
 	return pass
 }
 
-// stripped is the packet that starts with b without its payload and FIN. Its TCP
-// checksum is not set.
-func stripped(proto tcpip.NetworkProtocolNumber, b []byte, size int) []byte {
+// stripped is the packet b of size bytes without its FIN, with the first keep
+// bytes of its payload. Its TCP checksum is not set.
+func stripped(proto tcpip.NetworkProtocolNumber, b []byte, size, keep int) []byte {
 	s, ok := parseInbound(proto, b, size)
 	if !ok {
 		return nil
 	}
-	out := append(append([]byte(nil), b[:s.at]...), s.tcp...)
+	keep = min(keep, s.payload)
+	out := append([]byte(nil), b[:s.at+len(s.tcp)+keep]...)
 	if proto == header.IPv4ProtocolNumber {
 		h := header.IPv4(out)
 		h.SetTotalLength(uint16(len(out)))
 		h.SetChecksum(0)
 		h.SetChecksum(^h.CalculateChecksum())
 	} else {
-		header.IPv6(out).SetPayloadLength(uint16(len(s.tcp)))
+		header.IPv6(out).SetPayloadLength(uint16(len(s.tcp) + keep))
 	}
 	t := header.TCP(out[s.at:])
 	t.SetFlags(uint8(t.Flags() &^ (header.TCPFlagFin | header.TCPFlagPsh)))

@@ -97,7 +97,7 @@ func FuzzGate(f *testing.F) {
 				t.Errorf("the checksum was good: %v, is not so now", valid)
 			}
 			if v == strip {
-				s, ok := parseInbound(proto, stripped(proto, p, len(p)), len(p))
+				s, ok := parseInbound(proto, stripped(proto, p, len(p), 0), len(p))
 				if !ok || !s.bare() {
 					t.Errorf("stripped to %+v", s)
 				}

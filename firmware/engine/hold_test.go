@@ -4,7 +4,10 @@ package engine_test
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
+	"net/netip"
+	"sync"
 	"testing"
 
 	"toebox/firmware/engine"
@@ -48,32 +51,95 @@ func TestHeld(t *testing.T) {
 	held(server, "nothing after the connection's end", 0)
 }
 
-// TestRefuse drops payload that there is no room for: what is held stays within
-// the bound, but for what is under way, and no byte is lost when there is room.
-func TestRefuse(t *testing.T) {
-	const total, bound = 1 << 20, 100_000
-	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
-	h := a.Engine.(engine.Holder)
-	h.Refuse(func(holding bool, _ engine.Sink) bool { return holding && h.Held() >= bound })
-	client, server := connected(t, a, b)
-	all := make([]byte, total)
-	random := rand.NewChaCha8([32]byte{9})
-	_, _ = random.Read(all)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		send(t, client, all)
-	}()
-	for over := newLimit(); a.Stats().SegmentsRefused == 0; yield() {
-		if over() {
-			t.Fatalf("no payload was refused, and %d bytes are held", h.Held())
-		}
+// bounded is an account that takes no more than a limit.
+type bounded struct {
+	mu          sync.Mutex
+	limit       int
+	total, peak int
+}
+
+func (b *bounded) Admit(a engine.Arrival) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := min(a.Bytes, b.limit-b.total)
+	if n < 0 || a.Datagram && n < a.Bytes {
+		n = 0
 	}
-	if n := h.Held(); n < bound || n > bound+4*65536 {
-		t.Errorf("%d bytes are held, the bound is %d", n, bound)
+	b.total += n
+	b.peak = max(b.peak, b.total)
+	return n
+}
+
+func (b *bounded) Release(n int, _ engine.Sink) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.total -= n
+	b.peak = max(b.peak, b.total)
+}
+
+func (b *bounded) used() (total, peak int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.total, b.peak
+}
+
+// TestAdmit takes payload as far as there is room, over a wire that loses and
+// reorders: the bound is never passed, and no byte is lost.
+func TestAdmit(t *testing.T) {
+	const total, bound, conns = 300_000, 50_000, 3
+	for _, c := range []struct {
+		name string
+		opts enginetest.PipeOptions
+	}{{name: "clean"}, {"lossy", enginetest.PipeOptions{Loss: 0.01, Reorder: 0.02, Seed: 5}}} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := twoEngines(t, c.opts, nil)
+			account := &bounded{limit: bound}
+			a.Engine.(engine.Holder).Account(account)
+			all := make([]byte, total)
+			_, _ = rand.NewChaCha8([32]byte{9}).Read(all)
+			var servers []peer
+			var senders sync.WaitGroup
+			l := listen(t, a, false, 80, 16)
+			for range conns {
+				client := connect(t, b, false, netip.AddrPortFrom(a.v4, 80))
+				servers = append(servers, accept(t, l))
+				senders.Go(func() { send(t, client, all) })
+			}
+			for over := newLimit(); a.Stats().SegmentsRefused == 0; yield() {
+				if over() {
+					t.Fatalf("no payload was refused, and %d bytes are held", a.Engine.(engine.Holder).Held())
+				}
+			}
+			var got [conns][]byte
+			read := 0
+			for over := newLimit(); read < conns*total; yield() {
+				for i, s := range servers {
+					n, err := s.Read(total, func(p []byte) int { got[i] = append(got[i], p...); return len(p) })
+					if read += n; n > 0 {
+						over = newLimit()
+					} else if !errors.Is(err, engine.ErrWouldBlock) {
+						t.Fatalf("read: %v", err)
+					}
+				}
+				if over() {
+					t.Fatalf("%d of %d bytes came", read, conns*total)
+				}
+			}
+			for i := range got {
+				if !bytes.Equal(got[i], all) {
+					t.Errorf("stream %d differs", i)
+				}
+			}
+			senders.Wait()
+			for _, s := range servers {
+				s.ev.until(t, "nothing to be held", func() bool { n, _ := account.used(); return n == 0 })
+			}
+			if _, peak := account.used(); peak > bound || peak < bound/2 {
+				t.Errorf("%d bytes were held, the bound is %d", peak, bound)
+			}
+			if n := a.Engine.(engine.Holder).Held(); n != 0 {
+				t.Errorf("%d bytes are held in the end", n)
+			}
+		})
 	}
-	if got := receive(t, server, total); !bytes.Equal(got, all) {
-		t.Errorf("the stream differs")
-	}
-	<-done
 }

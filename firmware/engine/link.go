@@ -29,10 +29,10 @@ type link struct {
 	inbound    atomic.Pointer[inbound]
 	batches    sync.Pool // of *batch
 	gates      gates
-	refuses    func(tcpip.NetworkProtocolNumber, []byte, int) bool // set before the port is attached
-	unclock    func(tcpip.NetworkProtocolNumber, []byte, int)      // likewise
-	receiving  sync.RWMutex                                        // held for reading while frames are received
-	deaf       atomic.Bool                                         // what arrives is not heard
+	judge      func(tcpip.NetworkProtocolNumber, []byte, int) (int, bool) // set before the port is attached
+	unclock    func(tcpip.NetworkProtocolNumber, []byte, int)             // likewise
+	receiving  sync.RWMutex                                               // held for reading while frames are received
+	deaf       atomic.Bool                                                // what arrives is not heard
 	stats      linkStats
 }
 
@@ -209,10 +209,12 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		n := viewSize(left)
 		v := buffer.NewViewSize(n)
 		src.copyTo(v.AsSlice())
-		if left == size-len(eth) && l.refuses != nil && l.refuses(proto, v.AsSlice(), left) {
-			l.receiveStripped(proto, f, vouched)
-			v.Release()
-			return
+		if left == size-len(eth) && l.judge != nil {
+			if keep, cut := l.judge(proto, v.AsSlice(), left); cut {
+				l.receiveStripped(proto, f, vouched, keep)
+				v.Release()
+				return
+			}
 		}
 		if left == size-len(eth) && l.unclock != nil {
 			l.unclock(proto, v.AsSlice(), left)
@@ -220,7 +222,7 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 		if left == size-len(eth) && !l.gates.idle() {
 			switch l.gates.inbound(proto, v.AsSlice(), left) {
 			case strip:
-				l.receiveStripped(proto, f, vouched)
+				l.receiveStripped(proto, f, vouched, 0)
 				fallthrough
 			case drop:
 				v.Release()
@@ -249,8 +251,9 @@ func (l *link) receiveOne(in *inbound, f *Frame) {
 	}
 }
 
-// receiveStripped lets the stack see what a segment acknowledges, and no more.
-func (l *link) receiveStripped(proto tcpip.NetworkProtocolNumber, f *Frame, vouched bool) {
+// receiveStripped lets the stack see what a segment acknowledges, and the first
+// keep bytes of its payload.
+func (l *link) receiveStripped(proto tcpip.NetworkProtocolNumber, f *Frame, vouched bool, keep int) {
 	b := make([]byte, f.Len())
 	src := pieces{list: f.Data}
 	src.copyTo(b)
@@ -258,7 +261,7 @@ func (l *link) receiveStripped(proto tcpip.NetworkProtocolNumber, f *Frame, vouc
 	if proto == header.IPv4ProtocolNumber && !headerChecksumValid(b) || !vouched && !checksumValid(proto, b) {
 		return
 	}
-	if b = stripped(proto, b, len(b)); b != nil && l.gates.inbound(proto, b, len(b)) == pass {
+	if b = stripped(proto, b, len(b), keep); b != nil && l.gates.inbound(proto, b, len(b)) == pass {
 		l.loopBack(proto, b)
 	}
 }

@@ -103,7 +103,7 @@ func New(cfg Config) (Engine, error) {
 	n.stack = stack.New(opts)
 	n.link.gates.stack = n.stack
 	n.announcer.link, n.announcer.after = n.link, n.stack.Clock().AfterFunc
-	n.link.refuses, n.link.unclock = n.refuses, n.unclock
+	n.link.judge, n.link.unclock = n.judge, n.unclock
 	if cfg.Hush > 0 {
 		n.link.gates.quiet(cfg.Hush)
 	}

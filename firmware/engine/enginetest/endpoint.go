@@ -107,10 +107,15 @@ func (p *Endpoint) deliverLocked(from netip.AddrPort, b []byte) {
 	if p.fin || p.failure != nil || p.ended {
 		return
 	}
+	p.holdLocked(len(b))
+	p.takeLocked(from, b)
+}
+
+// takeLocked queues bytes that are counted.
+func (p *Endpoint) takeLocked(from netip.AddrPort, b []byte) {
 	p.counts.Received += uint64(len(b))
 	p.counts.SegmentsRecvd++
 	p.received = append(p.received, append([]byte(nil), b...))
-	p.holdLocked(len(b))
 	p.from = append(p.from, from)
 	p.notifyLocked(engine.EventReadable)
 }

@@ -18,8 +18,8 @@ type Engine struct {
 	// or [Endpoint.Fail] at once. Set it before the engine is used.
 	OnConnect func(*Endpoint)
 
-	held   atomic.Int64
-	refuse atomic.Pointer[func(bool, engine.Sink) bool]
+	held    atomic.Int64
+	account atomic.Pointer[engine.Account]
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -61,23 +61,32 @@ func NewEngine() *Engine {
 // Held is what has arrived and was not read.
 func (e *Engine) Held() int64 { return e.held.Load() }
 
-// Refuse sets who is asked by [Engine.Refuses].
-func (e *Engine) Refuse(f func(holding bool, s engine.Sink) bool) { e.refuse.Store(&f) }
+// Account sets where payload counts, and who is asked by [Endpoint.Arrives].
+func (e *Engine) Account(a engine.Account) { e.account.Store(&a) }
 
-// Refuses asks whether payload that arrives for p, or for none, would be refused;
-// the fake itself never asks.
-func (e *Engine) Refuses(holding bool, p *Endpoint) bool {
-	f := e.refuse.Load()
-	if f == nil || *f == nil {
-		return false
-	}
-	if p == nil {
-		return (*f)(holding, nil)
-	}
+// Arrives delivers as many of n bytes of a stream as the engine's account takes,
+// and returns how many those are. [Endpoint.Deliver] asks nobody.
+func (p *Endpoint) Arrives(n int, gap bool) int {
 	p.mu.Lock()
-	s := p.sink
-	p.mu.Unlock()
-	return (*f)(holding, s)
+	defer p.mu.Unlock()
+	a := p.engine.accounts()
+	if p.fin || p.failure != nil || p.ended || a == nil {
+		return 0
+	}
+	n = a.Admit(engine.Arrival{Bytes: n, Held: p.held, At: p.counts.Received, Gap: gap, Sink: p.sink})
+	if n > 0 {
+		p.held += n
+		p.engine.held.Add(int64(n))
+		p.takeLocked(p.remote, make([]byte, n))
+	}
+	return n
+}
+
+func (e *Engine) accounts() engine.Account {
+	if a := e.account.Load(); a != nil {
+		return *a
+	}
+	return nil
 }
 
 // holdLocked counts bytes that have arrived, or were read.
@@ -85,6 +94,9 @@ func (p *Endpoint) holdLocked(n int) {
 	if n < 0 || !p.ended {
 		p.held += n
 		p.engine.held.Add(int64(n))
+		if a := p.engine.accounts(); a != nil {
+			a.Release(-n, p.sink)
+		}
 	}
 }
 
