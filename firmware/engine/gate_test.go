@@ -96,6 +96,13 @@ func FuzzGate(f *testing.F) {
 			if v == pass && checksumValid(proto, p) != valid {
 				t.Errorf("the checksum was good: %v, is not so now", valid)
 			}
+			if s, ok := parseInbound(proto, p, len(p)); ok {
+				keep := min(int(kind), s.payload)
+				c, whole := parseInbound(proto, stripped(proto, p, len(p), int(kind)), len(p))
+				if !whole || c.payload != keep || c.is(header.TCPFlagFin) {
+					t.Errorf("%d of %d bytes left: %+v", keep, s.payload, c)
+				}
+			}
 			if v == strip {
 				s, ok := parseInbound(proto, stripped(proto, p, len(p), 0), len(p))
 				if !ok || !s.bare() {
