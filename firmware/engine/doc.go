@@ -25,7 +25,7 @@
 //
 // Received bytes that nobody reads stay with the engine and close the window
 // (1 MiB at first, 16 MiB at most, charged by the memory behind them); [Holder]
-// says how many they are, and lets the owner refuse more. Queued
+// says how many they are, and lets the owner take fewer. Queued
 // bytes stay until the peer acknowledges them, up to [OptSendBuffer]. After
 // Close a connection lives on without its owner until the peer has everything,
 // then for [Config.TimeWait]; a peer that never sends its FIN is given up after
