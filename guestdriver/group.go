@@ -87,6 +87,8 @@ func (g *Group) Failover(ctx context.Context, a *Adapter) error {
 	a.write(abi.RegControl, abi.ControlRun|abi.ControlStop)
 	err := pollUntil(ctx, func() bool {
 		a.check()
+		a.life.Lock() // whoever takes over has all of it when that ends
+		defer a.life.Unlock()
 		return a.host.takenOver.Load() != before || a.works() && a.read(abi.RegStatus)&abi.StatusRunning != 0
 	})
 	switch {

@@ -52,7 +52,10 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 	from.disown()
 	from.standby.Store(true)
 	from.host.takenOver.Add(1)
-	again := from.moveListeners(to)
+	// Before the connections: a peer that has heard of one, or of its end, may connect.
+	for _, l := range from.moveListeners(to) {
+		l.again()
+	}
 	moved := from.moveConns(to)
 	// In goroutines of their own: the answers may need this one.
 	for ln, list := range moved {
@@ -66,9 +69,6 @@ func (g *Group) takeOver(from *Adapter, cause error, ended map[uint64]endpoint) 
 		from.workers.Go(func() { p.reopen(to) })
 	}
 	from.workers.Go(func() { to.bury(ended) })
-	for _, l := range again {
-		l.again()
-	}
 	// Whoever is told comes at once. An error is as a loss on the link.
 	_ = to.SetAttribute(ctx, 0, abi.AttrAnnounce, appendAddresses(addresses))
 	from.endAll(ErrStandby)

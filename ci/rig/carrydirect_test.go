@@ -39,6 +39,7 @@ func TestCarryOverDirect(t *testing.T) {
 	out, in := buffers(0), buffers(4)
 	errs := make(chan error, 2)
 	at := make(chan struct{}, stops)
+	last := make(chan struct{}) // closed behind the last stop: some bytes are left for then
 	go func() {
 		q := guestdriver.NewCompletionQueue()
 		for n := 0; n < total/size+len(out); n++ {
@@ -46,6 +47,14 @@ func TestCarryOverDirect(t *testing.T) {
 			if n >= len(out) {
 				if d, err := q.Next(ctx); err != nil || d.Buffer != b || d.N != size || d.Err != nil {
 					errs <- fmt.Errorf("send %d: %+v, %v", n-len(out), d, err)
+					return
+				}
+			}
+			if n == (total-total/(2*(stops+1)))/size {
+				select {
+				case <-last:
+				case <-ctx.Done():
+					errs <- fmt.Errorf("%d sends, and no last stop: %w", n, ctx.Err())
 					return
 				}
 			}
@@ -100,6 +109,10 @@ func TestCarryOverDirect(t *testing.T) {
 		case <-at:
 			c.stop(stopped%2 == 1)
 			stopped++
+			c.until("the connection to go on", func() bool { return c.a.Stats().CarriedOver == uint64(stopped) })
+			if stopped == stops {
+				close(last)
+			}
 		case err := <-errs:
 			if left--; err != nil {
 				t.Fatal(err)

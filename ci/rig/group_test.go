@@ -204,7 +204,7 @@ func TestRIG09_Standby(t *testing.T) {
 	if err := idle.SetTOS(32); err != nil {
 		t.Fatal(err)
 	}
-	l.until("what the peer sent", func() bool { return first.a.Stats().HostCopyBytes+first.a.Stats().Memory > 0 })
+	l.until("the arrival that waits", func() bool { return first.a.Stats().Connections == 3 })
 
 	if err := l.g.Failover(t.Context(), first.a); err != nil {
 		t.Fatal(err)
