@@ -246,11 +246,11 @@ func (a *Adapter) restoreAll() {
 	}
 }
 
-// restore has a connection go on, unless another goroutine does.
+// restore has a connection go on, unless another goroutine does, or it has moved.
 func (ln *lane) restore(c *Conn) {
 	c.mu.Lock()
 	k := c.carry
-	if k == nil || k.trying {
+	if k == nil || k.trying || c.lane() != ln {
 		c.mu.Unlock()
 		return
 	}

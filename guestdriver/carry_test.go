@@ -238,3 +238,21 @@ func TestCarryPolicies(t *testing.T) {
 	l.a.endAll(ErrReset)
 	l.a.loseAll(ErrReset)
 }
+
+// TestCarryElsewhere: a connection that has moved is for its new adapter to
+// restore, and one that may have been restored does not move.
+func TestCarryElsewhere(t *testing.T) {
+	l := newLeaver(t)
+	l.report(exact(7, 1400), "")
+	l.a.endAll(ErrReset)
+	before := &lane{a: l.a, err: ErrStandby}
+	before.restore(l.c)
+	if l.c.carry == nil || l.c.carry.trying {
+		t.Fatal("the adapter before has restored it")
+	}
+	l.c.carry.trying = true
+	if err := l.c.moveTo(before); !errors.Is(err, errRestoring) || l.c.lane() != l.ln {
+		t.Errorf("moved while it is restored: %v", err)
+	}
+	l.a.loseAll(ErrReset)
+}

@@ -84,6 +84,10 @@ func (g *Group) Failover(ctx context.Context, a *Adapter) error {
 	if a.standby.Load() {
 		return nil
 	}
+	// To stop it now would end what it is about to take over.
+	settled, cancel := context.WithTimeout(ctx, startTimeout)
+	_ = pollUntil(settled, a.settled)
+	cancel()
 	a.write(abi.RegControl, abi.ControlRun|abi.ControlStop)
 	err := pollUntil(ctx, func() bool {
 		a.check()
@@ -98,6 +102,13 @@ func (g *Group) Failover(ctx context.Context, a *Adapter) error {
 		return fmt.Errorf("guestdriver: fail-over: nobody took over from %s", a.bus.Name())
 	}
 	return nil
+}
+
+// settled reports whether no connection is between another life and this one.
+func (a *Adapter) settled() bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return len(a.carried) == 0
 }
 
 func (g *Group) heir(a *Adapter) *Adapter {

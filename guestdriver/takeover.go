@@ -248,11 +248,17 @@ func (a *Adapter) expect(c *Conn) error {
 	return nil
 }
 
+// errRestoring says that nobody knows whether a connection had gone on already.
+var errRestoring = errors.New("the adapter ended while it took the connection over")
+
 // moveTo takes what the connection keeps out of its adapter's memory. It changes
-// nothing when the other one's does not suffice.
+// nothing when the other one's does not suffice, or somebody restores it.
 func (c *Conn) moveTo(ln *lane) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if k := c.carry; k != nil && k.trying {
+		return errRestoring
+	}
 	kept := make([]keptSend, 0, len(c.kept))
 	held := 0
 	for _, k := range c.kept {

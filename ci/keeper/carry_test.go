@@ -253,10 +253,14 @@ func carryOver(t *testing.T, dir, peer string, command func(keeper.Launch) *exec
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(limit))
 
-	rigtest.Transfers(t, []net.Conn{c}, total, parts, func(int) {
+	rigtest.Transfers(t, []net.Conn{c}, total, parts, func(part int) {
 		if err := k.Replace(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		rigtest.Until(t, "the connection to go on", func() bool {
+			s := a.Stats()
+			return s.CarriedOver+s.CarryFailed > uint64(part)
+		}, func() string { return fmt.Sprintf("%+v", a.Stats()) })
 	})
 	if s := a.Stats(); s.CarriedOver != parts-1 || s.CarryFailed != 0 || s.Resets != parts-1 {
 		t.Errorf("%d carried over, %d failed, %d restarts", s.CarriedOver, s.CarryFailed, s.Resets)
