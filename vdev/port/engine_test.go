@@ -154,6 +154,8 @@ func TestEngineTransfer(t *testing.T) {
 	if received != size || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
 		t.Errorf("%d bytes came back, or others", received)
 	}
+	// Bytes are counted behind their way on.
+	eventually(t, "all are counted", func() bool { s := n.Stats(); return s.BytesToHost >= size && s.BytesFromHost >= size })
 	if s := n.Stats(); s.BytesToHost != size || s.BytesFromHost != size || s.DroppedChecksum+s.DroppedQueueFull != 0 {
 		t.Errorf("stats: %+v", s)
 	}

@@ -441,6 +441,11 @@ func TestInboundRestarted(t *testing.T) {
 		}
 		a.Close()
 		gl.Close()
+		// From then on the gateway knows that the adapter listens again.
+		h.SetReadDeadline(time.Now().Add(limit))
+		if _, err := h.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("read: %v", err)
+		}
 		wantReset(t, l)
 		if s := n.Stats(); s.TCPRefused != 1 || s.TCPInbound != 1 {
 			t.Errorf("stats: %+v", s)

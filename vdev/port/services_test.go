@@ -355,6 +355,7 @@ ffffffffffff 020000000015 0800
 	if eth := p.Layer(layers.LayerTypeEthernet).(*layers.Ethernet); eth.DstMAC.String() != "ff:ff:ff:ff:ff:ff" {
 		t.Errorf("to %v", eth.DstMAC)
 	}
+	eventually(t, "the reply is counted, behind its sending", func() bool { return r.n.Stats().DHCPReplies > 0 })
 	if s := r.n.Stats(); s.DHCPRequests != 1 || s.DHCPReplies != 1 || s.DHCPDropped != 0 {
 		t.Errorf("stats: %+v", s)
 	}
