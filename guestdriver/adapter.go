@@ -39,7 +39,7 @@ type Options struct {
 	// one per 16 KiB. At least 2 MiB; 0: 64 MiB.
 	Memory int
 	Mode   Mode
-	Spin   time.Duration // of ModeHybrid; 0: 50 us
+	Spin   time.Duration // of ModeHybrid; 0: 500 us
 	// SendLimit bounds the bytes of one connection that wait to be
 	// acknowledged in host memory; 0: 512 KiB.
 	SendLimit int
@@ -157,6 +157,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}
 		ln.mode.Store(uint32(opts.Mode))
 		ln.spin.Store(int64(opts.Spin))
+		ln.at.spin = opts.Spin
 		a.lanes = append(a.lanes, ln)
 	}
 	if err := a.identify(); err != nil {
@@ -416,6 +417,7 @@ func (a *Adapter) SetMode(m Mode, spin time.Duration) {
 	}
 	for _, ln := range a.lanes {
 		ln.spin.Store(int64(spin))
+		ln.at.setSpin(spin)
 		ln.mode.Store(uint32(m))
 		// The dispatcher may sleep in the old mode: wake it.
 		a.write(abi.RegRaise, uint32(ln.vector))

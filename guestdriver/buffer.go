@@ -149,7 +149,9 @@ func (b *Buffer) claim(op Op, c *Conn, cq *CompletionQueue) error {
 // begin resets what a post changes. The memory is pinned.
 func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.conn.Store(c)
-	b.op, b.cq = op, cq
+	if b.op, b.cq = op, cq; cq != nil {
+		cq.lane.Store(c.lane())
+	}
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
 	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
 	b.send = SendOptions{}

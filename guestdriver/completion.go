@@ -5,6 +5,7 @@ package guestdriver
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // Completion says what became of a posted [Buffer].
@@ -37,7 +38,8 @@ type Completion struct {
 // and not yet taken is one completion. So it has a place for every buffer, never
 // overflows and allocates nothing. It is safe for concurrent use.
 type CompletionQueue struct {
-	wake chan struct{} // one token: look
+	wake chan struct{}        // one token: look
+	lane atomic.Pointer[lane] // of the last buffer posted
 
 	mu         sync.Mutex
 	head, tail *Buffer
@@ -116,6 +118,8 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 
 // Wait returns when there is something to take.
 func (q *CompletionQueue) Wait(ctx context.Context) error {
+	var v vigil
+	defer v.end()
 	for {
 		q.mu.Lock()
 		some := q.head != nil
@@ -124,8 +128,12 @@ func (q *CompletionQueue) Wait(ctx context.Context) error {
 			q.signal() // others may wait as well
 			return nil
 		}
+		if ln := q.lane.Load(); ln != nil && ctx.Err() == nil && v.look(ln, nil) {
+			continue
+		}
 		select {
 		case <-q.wake:
+			v.woke()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -11,7 +11,8 @@
 // # Ownership and concurrency
 //
 // An [Adapter] owns its bus and all memory it allocates from it. One goroutine
-// per queue consumes responses; every exported method is safe for concurrent
+// per queue consumes responses, and calls that wait for one, in other modes than
+// [ModeInterrupt], in its place (attend.go); every exported method is safe for concurrent
 // use unless it says otherwise. Descriptors, control buffers and bounce
 // buffers lie in DMA memory: a buffer that was posted belongs to the adapter
 // until its terminal response.

@@ -58,6 +58,8 @@ type lane struct {
 
 	interrupts, polls atomic.Uint64
 
+	at attendance
+
 	reports []*buffer // for state records; posted anew with each queue
 
 	// busy is held by the dispatcher except while it waits for its vector, so
@@ -175,6 +177,8 @@ func (ln *lane) run() {
 func (ln *lane) settle() {
 	ln.busy.Lock()
 	defer ln.busy.Unlock()
+	ln.at.busy.Lock()
+	defer ln.at.busy.Unlock()
 }
 
 // pass consumes what stands in the output table, at most one table's worth,
@@ -222,11 +226,12 @@ func (ln *lane) missed() {
 // false when the bus is closed or the adapter has stopped.
 func (ln *lane) sleep() bool {
 	q := ln.current()
-	if mode := Mode(ln.mode.Load()); mode != ModeInterrupt && ln.look(q, mode) {
+	if Mode(ln.mode.Load()) == ModePoll {
+		ln.look(q)
 		return !ln.a.stopped.Load()
 	}
 	// A reset may put a new queue in the place of q now; it arms that one.
-	if q.arm() {
+	if _, pending := ln.attended(q); pending {
 		return true
 	}
 	ln.busy.Unlock()
@@ -236,24 +241,21 @@ func (ln *lane) sleep() bool {
 	return err == nil && !ln.a.stopped.Load()
 }
 
-// look polls the queue until there is something to do or, in hybrid mode, for
-// the time given, and reports whether there is.
-func (ln *lane) look(q *Queue, mode Mode) bool {
+// look polls the queue until there may be something to do, unless a caller attends to
+// the lane.
+func (ln *lane) look(q *Queue) {
 	q.disarm()
-	end := time.Now().Add(time.Duration(ln.spin.Load()))
-	for i := 1; ; i++ {
-		if q.Pending() {
-			return true
+	for i := 1; !q.Pending(); i++ {
+		if i%looks != 0 {
+			continue
 		}
-		if i&0xf == 0 {
-			ln.polls.Add(16)
-			ln.room()
-			if ln.current() != q || Mode(ln.mode.Load()) != mode || ln.a.stopped.Load() {
-				return true
-			}
-			if mode == ModeHybrid && time.Now().After(end) {
-				return false
-			}
+		ln.polls.Add(looks)
+		ln.room()
+		if ln.current() != q || Mode(ln.mode.Load()) != ModePoll || ln.a.stopped.Load() {
+			return
+		}
+		if ln.isAttended() {
+			time.Sleep(lapse)
 		}
 		runtime.Gosched()
 	}
@@ -448,10 +450,21 @@ func (ln *lane) control(ctx context.Context, r request, f abi.Fields) (result, e
 		ln.a.ctl.release(r.buf)
 		return result{}, err
 	}
+	var v vigil
+	for ctx.Err() == nil && v.look(ln, nil) {
+		select {
+		case res := <-r.call.done:
+			v.end()
+			return res, res.err
+		default:
+		}
+	}
 	select {
 	case res := <-r.call.done:
+		v.end()
 		return res, res.err
 	case <-ctx.Done():
+		v.end()
 	}
 	if !r.call.state.CompareAndSwap(0, 2) {
 		res := <-r.call.done

@@ -246,6 +246,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) accept() (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var v vigil
+	defer v.end()
 	for {
 		switch {
 		case l.closed:
@@ -260,7 +262,10 @@ func (l *Listener) accept() (*Conn, error) {
 		case l.err != nil:
 			return nil, l.err
 		}
-		l.cond.Wait()
+		if !v.look(l.lane(), &l.mu) {
+			l.cond.Wait()
+			v.woke()
+		}
 	}
 }
 

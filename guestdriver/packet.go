@@ -259,6 +259,8 @@ func (p *PacketConn) opError(op string, to net.Addr, err error) error {
 
 // nextLocked waits for a datagram, or returns why there is none.
 func (p *PacketConn) nextLocked() (packet, error) {
+	var v vigil
+	defer v.end()
 	for {
 		switch {
 		case p.closed:
@@ -278,7 +280,10 @@ func (p *PacketConn) nextLocked() (packet, error) {
 		case p.err != nil:
 			return packet{}, p.err
 		}
-		p.rcond.Wait()
+		if len(p.ends) == 0 || !v.look(p.ends[0].ln, &p.mu) {
+			p.rcond.Wait()
+			v.woke()
+		}
 	}
 }
 
@@ -506,12 +511,17 @@ func (p *PacketConn) writeLocked(e *packetEnd, b []byte, to netip.AddrPort) erro
 			return err
 		}
 	}
+	var v vigil
+	defer v.end()
 	for !buf.final {
 		if err := p.writeStateLocked(); err != nil {
 			buf.consumed = 1 // whoever ends the send frees it
 			return err
 		}
-		p.wcond.Wait()
+		if !v.look(e.ln, &p.mu) {
+			p.wcond.Wait()
+			v.woke()
+		}
 	}
 	err := buf.err
 	buf.release()

@@ -343,6 +343,8 @@ func (c *Conn) readDirectLocked(p []byte) (int, error) {
 	b.once = true
 	c.enqueueLocked(b)
 	c.advanceLocked()
+	var v vigil
+	defer v.end()
 	for !b.over {
 		if c.closed || c.rdShut || c.rdl.expired {
 			c.takeBackLocked(b)
@@ -350,7 +352,10 @@ func (c *Conn) readDirectLocked(p []byte) (int, error) {
 				break
 			}
 		}
-		c.rcond.Wait()
+		if !v.look(c.lane(), &c.mu) {
+			c.rcond.Wait()
+			v.woke()
+		}
 	}
 	host := &c.lane().a.host
 	if b.copied {

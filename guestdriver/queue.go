@@ -29,7 +29,7 @@ const (
 	defaultInLog2  = 8
 	defaultOutLog2 = 9
 	defaultTimeout = 5 * time.Second
-	defaultSpin    = 50 * time.Microsecond
+	defaultSpin    = 500 * time.Microsecond
 )
 
 // QueueConfig configures a queue; the zero value is usable.
@@ -37,7 +37,7 @@ type QueueConfig struct {
 	InLog2, OutLog2 uint8 // log2 of the slots; 0: 8 and 9
 	Vector          int   // MSI-X vector; 0: that of the queue, q + 1
 	Mode            Mode
-	Spin            time.Duration // of ModeHybrid; 0: 50 us
+	Spin            time.Duration // of ModeHybrid; 0: 500 us
 	Timeout         time.Duration // bounds a command, and Post; 0: 5 s
 }
 

@@ -228,7 +228,11 @@ func (c *Conn) dropSegmentsLocked() {
 // nextLocked waits for data and returns the first segment, or why there is
 // none.
 func (c *Conn) nextLocked() (segment, error) {
-	defer func() { c.waiting = false }()
+	var v vigil
+	defer func() {
+		c.waiting = false
+		v.end()
+	}()
 	for {
 		switch {
 		case c.closed:
@@ -250,7 +254,10 @@ func (c *Conn) nextLocked() (segment, error) {
 			c.advanceLocked()
 			continue
 		}
-		c.rcond.Wait()
+		if !v.look(c.lane(), &c.mu) {
+			c.rcond.Wait()
+			v.woke()
+		}
 	}
 }
 

@@ -200,6 +200,8 @@ func (c *Conn) sendStateLocked() error {
 func (c *Conn) sendBuffer(n int) (*buffer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var v vigil
+	defer v.end()
 	for {
 		if err := c.sendStateLocked(); err != nil || n == 0 {
 			return nil, err
@@ -215,7 +217,10 @@ func (c *Conn) sendBuffer(n int) (*buffer, error) {
 		if c.sends == 0 {
 			return nil, os.NewSyscallError("write", syscall.ENOBUFS)
 		}
-		c.wcond.Wait()
+		if !v.look(c.lane(), &c.mu) {
+			c.wcond.Wait()
+			v.woke()
+		}
 	}
 }
 

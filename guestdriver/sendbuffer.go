@@ -202,6 +202,8 @@ func (c *Conn) takeBackLocked(b *Buffer) {
 func (c *Conn) awaitRun(n int) (total int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var v vigil
+	defer v.end()
 	for i := range n {
 		b := c.direct[i]
 		for !b.over {
@@ -210,7 +212,10 @@ func (c *Conn) awaitRun(n int) (total int, err error) {
 					c.takeBackLocked(c.direct[j])
 				}
 			}
-			c.wcond.Wait()
+			if !v.look(c.lane(), &c.mu) {
+				c.wcond.Wait()
+				v.woke()
+			}
 		}
 		total += int(b.done)
 		if b.err != nil && err == nil {

@@ -125,7 +125,7 @@ func open(ctx context.Context, driver string, adapter int, bdf string) (*guestdr
 	if err != nil {
 		return nil, err
 	}
-	a, err := guestdriver.Open(ctx, bus, guestdriver.Options{})
+	a, err := guestdriver.Open(ctx, bus, guestdriver.Options{Mode: guestdriver.ModeHybrid})
 	if err != nil {
 		bus.Close()
 		return nil, fmt.Errorf("start the driver on %s: %w", bdf, err)
