@@ -100,7 +100,7 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 		a.adapter.SetMode(mode(t.Mode), 0)
 		defer func() {
 			if a.adapter != nil {
-				a.adapter.SetMode(guestdriver.ModeInterrupt, 0)
+				a.adapter.SetMode(guestdriver.ModeHybrid, 0)
 			}
 		}()
 	}
@@ -130,12 +130,12 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 
 func mode(name string) guestdriver.Mode {
 	switch name {
-	case task.Hybrid:
-		return guestdriver.ModeHybrid
+	case task.Interrupt:
+		return guestdriver.ModeInterrupt
 	case task.Poll:
 		return guestdriver.ModePoll
 	}
-	return guestdriver.ModeInterrupt
+	return guestdriver.ModeHybrid
 }
 
 // setUp opens a device.

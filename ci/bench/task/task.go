@@ -61,7 +61,7 @@ type Task struct {
 	Conns  int           `json:"conns,omitempty"`  // connections at once
 	Size   int           `json:"size,omitempty"`   // bytes of a write, read or message
 	Direct bool          `json:"direct,omitempty"` // of the adapter: without copies by the host; in huge pages
-	Mode   string        `json:"mode,omitempty"`   // of the adapter; empty: as the driver has it by itself
+	Mode   string        `json:"mode,omitempty"`   // of the adapter; empty: hybrid
 	Warm   time.Duration `json:"warm,omitempty"`   // before the measurement, ns
 	For    time.Duration `json:"for,omitempty"`    // how long it takes, ns
 }
