@@ -17,10 +17,11 @@ type Op uint8
 
 // Operations.
 const (
-	OpSend     Op = iota + 1 // [Conn.SendBuffer]
-	OpReceive                // [Conn.PostBuffer], [Conn.PostBufferSkip]
-	OpPeek                   // [Conn.PeekBuffer]
-	OpRedirect               // [Conn.PostRedirect]
+	OpSend      Op = iota + 1 // [Conn.SendBuffer]
+	OpReceive                 // [Conn.PostBuffer], [Conn.PostBufferSkip]
+	OpPeek                    // [Conn.PeekBuffer]
+	OpRedirect                // [Conn.PostRedirect]
+	OpBroadcast               // [SendGroup.Send]
 )
 
 // Buffer is a part of registered memory, posted as a whole. It belongs to the
@@ -66,6 +67,12 @@ type Buffer struct {
 	skipped  uint32    // of these, those that were
 	source   *Conn     // whose the last bytes were; nil: conn's own
 	redirect *Redirect // what it is the place of; then it has no memory
+
+	// Of a broadcast: sending is that which the buffer is on its way by; each
+	// connection has a send for it, which cast and part are of.
+	sending atomic.Pointer[broadcast]
+	cast    *broadcast
+	part    *castPart // nil: it was posted alone
 
 	earlier, later *Buffer // in the connection's list of receive buffers
 
@@ -157,6 +164,7 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.send = SendOptions{}
 	b.once, b.given, b.copied, b.poisoned = false, false, false, false
 	b.skip, b.skipped, b.source, b.from = 0, 0, nil, nil
+	b.cast, b.part = nil, nil
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil
 	b.buf.filled, b.buf.consumed, b.buf.parts, b.buf.final = 0, 0, 0, false
 }

@@ -330,7 +330,7 @@ func (c *Conn) goOn() {
 		}
 		k.buf.tag = tag
 		if b := k.buf.user; b != nil {
-			b.cancel = cancelNone // it was for the life before
+			b.cancel, b.part = cancelNone, nil // those were of the life before
 			b.posted.Store(true)
 		}
 		k.posted = true

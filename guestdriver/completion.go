@@ -25,7 +25,8 @@ type Completion struct {
 	From *Conn
 	// Skipped, with Final, is how many bytes of the stream were skipped before.
 	Skipped int
-	// Final: the buffer is free again.
+	// Final: the buffer is free again. Of a broadcast it is with the last completion,
+	// of which there is one for each connection.
 	Final bool
 	// Err of a receive buffer is io.EOF at the end of the stream, and, as of a
 	// send, net.ErrClosed after Close, ErrReset after a reset of the adapter,
@@ -100,6 +101,10 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 		}
 		if b.redirect != nil {
 			d.Buffer = nil
+		}
+		if x := b.cast; x != nil {
+			d.Buffer, d.Op = x.b, OpBroadcast
+			d.Final = x.told()
 		}
 		if d.N > 0 {
 			d.From = b.from

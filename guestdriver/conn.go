@@ -61,8 +61,9 @@ type Conn struct {
 	away    atomic.Bool
 	sources atomic.Pointer[source]
 
-	pool  *Pool    // whose buffers are used; nil: the driver's own
-	spare *Segment // to be used again
+	pool      *Pool      // whose buffers are used; nil: the driver's own
+	sendGroup *SendGroup // that it is in
+	spare     *Segment   // to be used again
 
 	// Send.
 	held   int // bytes of DMA memory: posted, or being filled

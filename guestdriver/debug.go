@@ -150,6 +150,9 @@ func (b *Buffer) inspect(err error) error {
 		}
 		e.Mistake, e.Offset = "write to a posted receive buffer", int(b.buf.filled)+at
 	}
+	if b.cast != nil && !b.cast.mistaken.CompareAndSwap(false, true) {
+		return err // the same of another connection
+	}
 	e.Since = b.since.Load().String()
 	a.mistake(e)
 	if err == nil {

@@ -280,6 +280,10 @@ func (ln *lane) handle(f *abi.Fields) {
 	}
 	r := *p
 	ln.mu.Unlock()
+	if r.kind == kindCast {
+		ln.cast(&r, f)
+		return
+	}
 	rejected := f.Type == abi.TypeRejected
 	final := f.Flags&abi.FlagFinal != 0
 	switch {

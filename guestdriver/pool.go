@@ -285,6 +285,12 @@ func (c *Conn) SetPool(p *Pool) error {
 	if p != nil && p.a != c.lane().a {
 		return c.opError("set", errMemory)
 	}
+	c.mu.Lock()
+	grouped := c.sendGroup != nil
+	c.mu.Unlock()
+	if grouped {
+		return c.opError("set", errGrouped)
+	}
 	if err := errors.Join(c.set(abi.AttrGroup, id), c.set(abi.AttrGroupBy, by)); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ const (
 	kindPool           // buf (of a pool)
 	kindCancel         // buf (of a send that the application posted), or nothing
 	kindRedirect       // conn, buf (of the redirection)
+	kindCast           // cast
 )
 
 // answeredBy reports whether a response of type t may answer the kind.
@@ -83,6 +84,7 @@ type request struct {
 	listener *Listener
 	call     *call
 	buf      *buffer
+	cast     *castPart
 }
 
 // Tags: bits 31..16 seq, bits 15..0 index in the table + 1. So a tag is never

@@ -216,6 +216,8 @@ func (a *Adapter) endRequest(r request, err error) {
 		r.conn.sendLost(r.buf, err)
 	case r.kind == kindReceive, r.kind == kindRedirect:
 		r.conn.bufferLost(r.buf, err)
+	case r.kind == kindCast:
+		r.cast.lose(err)
 	case r.kind == kindPool:
 		r.buf.pool.lostBuffer(r.buf)
 	case r.kind == kindCancel:

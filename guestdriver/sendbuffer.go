@@ -103,7 +103,9 @@ func (b *Buffer) endSendLocked() {
 	switch {
 	case err != nil, b.status == abi.StatusOK:
 	case b.status == abi.StatusCancelled:
-		n = b.fetched
+		if b.part == nil {
+			n = b.fetched
+		}
 		err = statusErr("write", b.status)
 	case b.status == abi.StatusClosed:
 		err = errClosed

@@ -31,7 +31,7 @@ type hostCounters struct {
 
 	peeks, peeked, redirects, redirected, skipped atomic.Uint64
 
-	combined, combinedBuffers atomic.Uint64
+	combined, combinedBuffers, broadcasts, broadcastSends atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -56,6 +56,8 @@ type Stats struct {
 	SkippedBytes              uint64 // of streams, before buffers, peeks and redirections
 	Combined                  uint64 // responses that reported several buffers (RX12)
 	CombinedBuffers           uint64 // ... and these
+	Broadcasts                uint64 // buffers sent on the connections of a group (MM04)
+	BroadcastSends            uint64 // ... once for each connection
 	Resets                    uint64 // times that the driver started over
 	Refused                   uint64 // arrivals reset for want of room
 	BadTags                   uint64 // responses dropped: unknown or repeated tag
@@ -84,6 +86,7 @@ func (a *Adapter) Stats() Stats {
 		Peeks: a.host.peeks.Load(), PeekedBytes: a.host.peeked.Load(), Redirects: a.host.redirects.Load(),
 		RedirectedBytes: a.host.redirected.Load(), SkippedBytes: a.host.skipped.Load(),
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
+		Broadcasts: a.host.broadcasts.Load(), BroadcastSends: a.host.broadcastSends.Load(),
 		Combined: a.host.combined.Load(), CombinedBuffers: a.host.combinedBuffers.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
@@ -130,6 +133,7 @@ func (s Stats) List() []Stat {
 		{"direct_writes", s.DirectWrites}, {"buffered_writes", s.BufferedWrites},
 		{"peeks", s.Peeks}, {"peeked_bytes", s.PeekedBytes}, {"redirects", s.Redirects},
 		{"redirected_bytes", s.RedirectedBytes}, {"skipped_bytes", s.SkippedBytes},
+		{"broadcasts", s.Broadcasts}, {"broadcast_sends", s.BroadcastSends},
 		{"combined", s.Combined}, {"combined_buffers", s.CombinedBuffers},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},

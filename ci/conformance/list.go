@@ -197,6 +197,7 @@ func Tests() []*Test {
 		{Name: "TestMM05_PartialSend", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_PartialSend},
 		{Name: "TestMM05_Once", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_Once},
 		{Name: "TestMM04_Broadcast", IDs: ids("MM04", "MM10"), Needs: peer, Func: TestMM04_Broadcast},
+		{Name: "TestMM04_Driver", IDs: ids("MM04"), Needs: bulk, Limit: 2 * time.Minute, Lowest: long, Func: TestMM04_Driver},
 		{Name: "TestMM07_Window", IDs: ids("MM07", "MM12"), Needs: peer, Func: TestMM07_Window},
 		{Name: "TestMM07_Criteria", IDs: ids("MM07"), Needs: peer, Func: TestMM07_Criteria},
 		{Name: "TestMM07_Driver", IDs: ids("MM07", "MM09"), Needs: peer, Func: TestMM07_Driver},

@@ -28,6 +28,7 @@ type queue struct {
 	paused        bool
 	out           []abi.Fields // to be published
 	connects      map[uint32]bool
+	casts         map[uint32]int // by tag: sends of a group that are open
 }
 
 type listener struct {
@@ -71,7 +72,7 @@ func (f *Fake) commandLocked(q int, c abi.QueueCommand) {
 		sizes := reg(abi.QRegSizes)
 		qu := &queue{
 			inLog2: uint(sizes & 0xff), outLog2: uint(sizes >> 8 & 0xff),
-			vector: int(reg(abi.QRegVector)), connects: map[uint32]bool{},
+			vector: int(reg(abi.QRegVector)), connects: map[uint32]bool{}, casts: map[uint32]int{},
 		}
 		switch {
 		case f.refusing:
@@ -183,7 +184,7 @@ func (f *Fake) cancelLocked(c *conn, tag uint32) abi.Status {
 	for i, s := range c.sends {
 		if s.Tag == tag {
 			c.sends = slices.Delete(c.sends, i, i+1)
-			f.answerLocked(c.q, Answer(s, abi.TypeBufferDone, abi.StatusCancelled))
+			f.sentLocked(c, s, abi.StatusCancelled, 0)
 			return abi.StatusOK
 		}
 	}
@@ -213,6 +214,10 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 	c := f.conns[r.Conn]
 	switch r.Type {
 	case abi.TypeBufferSend:
+		if r.Flags&abi.FlagGroup != 0 {
+			f.castLocked(qi, q, r)
+			return
+		}
 		if c == nil || c.finOut {
 			a := Answer(r, abi.TypeBufferDone, abi.StatusBadConnection)
 			a.Base = r.Base
@@ -245,6 +250,12 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 		switch {
 		case c != nil:
 			s = f.cancelLocked(c, r.Offset)
+		case q.casts[r.Offset] > 0:
+			for _, c := range f.conns {
+				if slices.ContainsFunc(c.sends, func(s abi.Fields) bool { return s.Tag == r.Offset }) {
+					s = f.cancelLocked(c, r.Offset)
+				}
+			}
 		case q.connects[r.Offset]:
 			delete(q.connects, r.Offset)
 			f.answerLocked(qi, abi.Fields{Type: abi.TypeCompletion, Flags: abi.FlagFinal, Tag: r.Offset, Aux: uint16(abi.StatusCancelled)})
@@ -377,7 +388,7 @@ func (f *Fake) terminateLocked(qi int, c *conn, r abi.Fields) {
 		c.finOut, c.noReceive, c.closing = true, true, r.Tag
 	case abi.TerminateAbort:
 		for _, s := range c.sends {
-			f.answerLocked(qi, Answer(s, abi.TypeBufferDone, abi.StatusClosed))
+			f.sentLocked(c, s, abi.StatusClosed, 0)
 		}
 		c.sends = nil
 		if p := c.peer; p != nil && p != c {
@@ -414,7 +425,7 @@ func (f *Fake) endLocked(c *conn, s abi.Status) {
 func (f *Fake) resetLocked(c *conn) {
 	c.peer = nil
 	for _, s := range c.sends {
-		f.answerLocked(c.q, Answer(s, abi.TypeBufferDone, abi.StatusReset))
+		f.sentLocked(c, s, abi.StatusReset, 0)
 	}
 	for _, b := range c.bufs {
 		f.answerLocked(c.q, b.back(abi.StatusReset))
@@ -431,12 +442,10 @@ func (f *Fake) moveLocked(c *conn) bool {
 		s := c.sends[0]
 		c.sends = c.sends[1:]
 		data := f.bytesLocked(s.Base+uint64(s.Offset), int(s.Length-s.Offset))
-		a := Answer(s, abi.TypeBufferDone, abi.StatusOK)
-		a.Base, a.Length, a.Offset = s.Base, uint32(len(data)), s.Offset
 		if c.peer != nil && !c.peer.noReceive {
 			c.peer.inbox = append(c.peer.inbox, data...)
 		}
-		f.answerLocked(c.q, a)
+		f.sentLocked(c, s, abi.StatusOK, uint32(len(data)))
 		did = true
 	}
 	if c.finOut && len(c.sends) == 0 && c.peer != nil && !c.peer.finIn {
