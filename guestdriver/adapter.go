@@ -491,6 +491,7 @@ func (a *Adapter) shutdown() error {
 	a.watcher.Wait()
 	for _, ln := range a.lanes {
 		ln.settle()
+		ln.at.abandon()
 	}
 	err := a.bus.Close()
 	a.workers.Wait()

@@ -43,6 +43,7 @@ type attendance struct {
 	mu      sync.Mutex
 	taken   bool
 	lapsing bool
+	gone    bool          // the tables are, or are about to be
 	asleep  int           // callers
 	spin    time.Duration // how long one attends: less after it was in vain
 	due     time.Time     // when the lapse ends
@@ -102,15 +103,17 @@ func (v *vigil) enter(mode Mode) bool {
 	at, q := &v.ln.at, v.ln.current()
 	at.mu.Lock()
 	defer at.mu.Unlock()
-	if at.taken || v.vain || mode == ModeHybrid && at.spin < leastSpin || v.ln.a.stopped.Load() {
+	if at.taken || at.gone || v.vain || mode == ModeHybrid && at.spin < leastSpin || v.ln.a.stopped.Load() {
 		if !v.asleep {
 			v.asleep = true
 			at.asleep++
 		}
 		v.slept = time.Now()
-		if at.lapsing && q.arm() {
+		switch {
+		case at.gone:
+		case at.lapsing && q.arm():
 			at.lapseLocked(v.ln, 0) // the caller may hold locks that consuming needs
-		} else {
+		default:
 			at.lapsing = false
 		}
 		return false
@@ -172,6 +175,9 @@ func (v *vigil) leave(vain bool) {
 		v.asleep = true
 		at.asleep++
 	}
+	if at.gone {
+		return
+	}
 	wait := lapse
 	if at.asleep > 0 {
 		if Mode(v.ln.mode.Load()) == ModePoll || !q.arm() {
@@ -219,7 +225,7 @@ func (at *attendance) over(ln *lane, q *Queue) bool {
 	at.mu.Lock()
 	defer at.mu.Unlock()
 	at.ticking = false
-	if !at.lapsing || ln.a.stopped.Load() {
+	if !at.lapsing || at.gone || ln.a.stopped.Load() {
 		return false
 	}
 	if left := time.Until(at.due); left > 0 {
@@ -241,6 +247,16 @@ func (ln *lane) attended(q *Queue) (rest, pending bool) {
 		return true, false
 	}
 	return false, q.arm()
+}
+
+// abandon keeps callers from the tables from now on. Nobody is at them any more.
+func (at *attendance) abandon() {
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	at.gone = true
+	if at.timer != nil {
+		at.timer.Stop()
+	}
 }
 
 // isAttended reports whether a caller attends, or may be back soon.
