@@ -11,8 +11,8 @@
 // what is refused), control.go, connect.go, listen.go, send.go, receive.go,
 // broadcast.go (one send on many connections), copies.go (what is kept of sends),
 // senddelay.go (when sends are read), receivedelay.go and receivetempo.go (when
-// received bytes go), receivegather.go and combine.go (in how many transfers and
-// responses),
+// received bytes go), receivegather.go, reach.go and combine.go (in how many
+// transfers and responses),
 // pick.go, history.go, group.go, table.go and piece.go (which buffer), skip.go
 // (bytes that go to none), peek.go (bytes that are shown first, or redirected),
 // placement.go (what stores received bytes are written by), spill.go

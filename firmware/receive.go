@@ -243,16 +243,37 @@ func (q *queue) deliverStream(c *conn, r *request, most int) (int, error) {
 func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 	m := &q.move
 	m.to, m.left, m.moved, m.err = r.base+uint64(r.offset)+uint64(r.done), min(r.todo(), most, limit), 0, nil
+	if limit == unlimited {
+		q.reachOver(c, r, most)
+	}
 	q.place(c)
 	err := q.readStream(c, most)
-	n := m.moved
-	q.placed(n)
-	if n == 0 && m.err == nil {
+	m.into = nil
+	q.placed(m.moved)
+	if m.moved == 0 && m.err == nil {
 		if err == nil {
 			err = engine.ErrWouldBlock
 		}
 		return 0, err
 	}
+	for left := m.moved; ; {
+		n, next := min(left, r.todo()), r.next
+		left -= n
+		// The byte that could not be written belongs into the first that is not full.
+		failed := m.err != nil && left == 0 && (n < r.todo() || limit != unlimited)
+		q.filled(c, r, n, failed)
+		switch {
+		case failed:
+			return m.moved, nil
+		case left == 0 && m.err == nil:
+			return m.moved, err
+		}
+		r = next
+	}
+}
+
+// filled tells of n bytes of c in r, or also that no more can be written to it.
+func (q *queue) filled(c *conn, r *request, n int, failed bool) {
 	c.delivered += uint64(n)
 	q.count(abi.CounterBytesReceived, uint64(n))
 	q.count(abi.CounterBytesDelivered, uint64(n))
@@ -276,7 +297,7 @@ func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 		q.noteTold(c)
 		q.delivered(c, r, n)
 	}
-	if m.err != nil {
+	if failed {
 		f.Aux = uint16(abi.StatusBadMemory)
 		if n == 0 {
 			f.Type, f.Flags = abi.TypeBufferDone, 0
@@ -285,14 +306,13 @@ func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 				f.Offset += r.skipped
 			}
 		}
-		err = nil
 	}
-	if !bulk && m.err == nil && r.todo() > 0 && r.flags&abi.FlagOnce == 0 {
+	if !bulk && !failed && r.todo() > 0 && r.flags&abi.FlagOnce == 0 {
 		if q.check != nil && r.summed == q.check {
 			q.check.remember(r)
 		}
 		q.respondBytes(c, r, &f)
-		return n, err
+		return
 	}
 	end := r.breaks()
 	q.removeBuffer(r)
@@ -300,10 +320,9 @@ func (q *queue) fillBuffer(c *conn, r *request, most, limit int) (int, error) {
 	q.answered(f.Tag, f.Aux)
 	q.respondBytes(c, r, &f)
 	q.settle(r)
-	if m.err != nil {
+	if failed {
 		q.endPieces(end, abi.StatusBadMemory)
 	}
-	return n, err
 }
 
 // deliver copies received bytes p to where the mover stands. It takes them only
@@ -314,15 +333,17 @@ func (q *queue) deliver(p []byte) int {
 	if n == 0 || m.err != nil {
 		return 0
 	}
-	m.piece = p[:n]
-	err := q.fw.chip.View(m.to, n, true, q.looks.copyOut)
-	if err == nil && len(m.piece) > 0 {
-		err = io.ErrShortWrite
+	n = m.within(n)
+	err := q.writePiece(p[:n])
+	if err != nil && m.crosses(n) {
+		n = m.keepApart()
+		err = q.writePiece(p[:n])
 	}
 	if err != nil {
 		m.err = err
 		return 0
 	}
+	q.count(abi.CounterDeliveriesMerged, m.pass(n))
 	q.count(abi.CounterPayloadWrites, 1)
 	q.count(abi.CounterPayloadBytesWritten, uint64(n))
 	q.count(abi.CounterCopiesBytes, uint64(n))
@@ -330,6 +351,16 @@ func (q *queue) deliver(p []byte) int {
 	m.left -= n
 	m.moved += n
 	return n
+}
+
+// writePiece copies received bytes to where the mover stands, as one transfer.
+func (q *queue) writePiece(p []byte) error {
+	q.move.piece = p
+	err := q.fw.chip.View(q.move.to, len(p), true, q.looks.copyOut)
+	if err == nil && len(q.move.piece) > 0 {
+		err = io.ErrShortWrite
+	}
+	return err
 }
 
 func (q *queue) copyOut(dst []byte) error {

@@ -26,10 +26,14 @@ func (q *queue) gatherStream(c *conn, size uint64) error {
 	m, g := &q.move, &q.gather
 	for m.left > 0 && m.err == nil {
 		g.have, g.wrote = 0, 0
-		g.want = int(min(uint64(m.left), transfer(m.to, size)))
+		g.want = m.within(int(min(uint64(m.left), transfer(m.to, size))))
+		apart := m.apart
 		_, err := c.ep.Peek(g.want, q.looks.assemble)
 		clear(g.pieces)
 		g.pieces = g.pieces[:0]
+		if g.wrote == 0 && m.apart != apart {
+			continue
+		}
 		if g.wrote == 0 {
 			return err
 		}
@@ -38,6 +42,7 @@ func (q *queue) gatherStream(c *conn, size uint64) error {
 		m.to += uint64(n)
 		m.left -= n
 		m.moved += n
+		q.count(abi.CounterDeliveriesMerged, m.pass(n))
 		if n < g.wrote {
 			return err
 		}
@@ -67,6 +72,10 @@ func (q *queue) writeGathered() {
 	g.pieces = rest
 	if err == nil && g.wrote < g.have {
 		err = io.ErrShortWrite
+	}
+	if err != nil && g.wrote == 0 && m.crosses(g.have) {
+		m.keepApart()
+		return
 	}
 	m.err = err
 	if g.wrote > 0 {

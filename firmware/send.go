@@ -24,8 +24,11 @@ type mover struct {
 	left  int
 	moved int
 	err   error
-	head  bool // of a datagram: its source goes first
-	size  int  // of a datagram: with its header
+	into  *request // the buffer that they go into; nil: no other is behind it
+	own   int      // how many fit into that one
+	apart bool     // one transfer for each buffer
+	head  bool     // of a datagram: its source goes first
+	size  int      // of a datagram: with its header
 
 	piece []byte // engine memory that is still to be filled or copied out
 }

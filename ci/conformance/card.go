@@ -84,7 +84,7 @@ const (
 )
 
 // counters is how many there are.
-const counters = 143
+const counters = 144
 
 // card is the adapter as a driver author meets it: registers and memory.
 type card struct {

@@ -2,7 +2,11 @@
 
 package conformance
 
-import "slices"
+import (
+	"slices"
+
+	"toebox/guestdriver"
+)
 
 // Attributes of SPEC.md §14.7.
 const (
@@ -316,4 +320,40 @@ func TestMM11_Adjacent(t *T) {
 	run("with a hole", 2, 0, [2]uint32{7000, 8000}, [2]uint32{8001, 9000})
 	terminal(t, "termination", r.terminate(id, 0), rspTerminated, stOK)
 	want(t, "SHA-256 at the peer", t.outcome(p).Sum, sum(append(slices.Clone(m.Bytes[:8000]), m.Bytes[8001:9000]...)))
+}
+
+// TestMM11_Receive: bytes that go on into buffers whose memory is adjacent are
+// written by one DMA, each buffer with its own result; into others by as many as
+// there are buffers.
+func TestMM11_Receive(t *T) {
+	const ctrDeliveriesMerged, n = 143, 3000
+	c := t.start()
+	r := c.ring(0, ringConfig{})
+	run := func(what string, seed uint64, writes, merged uint64, parts ...[2]uint32) {
+		t.Helper()
+		_, id := r.serve(Script{{Op: OpSend, N: n, Seed: seed}, {Op: OpDiscard}}, attr(notifyBytes, n), attr(notifyMax, 1<<62))
+		t.until("the bytes to arrive", func() bool { return r.scalar(reqConnAttr, id, bytesReceived) == n })
+		m := r.buffer(16 << 10)
+		skip := -m.IOVA & 4095 // transfers end with pages
+		var ds []desc
+		var tags []uint32
+		for _, part := range parts {
+			tags = append(tags, r.tag())
+			ds = append(ds, desc{Type: reqAvailable, Tag: tags[len(tags)-1], Base: m.IOVA + skip + uint64(part[0]), Conn: id, Length: part[1]})
+		}
+		was, with := c.counter(ctrPayloadWrites), c.counter(ctrDeliveriesMerged)
+		r.atOnce(ds...)
+		at := int64(0)
+		for i, tag := range tags {
+			from := skip + uint64(parts[i][0])
+			r.filled(what, tag, guestdriver.DMA{Bytes: m.Bytes[from:][:parts[i][1]], IOVA: m.IOVA + from}, seed, at)
+			at += int64(parts[i][1])
+		}
+		r.settle()
+		want(t, what+": payload_writes", c.counter(ctrPayloadWrites)-was, writes)
+		want(t, what+": deliveries_merged", c.counter(ctrDeliveriesMerged)-with, merged)
+		r.finish(id)
+	}
+	run("adjacent", 41, 1, 3, [2]uint32{0, 1000}, [2]uint32{1000, 1}, [2]uint32{1001, 999}, [2]uint32{2000, 1000})
+	run("with a hole", 42, 2, 0, [2]uint32{0, 1000}, [2]uint32{1001, 2000})
 }

@@ -206,6 +206,7 @@ func Tests() []*Test {
 		{Name: "TestMM10_Driver", IDs: ids("MM10"), Needs: peer, Func: TestMM10_Driver},
 		{Name: "TestMM10_Evicted", IDs: ids("MM10"), Needs: peer, Func: TestMM10_Evicted},
 		{Name: "TestMM11_Adjacent", IDs: ids("MM11"), Needs: peer, Func: TestMM11_Adjacent},
+		{Name: "TestMM11_Receive", IDs: ids("MM11"), Needs: peer, Func: TestMM11_Receive},
 		{Name: "TestMM08_Gather", IDs: ids("MM08"), Needs: peer, Func: TestMM08_Gather},
 		{Name: "TestMM12_Sends", IDs: ids("MM12", "MM09"), Needs: peer, Func: TestMM12_Sends},
 		{Name: "TestMM12_Receives", IDs: ids("MM12"), Needs: peer, Func: TestMM12_Receives},

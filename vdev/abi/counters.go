@@ -150,8 +150,9 @@ const (
 	CounterRedirectsOver    // redirections ended because there was no such buffer in time
 	CounterNonTemporalBytes // received bytes written by non-temporal stores (14.13)
 	CounterPlacementsOver   // deliveries so written because of PLACEMENT_BUDGET
+	CounterDeliveriesMerged // deliveries that were written, in whole or in part, by the DMA of the one before
 
-	NumCounters = 143
+	NumCounters = 144
 )
 
 // String returns the counter's name in SPEC.md §13.
@@ -307,5 +308,6 @@ func counterNames() [NumCounters]string {
 		"redirects_over",
 		"nontemporal_bytes",
 		"placements_over",
+		"deliveries_merged",
 	}
 }

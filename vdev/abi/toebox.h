@@ -582,7 +582,8 @@
 #define TOEBOX_COUNTER_REDIRECTS_OVER           140 /* redirections ended because there was no such buffer in time */
 #define TOEBOX_COUNTER_NONTEMPORAL_BYTES        141 /* received bytes written by non-temporal stores (14.13) */
 #define TOEBOX_COUNTER_PLACEMENTS_OVER          142 /* deliveries so written because of PLACEMENT_BUDGET */
-#define TOEBOX_NUM_COUNTERS                     143
+#define TOEBOX_COUNTER_DELIVERIES_MERGED        143 /* deliveries that were written, in whole or in part, by the DMA of the one before */
+#define TOEBOX_NUM_COUNTERS                     144
 
 /* Rules. */
 #define TOEBOX_CHECK_IN_REWRITTEN               1
