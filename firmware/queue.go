@@ -5,6 +5,7 @@ package firmware
 import (
 	"errors"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +63,7 @@ type queue struct {
 	progress bool
 	stopping bool
 	ending   time.Duration // when a destroy gives up; 0: none
-	spin     spin
+	spin     time.Duration
 	timer    *time.Timer
 
 	in       abi.Index // consumer index of the input table
@@ -134,7 +135,7 @@ func newQueue(f *Firmware, i int, cfg QueueConfig) *queue {
 	q := &queue{
 		fw: f, index: i, config: cfg, shard: &f.counters.shards[i+1],
 		done: make(chan struct{}), woken: make(chan struct{}, 1),
-		state: abi.QueueRunning, spin: spin{worth: spinMost}, timer: time.NewTimer(time.Hour),
+		state: abi.QueueRunning, spin: f.config.Spin, timer: time.NewTimer(time.Hour),
 		run: make([]byte, quantum*abi.DescriptorSize), armedIn: -1, armedOut: -1,
 		free: abi.Index(1) << cfg.OutLog2,
 		tags: make(map[uint32]*request), recent: make([]uint32, recentTags),
@@ -424,7 +425,7 @@ func (q *queue) requests() {
 // sleep waits for a doorbell, an event of a connection, a command, a time
 // limit. The order of SPEC.md §4.4: event words, full barrier, one more look.
 func (q *queue) sleep() {
-	if q.spin.look(q) || !q.arm() || q.pending.Load() {
+	if q.spinning() || !q.arm() || q.pending.Load() {
 		return
 	}
 	var limit <-chan time.Time
@@ -439,7 +440,9 @@ func (q *queue) sleep() {
 	case <-limit:
 	}
 	q.count(abi.CounterQueueWakeups, 1)
-	q.spin.slept(q, time.Since(slept))
+	if time.Since(slept) < 4*q.fw.config.Spin {
+		q.spin = q.fw.config.Spin
+	}
 }
 
 // deadline is when the worker has to look without being woken; 0: never.
@@ -473,6 +476,20 @@ func (q *queue) deadline() time.Duration {
 		when = q.ending
 	}
 	return when
+}
+
+// spinning looks for work for a while; it spins less when that was in vain.
+func (q *queue) spinning() bool {
+	if q.spin < time.Microsecond || q.state != abi.QueueRunning || q.held.n >= holdLimit {
+		return false
+	}
+	for start := time.Now(); time.Since(start) < q.spin; runtime.Gosched() {
+		if q.pending.Load() || q.published() {
+			return true
+		}
+	}
+	q.spin /= 2
+	return false
 }
 
 // arm stores the event words and reports whether there is still nothing to do.

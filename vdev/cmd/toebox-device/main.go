@@ -35,9 +35,6 @@ const (
 	// closeTime bounds an orderly end behind the adapter's orderly stop, which it
 	// begins with (SPEC.md §11.1).
 	closeTime = 4 * time.Second
-	// spinTime is how long a worker looks for a request before it sleeps: a driver under
-	// emulation takes some 100 us from a response to its next request.
-	spinTime = 200 * time.Microsecond
 )
 
 type flags struct {
@@ -161,7 +158,7 @@ func open(c *flags, cancel func(), log *slog.Logger) (_ *process, err error) {
 	if err := readFaults(c.Faults, &impair); err != nil {
 		return nil, fmt.Errorf("--faults: %w", err)
 	}
-	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Card: c.Card, Generation: c.Generation, Spin: spinTime, Logger: log}
+	cfg := device.Config{Impair: impair, Firmware: newFirmware, NVMPath: c.NVM, Seed: c.Seed, Card: c.Card, Generation: c.Generation, Logger: log}
 	file, err := openCapture(c)
 	if err != nil {
 		return nil, err
