@@ -105,6 +105,27 @@ func (p *Schedule) fields() []field {
 	return []field{{abi.AttrPriority, &p.Priority}, {abi.AttrQoSClass, &p.Class}, {abi.AttrStarvation, &p.Starvation}}
 }
 
+// Stores are those by which received bytes are written to host memory.
+type Stores uint8
+
+// Stores of SPEC.md §14.13.
+const (
+	StoresOrdinary    Stores = iota // they may leave bytes in a cache that the host shares
+	StoresNonTemporal               // they go past it
+	StoresByClass                   // ordinary if Schedule.Class is not 0
+	StoresAdaptive                  // ordinary as long as Placement.Budget lasts
+)
+
+// Placement says where received bytes are left (RX11).
+type Placement struct {
+	Stores Stores
+	Budget int // bytes that StoresAdaptive leaves in the cache in two milliseconds
+}
+
+func (p *Placement) fields() []field {
+	return []field{{abi.AttrPlacement, &p.Stores}, {abi.AttrPlacementBudget, &p.Budget}}
+}
+
 // field is a place in a policy and the attribute that it stands for.
 type field struct {
 	attr abi.Attribute
@@ -123,6 +144,8 @@ func (f field) value() (v uint64, ok bool) {
 	case *DelayCriteria:
 		return uint64(*at), true
 	case *NotifyInputs:
+		return uint64(*at), true
+	case *Stores:
 		return uint64(*at), true
 	}
 	return 0, false
@@ -145,6 +168,9 @@ func (f field) put(v uint64) bool {
 		return v <= math.MaxUint8
 	case *NotifyInputs:
 		*at = NotifyInputs(v)
+		return v <= math.MaxUint8
+	case *Stores:
+		*at = Stores(v)
 		return v <= math.MaxUint8
 	}
 	return false

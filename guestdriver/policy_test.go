@@ -41,7 +41,8 @@ var (
 		Time: 2 * time.Microsecond, Bytes: 65536, Dynamic: guestdriver.NotifyPosts | guestdriver.NotifyAmounts,
 		Max: time.Second, Expedited: true, Combine: true, TransferSize: 8192, Gather: 9000,
 	}
-	schedule = guestdriver.Schedule{Priority: 6, Class: 200, Starvation: time.Millisecond}
+	schedule  = guestdriver.Schedule{Priority: 6, Class: 200, Starvation: time.Millisecond}
+	placement = guestdriver.Placement{Stores: guestdriver.StoresAdaptive, Budget: 4096}
 )
 
 // TestPolicyTuples: the attributes that a policy is made of go in one request,
@@ -81,6 +82,10 @@ func TestPolicyTuples(t *testing.T) {
 			0x14, 0x82, 0, 0, 8, 0, 0, 0, 200, 0, 0, 0, 0, 0, 0, 0, // QOS_CLASS
 			0x26, 0x82, 0, 0, 8, 0, 0, 0, 0x40, 0x42, 0x0f, 0, 0, 0, 0, 0, // STARVATION, ns
 		}},
+		{"placement", func() error { return c.SetPlacement(placement) }, []byte{
+			0x60, 0x82, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, // PLACEMENT
+			0x61, 0x82, 0, 0, 8, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, // PLACEMENT_BUDGET
+		}},
 	} {
 		if err := k.set(); err != nil {
 			t.Errorf("%s: %v", k.name, err)
@@ -99,6 +104,9 @@ func TestPolicyTuples(t *testing.T) {
 	}
 	if p, err := c.Schedule(); err != nil || p != schedule {
 		t.Errorf("schedule %+v, %v", p, err)
+	}
+	if p, err := c.Placement(); err != nil || p != placement {
+		t.Errorf("placement %+v, %v", p, err)
 	}
 	if p, err := far.Schedule(); err != nil || p != (guestdriver.Schedule{Priority: 3, Starvation: 10 * time.Millisecond}) {
 		t.Errorf("schedule of the other end %+v, %v", p, err)
@@ -188,7 +196,7 @@ func TestPolicyDefaults(t *testing.T) {
 	if want := (guestdriver.ReceivePolicy{Max: time.Millisecond, TransferSize: 64 << 10, Gather: 128 << 10}); err != nil || was != want {
 		t.Fatalf("defaults %+v, %v", was, err)
 	}
-	for _, err := range []error{a.SetReceivePolicy(ctx, receivePolicy), a.SetSendPolicy(ctx, sendPolicy), a.SetSchedule(ctx, schedule)} {
+	for _, err := range []error{a.SetReceivePolicy(ctx, receivePolicy), a.SetSendPolicy(ctx, sendPolicy), a.SetSchedule(ctx, schedule), a.SetPlacement(ctx, placement)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,6 +272,9 @@ func TestPolicyDefaults(t *testing.T) {
 	look("accepted after a reset", arrived)
 	if p, err := near.ReceivePolicy(); err != nil || p != was {
 		t.Errorf("dialed after a reset: %+v, %v", p, err)
+	}
+	if p, err := a.Placement(ctx); err != nil || p != placement {
+		t.Errorf("the adapter's placement after a reset: %+v, %v", p, err)
 	}
 	if p, err := a.SendPolicy(ctx); err != nil || p != sendPolicy {
 		t.Errorf("the adapter's after a reset: %+v, %v", p, err)

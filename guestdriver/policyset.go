@@ -43,6 +43,16 @@ func (c *Conn) Schedule() (p Schedule, err error) {
 // errors.
 func (c *Conn) SetSchedule(p Schedule) error { return c.policy(true, p.fields()) }
 
+// Placement returns where bytes of the connection are left.
+func (c *Conn) Placement() (p Placement, err error) {
+	err = c.policy(false, p.fields())
+	return p, err
+}
+
+// SetPlacement sets where bytes of the connection are left; see
+// [Conn.SetSendPolicy] for errors.
+func (c *Conn) SetPlacement(p Placement) error { return c.policy(true, p.fields()) }
+
 // SendPolicy returns the policy of connections to come.
 func (a *Adapter) SendPolicy(ctx context.Context) (p SendPolicy, err error) {
 	err = a.policy(ctx, false, p.fields())
@@ -76,6 +86,18 @@ func (a *Adapter) Schedule(ctx context.Context) (p Schedule, err error) {
 // SetSchedule sets when the turn of connections to come is; see
 // [Conn.SetSendPolicy] for errors.
 func (a *Adapter) SetSchedule(ctx context.Context, p Schedule) error {
+	return a.policy(ctx, true, p.fields())
+}
+
+// Placement returns where bytes of connections to come are left.
+func (a *Adapter) Placement(ctx context.Context) (p Placement, err error) {
+	err = a.policy(ctx, false, p.fields())
+	return p, err
+}
+
+// SetPlacement sets where bytes of connections to come are left; see
+// [Conn.SetSendPolicy] for errors.
+func (a *Adapter) SetPlacement(ctx context.Context, p Placement) error {
 	return a.policy(ctx, true, p.fields())
 }
 

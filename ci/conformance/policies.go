@@ -5,6 +5,7 @@ package conformance
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -242,4 +243,27 @@ func TestMM10_Driver(t *T) {
 	}
 	check(t, "close", c.Close())
 	want(t, "SHA-256 at the peer", t.outcome(p).Sum, sum(all))
+}
+
+// TestRX11_Driver: bytes are written past the caches when the driver's placement says
+// so, and not before.
+func TestRX11_Driver(t *T) {
+	const n = 30_000
+	a := t.driver()
+	p, conn := t.dialPeer(a, Script{{Op: OpWait}, {Op: OpSend, N: n, Seed: 1}, {Op: OpWait}, {Op: OpSend, N: n, Seed: 2}, {Op: OpDiscard}})
+	c := conn.(*guestdriver.Conn)
+	place, err := c.Placement()
+	check(t, "placement", err)
+	want(t, "placement by default", place, guestdriver.Placement{Budget: 1 << 20})
+	for round, went := range []uint64{0, n} {
+		if round == 1 {
+			place.Stores = guestdriver.StoresNonTemporal
+			check(t, "set the placement", c.SetPlacement(place))
+			t.numbers(a, c.ID(), "placement", map[uint16]uint64{placement: 1, placementBudget: 1 << 20})
+		}
+		before := t.counterOf(a, ctrNonTemporal)
+		check(t, "peer: signal", p.Signal(t.ctx))
+		check(t, "read", expect(io.LimitReader(c, n), uint64(round+1), 0, n))
+		want(t, "nontemporal_bytes", t.counterOf(a, ctrNonTemporal)-before, went)
+	}
 }
