@@ -41,6 +41,10 @@ type HostConfig struct {
 	Relay bool
 	// Impair sets the rules of the wire; nil: it has none.
 	Impair func(rules string) (conformance.Harm, error)
+	// Accepts bounds the connections of one Serve whose scripts run. Those beyond it
+	// wait in the listener's backlog, established and without a descriptor. 0: an
+	// eighth of the descriptors of the process, since kits may run side by side.
+	Accepts int
 	// IPv6 is the peer over IPv6, which the Host closes; nil: there is none.
 	IPv6 *Host
 	// Inject sends a frame to the adapter, which is at Adapter and MAC; nil: it
@@ -54,6 +58,8 @@ type HostConfig struct {
 const (
 	maxSessions = 1024
 	maxResults  = 16384 // results that wait to be asked for, a session
+	minAccepts  = 64    // connections of one Serve whose scripts run
+	maxAccepts  = maxResults
 )
 
 // Host is a conformance.Peer on the host's loopback, or on an address of the
@@ -82,6 +88,13 @@ func NewHost(cfg HostConfig) *Host {
 	}
 	if cfg.Do == nil {
 		cfg.Do = func(f func() error) error { return f() }
+	}
+	if cfg.Accepts <= 0 {
+		cfg.Accepts = maxAccepts
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+			cfg.Accepts = int(max(minAccepts, min(limit.Cur/8, maxAccepts)))
+		}
 	}
 	h := &Host{cfg: cfg, sessions: map[*session]struct{}{}, ways: map[uint16]netip.AddrPort{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -123,10 +136,11 @@ func (h *Host) listen() (l *net.TCPListener, err error) {
 	return l, err
 }
 
-// start runs the script on c in the background.
-func (s *session) start(c *net.TCPConn, script conformance.Script) {
+// start runs the script on c in the background, and calls over at its end.
+func (s *session) start(c *net.TCPConn, script conformance.Script, over func()) {
 	s.h.wg.Go(func() {
 		res := run(s.ctx, c, script, s.signal)
+		over()
 		select {
 		case s.results <- res:
 		default: // nobody asks for the results of so many
@@ -148,12 +162,18 @@ func (h *Host) Serve(_ context.Context, script conformance.Script) (conformance.
 	s.l = l
 	s.addr = netip.AddrPortFrom(h.cfg.Gateway, uint16(l.Addr().(*net.TCPAddr).Port))
 	h.wg.Go(func() {
+		places := make(chan struct{}, h.cfg.Accepts)
 		for {
+			select {
+			case places <- struct{}{}:
+			case <-s.ctx.Done():
+				return
+			}
 			c, err := l.AcceptTCP()
 			if err != nil {
 				return
 			}
-			s.start(c, script)
+			s.start(c, script, func() { <-places })
 		}
 	})
 	return s, nil
@@ -180,7 +200,7 @@ func (h *Host) Dial(ctx context.Context, port uint16, script conformance.Script)
 		return nil, fmt.Errorf("peer: dial: %w", err)
 	}
 	s.addr = way
-	s.start(c.(*net.TCPConn), script)
+	s.start(c.(*net.TCPConn), script, func() {})
 	return s, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -308,6 +309,49 @@ func TestRemote(t *testing.T) {
 	defer h.mu.Unlock()
 	if len(h.sessions) != 0 {
 		t.Errorf("%d sessions left open", len(h.sessions))
+	}
+}
+
+// TestServeMany: connections beyond the bound are established, and their scripts run
+// when others have ended.
+func TestServeMany(t *testing.T) {
+	cfg, ok := config(t, "127.0.0.1", "192.0.2.1")
+	if !ok {
+		t.Fatal("no loopback")
+	}
+	cfg.Accepts = 2
+	h := NewHost(cfg)
+	t.Cleanup(func() { h.Close() })
+	s, err := h.Serve(t.Context(), conformance.Script{{Op: conformance.OpSend, N: 1, Seed: 1}, {Op: conformance.OpWait}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []*net.TCPConn
+	for range 5 {
+		conns = append(conns, dial(t, s.Addr()))
+	}
+	for i, c := range conns {
+		if i == cfg.Accepts {
+			// None of the others has a place. If one had, this might still pass.
+			for _, c := range conns[i:] {
+				c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+				if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("beyond the bound: read %d bytes, %v", n, err)
+				}
+				c.SetReadDeadline(time.Time{})
+			}
+		}
+		if i >= cfg.Accepts {
+			if err := s.Signal(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Result(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
 	}
 }
 
