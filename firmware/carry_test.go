@@ -53,7 +53,7 @@ func newPeer(t *testing.T, port engine.Port, serve func(*echoPeer, engine.Endpoi
 		err = l.Bind(netip.MustParseAddrPort("0.0.0.0:7"))
 	}
 	if err == nil {
-		err = l.Listen(1)
+		err = l.Listen(16)
 	}
 	if err != nil {
 		t.Fatal(err)

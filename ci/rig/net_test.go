@@ -11,10 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"toebox/guestdriver"
 	"toebox/vdev/port"
@@ -171,6 +174,24 @@ func (p *program) connect(serve func(*net.TCPConn)) half {
 
 // hold keeps a connection open until the other side ends it.
 func hold(c *net.TCPConn) { io.Copy(io.Discard, c) }
+
+// deaf is a port of the host that the test holds and where nobody listens.
+func deaf(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(at.(*unix.SockaddrInet4).Port)
+}
 
 // past is a deadline that is over.
 var past = time.Unix(1, 0)
@@ -335,13 +356,7 @@ var programs = map[string]func(*program){
 		p.note("read", string(b), err)
 	},
 	"refused": func(p *program) {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		l.Close()
-		_, err = p.s.dial(p.t.Context(), "tcp", net.JoinHostPort(p.s.host, port))
+		_, err := p.s.dial(p.t.Context(), "tcp", net.JoinHostPort(p.s.host, deaf(p.t)))
 		p.note("dial", nil, err)
 	},
 	"dial without time": func(p *program) {
