@@ -30,3 +30,39 @@ func TestAbandon(t *testing.T) {
 	}
 	ln.lapsed()
 }
+
+// TestNaps has whoever attends sleep before it looks while responses come in bursts: longer
+// when fewer than half of what is outstanding came at once, else shorter, within bounds.
+func TestNaps(t *testing.T) {
+	var at attendance
+	rest := func(want time.Duration) {
+		t.Helper()
+		v := vigil{spin: time.Minute}
+		at.rest(&v)
+		if slept := !v.until.IsZero(); at.nap != want || slept != (want > 0) {
+			t.Errorf("slept: %t, for %v, want %v", slept, at.nap, want)
+		}
+	}
+	learn := func(times, n, outstanding int) {
+		for range times {
+			at.learn(n, outstanding)
+		}
+	}
+	rest(0)
+	learn(50, 3, 6)
+	rest(0) // that is no burst
+	learn(50, 4, 8)
+	rest(firstNap)
+	learn(1, 8, 16) // as wanted
+	rest(firstNap)
+	learn(1, 8, 32)
+	rest(firstNap * 5 / 4)
+	learn(50, 8, 32)
+	rest(mostNap)
+	learn(1, 8, 8)
+	rest(mostNap / 2)
+	learn(10, 8, 8)
+	rest(firstNap)
+	learn(50, 1, 2)
+	rest(0)
+}

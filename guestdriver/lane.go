@@ -255,6 +255,8 @@ func (ln *lane) look(q *Queue) {
 			return
 		}
 		if ln.isAttended() {
+			// To look as well would take a processor from the caller, and no interrupt
+			// tells when it leaves: a lapse is what waiting without attending may cost.
 			time.Sleep(lapse)
 		}
 		runtime.Gosched()

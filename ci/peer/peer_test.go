@@ -336,7 +336,7 @@ func TestServeMany(t *testing.T) {
 			for _, c := range conns[i:] {
 				c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 				if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("beyond the bound: read %d bytes, %v", n, err)
+					t.Fatalf("beyond the bound: read %d bytes, %v", n, err)
 				}
 				c.SetReadDeadline(time.Time{})
 			}
