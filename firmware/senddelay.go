@@ -313,7 +313,7 @@ func (q *queue) enough(c *conn, now uint64) (abi.Counter, bool) {
 		return abi.CounterDelayCwnd, true
 	case mask&enoughBandwidth != 0 && held > 0 && d.span > 0 && held >= scale(d.bytesIn, uint64(info.RTT), d.span):
 		return abi.CounterDelayBandwidth, true
-	case mask&enoughMemory != 0 && q.fw.memory.charged.Load() >= limit/4*3:
+	case mask&enoughMemory != 0 && q.fw.memory.used.Load() >= limit-limit/4:
 		return abi.CounterDelayMemory, true
 	case mask&enoughFair != 0 && q.load.conns > 1 && held*q.load.conns > q.load.bytes:
 		return abi.CounterDelayFairness, true

@@ -259,6 +259,28 @@ func TestDelayOthers(t *testing.T) {
 		r.clock.advance(time.Millisecond)
 		r.done("after DELAY_AGE", g...)
 	})
+	t.Run("payload", func(t *testing.T) {
+		r := newRig(t, 5)
+		s := r.sender(uint64(abi.AttrDelayCriteria), 4)
+		id, ep := r.connect()
+		r.headroom(100_000, 100_003)
+		limit := r.counter(abi.CounterMemoryUsed) + 100_003
+		rest := int(limit-limit/4-r.counter(abi.CounterMemoryUsed)) - 64 // of one request
+		ep.Deliver(make([]byte, rest-1))
+		r.settle()
+		r.done("a byte is missing", s.send(false, 10)...)
+		ep.Deliver(make([]byte, 1))
+		r.settle()
+		f := s.send(false, 10)
+		r.done("payload received")
+		r.wantCounter(abi.CounterDelayMemory, 1)
+		b := r.buffer(abi.TypeBufferAvailable, id, rest)
+		r.post(b)
+		r.expect(abi.Fields{Type: abi.TypeBufferReceive, Flags: abi.FlagFinal, Tag: b.Tag, Conn: id, Base: b.Base, Length: b.Length})
+		r.done("payload delivered", append(f, s.send(false, 10)...)...)
+		r.wantCounter(abi.CounterDelayOver, 1)
+		s.whole()
+	})
 	t.Run("fairness", func(t *testing.T) {
 		r := newRig(t, 5)
 		s := r.sender(uint64(abi.AttrDelayCriteria), 8)
