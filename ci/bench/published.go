@@ -41,18 +41,35 @@ func ReadPublished() ([]Published, error) {
 // that is worse than half of that. Of figures that do not count, and of fewer rounds than
 // QuickPace has, it says nothing.
 func (r *Report) Worse(all []Published) []string {
-	if !r.Counts || !r.Pace.Quick || r.Pace.Rounds < QuickPace().Rounds {
+	if !r.compared() {
 		return nil
 	}
+	return worseRows(r.Rows, all)
+}
+
+// compared says whether rows of the report are compared with what is published.
+func (r *Report) compared() bool {
+	return r.Counts && r.Pace.Quick && r.Pace.Rounds >= QuickPace().Rounds
+}
+
+// few says that so little of something is left that its ratio is chance: the number itself
+// has a target, which it meets.
+func (r *Row) few() bool {
+	return r.Target != nil && r.Target.Most > 0 && r.Target.met(r)
+}
+
+// worseRows returns a line for each row that is worse than half of what is published.
+func worseRows(rows []Row, all []Published) []string {
 	var lines []string
-	for i := range r.Rows {
-		row := &r.Rows[i]
+	for i := range rows {
+		row := &rows[i]
 		for _, p := range all {
 			if p.Case != row.Case || p.Way != row.Way || p.Metric != row.Metric || p.LeftOut != "" {
 				continue
 			}
 			name := fmt.Sprintf("%s: %s, %s", row.Case, row.Way, row.Metric)
 			switch {
+			case row.few():
 			case row.Ratio == nil:
 				lines = append(lines, fmt.Sprintf("%s: no ratio, %sx is published", name, number(p.Ratio)))
 			case row.More && *row.Ratio < p.Ratio/worse:

@@ -29,6 +29,10 @@ func TestWorse(t *testing.T) {
 		}
 		return r
 	}
+	few := func(r bench.Row, of float64) bench.Row {
+		r.Adapter, r.Target = *summary(of), &bench.Target{Most: 0.5}
+		return r
+	}
 	quick := bench.Pace{Rounds: 3, Quick: true}
 	for _, c := range []struct {
 		name   string
@@ -49,6 +53,11 @@ func TestWorse(t *testing.T) {
 			},
 		},
 		{name: "nothing", pace: quick, rows: []bench.Row{row("first", throughput, 0)}, worse: []string{"send: first, throughput: no ratio, 4.00x is published"}},
+		{name: "few", pace: quick, rows: []bench.Row{few(row("first", interrupts, 0.51), 0.4)}},
+		{
+			name: "not few", pace: quick, rows: []bench.Row{few(row("first", interrupts, 0.51), 0.6)},
+			worse: []string{"send: first, interrupts: 0.510x, more than twice the published 0.250x"},
+		},
 		{name: "left out", pace: quick, rows: []bench.Row{row("second", throughput, 0.01)}},
 		{name: "of another case", pace: quick, inCase: "receive", rows: []bench.Row{row("first", throughput, 0.01)}},
 		{name: "user networking", pace: quick, user: true, rows: []bench.Row{row("first", throughput, 0.01)}},

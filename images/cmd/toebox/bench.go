@@ -54,6 +54,9 @@ func (c *BenchCmd) Run(a *app) error {
 	}
 	p := bench.Plan{Pace: pace, Say: func(format string, args ...any) { a.report.Step("bench: " + fmt.Sprintf(format, args...)) }}
 	var err error
+	if p.Published, err = bench.ReadPublished(); err != nil {
+		return err
+	}
 	if c.Pattern != "" {
 		if p.Match, err = regexp.Compile(c.Pattern); err != nil {
 			return &rig.UsageError{Text: fmt.Sprintf("%s: %v", c.Pattern, err)}
@@ -85,15 +88,11 @@ func (c *BenchCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	return c.judge(a, r)
+	return c.judge(a, r, p.Published)
 }
 
 // judge says what went wrong, and what a quick run found to be far from what is published.
-func (c *BenchCmd) judge(a *app, r *bench.Report) error {
-	published, err := bench.ReadPublished()
-	if err != nil {
-		return err
-	}
+func (c *BenchCmd) judge(a *app, r *bench.Report, published []bench.Published) error {
 	worse := r.Worse(published)
 	if len(worse) > 0 {
 		fmt.Fprintln(a.stdout)

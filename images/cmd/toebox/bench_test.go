@@ -71,6 +71,10 @@ func TestJudge(t *testing.T) {
 	ratio := func(v float64) []bench.Row {
 		return []bench.Row{{Case: "send, 1 connection, 64 KiB", Way: "zero-copy", Metric: "throughput", More: true, Ratio: &v}}
 	}
+	published, err := bench.ReadPublished()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name   string
 		rows   []bench.Row
@@ -83,7 +87,7 @@ func TestJudge(t *testing.T) {
 		{name: "not measured", rows: ratio(1000), failed: []string{"it"}, status: 1},
 	} {
 		var out bytes.Buffer
-		err := (&BenchCmd{Quick: true}).judge(&app{stdout: &out}, &bench.Report{Counts: true, Pace: bench.QuickPace(), Rows: c.rows, Failed: c.failed})
+		err := (&BenchCmd{Quick: true}).judge(&app{stdout: &out}, &bench.Report{Counts: true, Pace: bench.QuickPace(), Rows: c.rows, Failed: c.failed}, published)
 		if rig.ExitCode(err) != c.status || !strings.HasPrefix(out.String(), c.said) || (c.said == "") != (out.Len() == 0) {
 			t.Errorf("%s: %v, %q", c.name, err, &out)
 		}
