@@ -215,6 +215,30 @@ func BenchmarkSend(b *testing.B) {
 	}
 }
 
+// BenchmarkReceive measures how buffers of a size are filled through one queue: those of a
+// connection, and those of the pool of all.
+func BenchmarkReceive(b *testing.B) {
+	for _, pool := range []string{"own", "bulk"} {
+		for _, size := range []uint32{64, 4096, 65536} {
+			b.Run(pool+"/"+sizeName(size), func(b *testing.B) {
+				_, h, id, ep := flatRig(b, 8)
+				f := abi.Fields{Type: abi.TypeBufferAvailable, Base: h.Chip.Alloc(int(size), 64), Length: size, Flags: abi.FlagOnce}
+				if pool == "own" {
+					f.Conn = id
+				}
+				b.SetBytes(64 * int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					ep.unread.Add(64 * int64(size))
+					ep.sink.Notify(engine.EventReadable)
+					rounds(b, h, f, 64)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/64, "ns/descriptor")
+			})
+		}
+	}
+}
+
 func sizeName(n uint32) string {
 	if n < 1024 {
 		return "64B"

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -40,7 +39,7 @@ func (b *stillBus) AllocDMA(n int) (DMA, error) {
 }
 
 // still returns an adapter with one lane whose queue nobody serves.
-func still(t *testing.T) (*Adapter, *lane) {
+func still(t testing.TB) (*Adapter, *lane) {
 	bus := &stillBus{regs: map[uint32]uint32{0x1004: 1}}
 	opts := Options{}
 	opts.setDefaults()
@@ -111,176 +110,6 @@ func TestLostQueue(t *testing.T) {
 	}
 	if got := abi.LoadWord(event[abi.EventOutPublished:]); got != 0x5a5a {
 		t.Errorf("event word %#x", got)
-	}
-}
-
-// TestNoAllocations: post, consume, write and read allocate nothing.
-func TestNoAllocations(t *testing.T) {
-	a, ln := still(t)
-	q := ln.queue
-	var in, out abi.Index
-	var dst [4]abi.Fields
-	if n := testing.AllocsPerRun(1000, func() {
-		q.TryPost(abi.Fields{Type: 2, Tag: 1}, abi.Fields{Type: 2, Tag: 2})
-		f := take(q, &in)
-		answer(q, &out, f)
-		if q.Poll(dst[:]) != 1 || dst[0].Tag != 2 {
-			t.Fatal("lost")
-		}
-	}); n != 0 {
-		t.Errorf("queue: %v allocations", n)
-	}
-	c := newConn(ln, 7, "tcp", nil, nil)
-	a.enter(c)
-	c.begin()
-	rx := take(q, &in)
-	at, size := uint32(0), rx.Length
-	var rxNext abi.Fields
-	p := make([]byte, 1024)
-	if n := testing.AllocsPerRun(1000, func() {
-		if n, err := c.Write(p); n != len(p) || err != nil {
-			t.Fatal(n, err)
-		}
-		f := take(q, &in)
-		answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
-		r := abi.Fields{Type: 16, Tag: rx.Tag, Conn: 7, Length: 512, Offset: at}
-		if at += 512; at == size {
-			r.Flags = abi.FlagFinal
-		}
-		answer(q, &out, r)
-		ln.pass()
-		if n, err := c.Read(p); n != 512 || err != nil {
-			t.Fatal(n, err)
-		}
-		// The next buffer is posted while this one has room still.
-		if f := take(q, &in); f.Type == abi.TypeBufferAvailable {
-			rxNext = f
-		}
-		if at == size {
-			rx, at, size = rxNext, 0, rxNext.Length
-		}
-	}); n != 0 {
-		t.Errorf("connection: %v allocations", n)
-	}
-}
-
-// TestDirectAllocations: sends without a copy allocate nothing.
-func TestDirectAllocations(t *testing.T) {
-	a, ln := still(t)
-	q := ln.queue
-	var in, out abi.Index
-	c := newConn(ln, 7, "tcp", nil, nil)
-	a.enter(c)
-	c.begin()
-	take(q, &in)
-	m, err := a.Alloc(64 << 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := m.Buffer(0, 64<<10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cq := NewCompletionQueue()
-	var dst [4]Completion
-	if n := testing.AllocsPerRun(1000, func() {
-		if err := c.SendBuffer(b, cq); err != nil {
-			t.Fatal(err)
-		}
-		f := take(q, &in)
-		answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: f.Length})
-		ln.pass()
-		if cq.Poll(dst[:]) != 1 || dst[0].N != 64<<10 {
-			t.Fatal("lost")
-		}
-	}); n != 0 {
-		t.Errorf("send: %v allocations", n)
-	}
-	p := m.Bytes()
-	c.posting = true // no buffers of the driver from now on
-	if n := testing.AllocsPerRun(1000, func() {
-		if err := c.PostBuffer(b, cq); err != nil {
-			t.Fatal(err)
-		}
-		// Its own the driver has asked for first, once.
-		f := take(q, &in)
-		for ; f.Type == abi.TypeCancellation; f = take(q, &in) {
-			answer(q, &out, abi.Fields{Type: 17, Flags: abi.FlagFinal, Tag: f.Offset, Conn: 7, Aux: 2})
-			answer(q, &out, abi.Fields{Type: 22, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7})
-			ln.pass()
-		}
-		answer(q, &out, abi.Fields{Type: 16, Tag: f.Tag, Conn: 7, Length: 100})
-		answer(q, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: 64<<10 - 100, Offset: 100})
-		ln.pass()
-		if cq.Poll(dst[:]) != 1 || dst[0].N != 64<<10 {
-			t.Fatal("lost")
-		}
-	}); n != 0 {
-		t.Errorf("receive: %v allocations", n)
-	}
-	over := make(chan int)
-	ready := make(chan struct{})
-	defer close(ready)
-	go func() {
-		for range ready {
-			n, err := c.Read(p)
-			if err != nil {
-				n = -1
-			}
-			over <- n
-		}
-	}()
-	if n := testing.AllocsPerRun(1000, func() {
-		ready <- struct{}{}
-		f := take(q, &in)
-		for ; f.Type != abi.TypeBufferAvailable; f = take(q, &in) {
-			runtime.Gosched()
-		}
-		answer(q, &out, abi.Fields{Type: 16, Flags: abi.FlagFinal, Tag: f.Tag, Conn: 7, Length: 5})
-		ln.pass()
-		if <-over != 5 {
-			t.Fatal("lost")
-		}
-	}); n != 0 {
-		t.Errorf("read: %v allocations", n)
-	}
-}
-
-// TestSegmentAllocations: lending and releasing allocates nothing.
-func TestSegmentAllocations(t *testing.T) {
-	a, ln := still(t)
-	q := ln.queue
-	var in, out abi.Index
-	c := newConn(ln, 7, "tcp", nil, nil)
-	a.enter(c)
-	c.begin()
-	rx := take(q, &in)
-	var rxNext abi.Fields
-	at := uint32(0)
-	if n := testing.AllocsPerRun(1000, func() {
-		r := abi.Fields{Type: 16, Tag: rx.Tag, Conn: 7, Length: 1024, Offset: at}
-		if at += 1024; at == rx.Length {
-			r.Flags = abi.FlagFinal
-		}
-		answer(q, &out, r)
-		ln.pass()
-		s, err := c.ReadSegment()
-		if err != nil {
-			t.Fatal(err)
-		}
-		more, err := s.Retain()
-		if err != nil || s.Release() != nil || more.Release() != nil {
-			t.Fatal("not released")
-		}
-		// The next buffer is posted while this one has room still.
-		if f := take(q, &in); f.Type == abi.TypeBufferAvailable {
-			rxNext = f
-		}
-		if at == rx.Length {
-			rx, at = rxNext, 0
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
 	}
 }
 
