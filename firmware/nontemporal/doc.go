@@ -15,4 +15,12 @@
 // A store, or load, that faults panics as one of copy does, also under
 // debug.SetPanicOnFault: the assembly is a leaf without a frame, which the
 // runtime unwinds.
+//
+// # Other processors
+//
+// The stores of arm64 run on any Linux with an emulator of programs:
+//
+//	GOARCH=arm64 go test -exec qemu-aarch64-static -run Copy ./firmware/nontemporal
+//
+// QEMU 7.2's does not pass on at which address a fault was, which TestFault asks.
 package nontemporal
