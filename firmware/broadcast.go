@@ -79,6 +79,7 @@ func (q *queue) answerMember(r *request, s abi.Status, n uint32) {
 	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: p.tag, Base: p.base, Conn: r.conn.id, Length: n, Offset: p.offset,
 	}
+	r.conn.namePoint(&f)
 	q.leaveCopy(r)
 	r.conn = nil // answered; the request is kept for its links
 	if s != abi.StatusOK {

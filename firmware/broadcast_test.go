@@ -52,7 +52,7 @@ func TestBroadcast(t *testing.T) {
 		ids := map[uint64]bool{}
 		for i := range conns {
 			got := r.next()
-			want := sendDone(f, 0, uint32(size))
+			want := readDone(f, 0, uint32(size))
 			want.Conn = got.Conn
 			if want.Flags = 0; i == conns-1 {
 				want.Flags = abi.FlagFinal
@@ -119,7 +119,7 @@ func TestBroadcastEnds(t *testing.T) {
 	f.Flags = abi.FlagGroup
 	result := func(s *sender, status abi.Status, n uint32, final bool) {
 		t.Helper()
-		want := sendDone(f, status, n)
+		want := readDone(f, status, n)
 		want.Conn = s.id
 		if !final {
 			want.Flags = 0

@@ -23,7 +23,7 @@ func (s *sender) again(f abi.Fields, modified bool) (read uint64) {
 	before := s.counter(abi.CounterPayloadBytesRead)
 	f.Tag, f.Modify, f.Conn = s.Tag(), modified, s.id
 	s.held(f)
-	s.expect(sendDone(f, 0, f.Length-f.Offset))
+	s.expect(readDone(f, 0, f.Length-f.Offset))
 	return s.counter(abi.CounterPayloadBytesRead) - before
 }
 
@@ -232,7 +232,7 @@ func TestModifyCut(t *testing.T) {
 	r.settle()
 	cancel := abi.Fields{Type: abi.TypeCancellation, Tag: r.Tag(), Conn: s.id, Offset: f.Tag}
 	r.post(cancel)
-	r.expect(sendDone(f, 2, 70_000))
+	r.expect(readDone(f, 2, 70_000))
 	if got := r.next(); got.Aux != 0 {
 		t.Fatalf("cancellation %+v", got)
 	}

@@ -328,6 +328,13 @@ func (q *queue) reached(c *conn) uint64 {
 	return c.acked
 }
 
+// namePoint has the response to a send say which point its length counts to.
+func (c *conn) namePoint(f *abi.Fields) {
+	if _, ok := c.proto.(stream); ok {
+		f.SetPoint(c.attrs.of(abi.AttrCompletionPoint))
+	}
+}
+
 // completeSends answers the sends that have reached the completion point, in
 // order.
 func (q *queue) completeSends(c *conn) {
@@ -381,9 +388,11 @@ func (q *queue) endSend(c *conn, r *request, s abi.Status, n uint32) {
 	if s == abi.StatusOK {
 		q.count(abi.CounterSendsDone, 1)
 	}
-	q.terminal(&abi.Fields{
+	f := abi.Fields{
 		Type: abi.TypeBufferDone, Aux: uint16(s), Tag: r.tag,
 		Base: r.base, Conn: c.id, Length: n, Offset: r.offset,
-	})
+	}
+	c.namePoint(&f)
+	q.terminal(&f)
 	q.settle(r)
 }

@@ -19,6 +19,13 @@ func sendDone(f abi.Fields, s abi.Status, n uint32) abi.Fields {
 	}
 }
 
+// readDone is sendDone with completion point 0.
+func readDone(f abi.Fields, s abi.Status, n uint32) abi.Fields {
+	d := sendDone(f, s, n)
+	d.ASAP = true // bits 1..0 of byte 0: 2, read
+	return d
+}
+
 // TestSendOrder sends several requests, partial and large ones, through little
 // room: the stream is whole and results come in order.
 func TestSendOrder(t *testing.T) {
@@ -69,7 +76,7 @@ func TestCompletionPoints(t *testing.T) {
 	point(0)
 	f := r.buffer(abi.TypeBufferSend, id, 500)
 	r.post(f)
-	r.expect(sendDone(f, 0, 500))
+	r.expect(readDone(f, 0, 500))
 	// 300 bytes are in flight by the congestion window, so 200 of the 500
 	// must be acknowledged before another 100 are handed to the network.
 	point(1)
@@ -80,7 +87,9 @@ func TestCompletionPoints(t *testing.T) {
 		t.Fatalf("too early: %+v", extra)
 	}
 	ep.Ack(100)
-	r.expect(sendDone(g, 0, 100))
+	done := sendDone(g, 0, 100)
+	done.Modify = true // 1, handed to the network
+	r.expect(done)
 	point(2)
 	ep.Ack(300)
 	r.settle()

@@ -54,7 +54,7 @@ func (r *rig) done(what string, fs ...abi.Fields) {
 	// requests, and one that goes by the new time publishes before it sends.
 	got := append(r.settle(), r.settle()...)
 	for i, f := range fs {
-		if i >= len(got) || got[i] != sendDone(f, 0, f.Length-f.Offset) {
+		if i >= len(got) || got[i] != readDone(f, 0, f.Length-f.Offset) {
 			r.t.Fatalf("%s: result %d of %+v, want that of %+v", what, i, got, f)
 		}
 	}
@@ -372,7 +372,7 @@ func TestDelayEnds(t *testing.T) {
 			s.want = s.want[:100]
 			cancel := abi.Fields{Type: abi.TypeCancellation, Tag: r.Tag(), Conn: s.id, Offset: f.Tag}
 			r.post(cancel)
-			r.expect(sendDone(f, 2, 0))
+			r.expect(readDone(f, 2, 0))
 			r.expect(abi.Fields{Type: abi.TypeCancelled, Flags: abi.FlagFinal, Tag: cancel.Tag, Conn: s.id})
 		}
 		// The list is empty: what was in it counts no more.
@@ -387,10 +387,10 @@ func TestDelayEnds(t *testing.T) {
 		f, g := s.send(false, 200), dead.send(false, 300)
 		r.done("waits")
 		dead.ep.Fail(engine.ErrReset)
-		r.expect(sendDone(g[0], 5, 0))
+		r.expect(readDone(g[0], 5, 0))
 		r.expect(abi.Fields{Type: abi.TypeTerminated, Flags: abi.FlagFinal, Aux: 5, Conn: dead.id, Length: 2})
 		r.fw.Command(0, abi.QueueDrain, r.Config)
-		r.expect(sendDone(f[0], 2, 0))
+		r.expect(readDone(f[0], 2, 0))
 		if err := r.State(abi.QueueDrained); err != nil {
 			t.Fatal(err)
 		}
@@ -408,7 +408,7 @@ func TestDelayAlone(t *testing.T) {
 	r.clock.advance(50*time.Millisecond - 1)
 	r.done("waits still")
 	r.clock.advance(1)
-	r.expect(sendDone(f[0], 0, 10))
+	r.expect(readDone(f[0], 0, 10))
 }
 
 // TestDelayDatagrams: datagrams wait, too.
@@ -430,7 +430,9 @@ func TestDelayDatagrams(t *testing.T) {
 	r.set(low.id, abi.AttrDelayCount, 3)
 	fs := low.send(false, 10, 20)
 	r.done("two")
-	r.done("three", append(fs, low.send(false, 30)...)...)
+	for _, f := range append(fs, low.send(false, 30)...) {
+		r.expect(sendDone(f, 0, f.Length))
+	}
 	if n := len(low.ep.Datagrams()); n != 3 {
 		t.Errorf("%d datagrams", n)
 	}
@@ -476,8 +478,8 @@ func TestAdjacent(t *testing.T) {
 	first, bad, last := part(0, 0, 8000), part(8000, 0, 1000), part(9000, 0, 100)
 	s.want = append(s.want, r.bytes(first)...)
 	r.held(first, bad, last)
-	r.expect(sendDone(first, 0, 8000))
-	r.expect(sendDone(bad, 39, 0))
-	r.expect(sendDone(last, 14, 0))
+	r.expect(readDone(first, 0, 8000))
+	r.expect(readDone(bad, 39, 0))
+	r.expect(readDone(last, 14, 0))
 	s.whole()
 }

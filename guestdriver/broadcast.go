@@ -313,7 +313,7 @@ func (ln *lane) cast(r *request, f *abi.Fields) {
 	final, rejected := f.Flags&abi.FlagFinal != 0, f.Type == abi.TypeRejected
 	refused := rejected || final && f.Conn == p.group
 	switch {
-	case !rejected && f.Type != abi.TypeBufferDone:
+	case !rejected && (f.Type != abi.TypeBufferDone || !pointed(f)):
 		ln.a.bad.kind.Add(1)
 		return
 	case !final && (refused || s != nil && len(p.open) == 1):
@@ -334,6 +334,7 @@ func (ln *lane) cast(r *request, f *abi.Fields) {
 	status := abi.Status(f.Aux)
 	if !refused {
 		delete(p.open, f.Conn)
+		s.notePoint(f)
 		s.conn.Load().sent(&s.buf, status, f.Length)
 	}
 	if !final {

@@ -56,7 +56,8 @@ type Buffer struct {
 	status   abi.Status
 	n        uint32
 	lost     error // why there is no terminal response
-	over     bool  // cq nil: ended
+	point    CompletionPoint
+	over     bool // cq nil: ended
 	send     SendOptions
 	once     bool // the first bytes end it
 	given    bool // of a receive: the adapter has it
@@ -161,6 +162,7 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	}
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false
 	b.fetched, b.status, b.n = 0, abi.StatusOK, 0
+	b.point = PointAcknowledged
 	b.send = SendOptions{}
 	b.once, b.given, b.copied, b.poisoned = false, false, false, false
 	b.skip, b.skipped, b.source, b.from = 0, 0, nil, nil

@@ -16,10 +16,13 @@ type Completion struct {
 	Op       Op
 	// Of a receive the N bytes at Offset of the buffer are new. Of a send N
 	// bytes of it, from its beginning, are in the stream: all of them if Err is
-	// nil, acknowledged then by the peer (MM14), a part of them if it was
-	// cancelled or failed. Of a peek N bytes were copied, of a redirection N
+	// nil, a part of them if it was cancelled or failed. Of a peek N bytes were copied, of a redirection N
 	// bytes were delivered to the other connection.
 	Offset, N int
+	// Point is how far those of a send are, as the adapter says (MM14): by
+	// SendPolicy.Complete, but PointRead where it was cancelled. After a fail-over,
+	// for which the driver has copied what the peer may not have, it is PointRead, too.
+	Point CompletionPoint
 	// From is whose the N bytes of a receive are, when they were redirected to
 	// Conn; nil: its own, or those of several connections.
 	From *Conn
@@ -108,6 +111,7 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 		}
 		if d.N > 0 {
 			d.From = b.from
+			d.Point = b.point
 		}
 		b.told = b.done
 		if b.ended {

@@ -289,7 +289,7 @@ func (ln *lane) handle(f *abi.Fields) {
 	rejected := f.Type == abi.TypeRejected
 	final := f.Flags&abi.FlagFinal != 0
 	switch {
-	case !rejected && !r.kind.answeredBy(f.Type):
+	case !rejected && (!r.kind.answeredBy(f.Type) || r.kind == kindSend && !pointed(f)):
 		ln.a.bad.kind.Add(1)
 		return
 	case !final && (r.kind != kindReceive || f.Type != abi.TypeBufferReceive):
@@ -333,6 +333,7 @@ func (ln *lane) handle(f *abi.Fields) {
 		ln.pooled(r.buf, f)
 	case f.Type == abi.TypeBufferReceive: // done above
 	case r.kind == kindSend:
+		r.buf.user.notePoint(f)
 		r.conn.sent(r.buf, abi.Status(f.Aux), f.Length)
 	case r.kind == kindReceive:
 		r.conn.bufferBack(f, r.buf)

@@ -3,6 +3,7 @@
 package guestdriver
 
 import (
+	"fmt"
 	"math"
 	"time"
 
@@ -34,8 +35,24 @@ const (
 	DelayClass                               // one of a greater class has sends to fetch
 )
 
-// SendPolicy says which sends may wait in host memory, for how long, and which
-// the adapter keeps (SPEC.md §14.7, §14.8).
+// CompletionPoint is how far the bytes of a send have come when it completes (MM14).
+type CompletionPoint uint8
+
+// Completion points of SPEC.md §5.4. Before the first one bytes have no other place
+// than the adapter: what it loses, in a reset or a fail-over, nobody can send again,
+// though its send has completed. With Options.CarryOver connections are to survive
+// that, so they take no other point than the first one.
+const (
+	PointAcknowledged CompletionPoint = iota // by the peer
+	PointHanded                              // to the network
+	PointRead                                // into adapter memory
+)
+
+// number is the value of the attribute.
+func (p CompletionPoint) number() uint64 { return uint64(PointRead - p) }
+
+// SendPolicy says which sends may wait in host memory, for how long, which
+// the adapter keeps (SPEC.md §14.7, §14.8), and when they are complete.
 type SendPolicy struct {
 	Delay       DelayCriteria // 0: nothing waits
 	Count       int           // sends that wait at most, from 1
@@ -44,13 +61,29 @@ type SendPolicy struct {
 	Dynamic     bool          // Count, Bytes and Age follow what the peer acknowledges
 	ShortenASAP bool          // SendOptions.ASAP cuts the three to an eighth, instead of ending the wait
 	Keep        bool          // the adapter keeps copies: SendOptions.Unchanged saves reading (MM10)
+
+	// Complete is when a buffer that was sent comes back, and its memory, with
+	// which a Write that went without a copy returns.
+	Complete CompletionPoint
+}
+
+// pointOf is the point of a value of the attribute.
+func pointOf(v uint64) CompletionPoint { return PointRead - CompletionPoint(v) }
+
+// check says what of the policy does not go with the adapter's options.
+func (p *SendPolicy) check(o *Options) error {
+	if o.CarryOver && p.Complete != PointAcknowledged {
+		return fmt.Errorf("what is not acknowledged must be kept for Options.CarryOver: %w",
+			&AttributeError{"set", abi.AttrCompletionPoint, abi.StatusNotSupported})
+	}
+	return nil
 }
 
 func (p *SendPolicy) fields() []field {
 	return []field{
 		{abi.AttrDelayCriteria, &p.Delay}, {abi.AttrDelayCount, &p.Count}, {abi.AttrDelayBytes, &p.Bytes},
 		{abi.AttrDelayAge, &p.Age}, {abi.AttrDelayDynamic, &p.Dynamic}, {abi.AttrASAPMode, &p.ShortenASAP},
-		{abi.AttrKeepSends, &p.Keep},
+		{abi.AttrKeepSends, &p.Keep}, {abi.AttrCompletionPoint, &p.Complete},
 	}
 }
 
@@ -147,6 +180,11 @@ func (f field) value() (v uint64, ok bool) {
 		return uint64(*at), true
 	case *Stores:
 		return uint64(*at), true
+	case *CompletionPoint:
+		if *at > PointRead {
+			return uint64(*at), false
+		}
+		return at.number(), true
 	}
 	return 0, false
 }
@@ -172,6 +210,9 @@ func (f field) put(v uint64) bool {
 	case *Stores:
 		*at = Stores(v)
 		return v <= math.MaxUint8
+	case *CompletionPoint:
+		*at = pointOf(v)
+		return v <= PointAcknowledged.number()
 	}
 	return false
 }

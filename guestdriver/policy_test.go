@@ -36,6 +36,7 @@ var (
 	sendPolicy = guestdriver.SendPolicy{
 		Delay: guestdriver.DelayWindow | guestdriver.DelayClass, Count: 5, Bytes: 70000,
 		Age: 3 * time.Millisecond, Dynamic: true, ShortenASAP: true, Keep: true,
+		Complete: guestdriver.PointHanded,
 	}
 	receivePolicy = guestdriver.ReceivePolicy{
 		Time: 2 * time.Microsecond, Bytes: 65536, Dynamic: guestdriver.NotifyPosts | guestdriver.NotifyAmounts,
@@ -66,6 +67,7 @@ func TestPolicyTuples(t *testing.T) {
 			0x24, 0x82, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, // DELAY_DYNAMIC
 			0x25, 0x82, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, // ASAP_MODE
 			0x29, 0x82, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, // KEEP_SENDS
+			0x15, 0x82, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, // COMPLETION_POINT: handed to the network
 		}},
 		{"receive", func() error { return c.SetReceivePolicy(receivePolicy) }, []byte{
 			0x27, 0x82, 0, 0, 8, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, // LINK_TRANSFER_SIZE

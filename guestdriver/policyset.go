@@ -21,7 +21,12 @@ func (c *Conn) SendPolicy() (p SendPolicy, err error) {
 
 // SetSendPolicy sets the policy of the connection's sends. An error names each
 // [AttributeError] that the adapter refused; what it does not name is set.
-func (c *Conn) SetSendPolicy(p SendPolicy) error { return c.policy(true, p.fields()) }
+func (c *Conn) SetSendPolicy(p SendPolicy) error {
+	if err := p.check(&c.lane().a.opts); err != nil {
+		return c.opError("set", err)
+	}
+	return c.policy(true, p.fields())
+}
 
 // ReceivePolicy returns the policy of what the connection receives.
 func (c *Conn) ReceivePolicy() (p ReceivePolicy, err error) {
@@ -62,6 +67,9 @@ func (a *Adapter) SendPolicy(ctx context.Context) (p SendPolicy, err error) {
 // SetSendPolicy sets the policy of connections to come; see [Conn.SetSendPolicy]
 // for errors.
 func (a *Adapter) SetSendPolicy(ctx context.Context, p SendPolicy) error {
+	if err := p.check(&a.opts); err != nil {
+		return err
+	}
 	return a.policy(ctx, true, p.fields())
 }
 

@@ -80,6 +80,22 @@ func (c *Conn) sendOverLocked(buf *buffer, s abi.Status, n uint32) {
 	c.wcond.Broadcast()
 }
 
+// pointed reports whether the response to a send names a completion point that is
+// one.
+func pointed(f *abi.Fields) bool {
+	_, ok := f.Point()
+	return ok
+}
+
+// notePoint notes which point the response to a send names. Nobody else looks at
+// that before the send is ended.
+func (b *Buffer) notePoint(f *abi.Fields) {
+	if b != nil {
+		p, _ := f.Point()
+		b.point = pointOf(p)
+	}
+}
+
 // sendLostLocked ends a send that has no completion.
 func (c *Conn) sendLostLocked(buf *buffer, err error) {
 	if buf.user == nil {
@@ -104,7 +120,7 @@ func (b *Buffer) endSendLocked() {
 	case err != nil, b.status == abi.StatusOK:
 	case b.status == abi.StatusCancelled:
 		if b.part == nil {
-			n = b.fetched
+			n, b.point = b.fetched, PointRead
 		}
 		err = statusErr("write", b.status)
 	case b.status == abi.StatusClosed:

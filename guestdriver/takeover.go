@@ -280,6 +280,7 @@ func (c *Conn) moveTo(ln *lane) error {
 	for _, k := range c.kept {
 		if b := k.buf.user; b != nil {
 			b.cancel = cancelNone // it was for the life before
+			b.point = PointRead
 		}
 		c.sendOverLocked(k.buf, abi.StatusOK, k.buf.filled)
 	}

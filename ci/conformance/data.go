@@ -166,14 +166,19 @@ func TestMM05_Once(t *T) {
 }
 
 // TestMM14_CompletionPoint: with point 0 a send is done when the adapter has
-// read it, with point 2 when the peer acknowledged it.
+// read it, with point 2 when the peer acknowledged it; the response says which.
 func TestMM14_CompletionPoint(t *T) {
 	c := t.start()
 	r := c.ring(0, ringConfig{})
 	for point := uint64(0); point <= 2; point++ {
 		p, id := r.serve(Script{{Op: OpDiscard}}, attr(0x0215, point))
 		want(t, "COMPLETION_POINT", r.scalar(reqConnAttr, id, 0x0215), point)
-		r.sendAll(id, 100_000, 5)
+		m := r.buffer(100_000)
+		Payload(m.Bytes, 5, 0)
+		d := r.answer(r.send(id, m, 0))
+		terminal(t, "send", d, rspDone, stOK)
+		want(t, "length of a complete send", d.Length, 100_000)
+		want(t, "bits 1..0 of byte 0", [2]bool{d.ASAP, d.Modify}, [3][2]bool{{true, false}, {false, true}, {}}[point])
 		_, rs := r.attrs(reqConnAttr, id, new(ctl).get(0x0282, 8).get(0x0283, 8))
 		want(t, "BYTES_SENT", rs[0].scalar(), 100_000)
 		if point == 2 {

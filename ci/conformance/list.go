@@ -220,6 +220,7 @@ func Tests() []*Test {
 		{Name: "TestMM13_Spill", IDs: ids("MM13"), Needs: peer, Func: TestMM13_Spill},
 		{Name: "TestMM14_CompletionPoint", IDs: ids("MM14"), Needs: peer, Func: TestMM14_CompletionPoint},
 		{Name: "TestMM14_Unacknowledged", IDs: ids("MM14"), Needs: bulk, Func: TestMM14_Unacknowledged},
+		{Name: "TestMM14_Driver", IDs: ids("MM14"), Needs: peer, Func: TestMM14_Driver},
 		{Name: "TestMM15_Shared", IDs: ids("MM15", "MM04"), Needs: peer, Wire: true, Func: TestMM15_Shared},
 		{Name: "TestMM15_Copied", IDs: ids("MM15"), Needs: peer, Func: TestMM15_Copied},
 		{Name: "TestMM16_Table", IDs: ids("MM16", "RX10"), Needs: peer, Func: TestMM16_Table},

@@ -80,6 +80,8 @@ func judge(attr abi.Attribute, v uint64) abi.Status {
 		most = 31
 	case abi.AttrPriority:
 		most = 7
+	case abi.AttrCompletionPoint:
+		most = 2
 	}
 	if v > most {
 		return abi.StatusBadValue

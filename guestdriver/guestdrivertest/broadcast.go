@@ -23,6 +23,9 @@ func (f *Fake) castLocked(qi int, q *queue, r abi.Fields) {
 func (f *Fake) sentLocked(c *conn, s abi.Fields, status abi.Status, n uint32) {
 	a := Answer(s, abi.TypeBufferDone, status)
 	a.Base, a.Length, a.Offset = s.Base, n, s.Offset
+	if p, ok := c.scalars[abi.AttrCompletionPoint]; ok {
+		a.SetPoint(p)
+	}
 	if qu := f.queues[c.q]; qu != nil && s.Flags&abi.FlagGroup != 0 {
 		if qu.casts[s.Tag]--; qu.casts[s.Tag] > 0 {
 			a.Flags &^= abi.FlagFinal

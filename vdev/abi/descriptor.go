@@ -149,6 +149,23 @@ type Fields struct {
 	Offset uint32
 }
 
+// SetPoint has the response to a send name its completion point, as attribute
+// COMPLETION_POINT says it: bits 1..0 of byte 0 say how far before 2,
+// acknowledged, it is (SPEC.md §5.4).
+func (f *Fields) SetPoint(point uint64) { f.ASAP, f.Modify = point == 0, point == 1 }
+
+// Point returns the completion point that the response to a send names; false if
+// there is no such point.
+func (f *Fields) Point() (point uint64, ok bool) {
+	switch {
+	case f.ASAP:
+		return 0, !f.Modify
+	case f.Modify:
+		return 1, true
+	}
+	return 2, true
+}
+
 // Word returns word 0 with the owner bit set if host is true.
 func (f *Fields) Word(host bool) uint32 {
 	w := uint32(f.Type&0x1f)<<2 | uint32(f.Flags)<<8 | uint32(f.Aux)<<16
