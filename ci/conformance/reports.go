@@ -278,7 +278,7 @@ func TestCE05_Driver(t *T) {
 	no, err := t.Peer().Refused(t.ctx)
 	check(t, "peer: refused", err)
 	const targets = 30
-	q, err := guestdriver.NewQueue(c.bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll})
+	q, err := guestdriver.NewQueue(c.bus, 0, guestdriver.QueueConfig{Mode: guestdriver.ModePoll, Timeout: t.Env.scale(patience)})
 	check(t, "create a queue", err)
 	tag := uint32(0)
 	b := guestdriver.BulkConnect{Control: c.alloc(72*targets + 32), Tag: func() uint32 { tag++; return tag }}

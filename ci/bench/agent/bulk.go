@@ -118,5 +118,5 @@ func newQueue(ctx context.Context, bus guestdriver.Bus) (*guestdriver.Queue, err
 			return nil, fmt.Errorf("the adapter does not start: %w", context.Cause(ctx))
 		}
 	}
-	return guestdriver.NewQueue(bus, 0, guestdriver.QueueConfig{})
+	return guestdriver.NewQueue(bus, 0, guestdriver.QueueConfig{Timeout: bulkLimit})
 }
