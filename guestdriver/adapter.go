@@ -109,7 +109,7 @@ type Adapter struct {
 
 	defaults atomic.Pointer[settings] // policies of connections to come
 
-	groups  atomic.Uint32             // ids given to pools
+	groups  atomic.Uint32             // ids given to groups
 	regMu   sync.Mutex                // held to change regions
 	regions atomic.Pointer[[]*Memory] // by address
 
@@ -124,6 +124,7 @@ type Adapter struct {
 	listeners map[uint64]*Listener
 	bound     map[*Listener]struct{} // all that are open, whatever their ids
 	pools     []*Pool
+	receivers map[*ReceiveGroup]struct{}
 	up        chan struct{} // closed while the adapter is not being restarted
 	closing   bool
 	idle      chan struct{}  // closed when closing and no connection is left
@@ -152,6 +153,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 		tx:    newArena(bus, half, half/4),
 		ctl:   newArena(bus, controlMemory, 0),
 		conns: map[uint64]endpoint{}, carried: map[*Conn]struct{}{}, packets: map[*PacketConn]struct{}{}, listeners: map[uint64]*Listener{}, bound: map[*Listener]struct{}{},
+		receivers: map[*ReceiveGroup]struct{}{},
 	}
 	for i := range opts.Queues {
 		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}
@@ -291,6 +293,7 @@ func (a *Adapter) bringUp(ctx context.Context) error {
 			return err
 		}
 		a.postPools(ln)
+		a.postGroups(ln)
 	}
 	a.write(abi.RegEventMask, eventMask)
 	return nil
@@ -487,6 +490,7 @@ func (a *Adapter) shutdown() error {
 	a.life.Unlock()
 	a.endAll(errClosed)
 	a.loseAll(errClosed)
+	a.endGroups()
 	// Nobody looks at memory that is about to be unmapped.
 	a.watcher.Wait()
 	for _, ln := range a.lanes {

@@ -54,7 +54,7 @@ type castPart struct {
 
 // NewSendGroup returns a group without connections.
 func (a *Adapter) NewSendGroup() *SendGroup {
-	return &SendGroup{a: a, id: byExplicitID<<groupByShift | uint64(a.groups.Add(1))}
+	return &SendGroup{a: a, id: a.newGroupID()}
 }
 
 // Add takes a connection in. It must not be of another group, nor use a [Pool],
@@ -70,7 +70,7 @@ func (g *SendGroup) Add(c *Conn) error {
 	switch {
 	case c.lane().a != g.a:
 		err = errMemory
-	case c.sendGroup != nil || c.pool != nil && !c.pool.cfg.Copy:
+	case c.sendGroup != nil || c.pool != nil && !c.pool.cfg.Copy || c.member != nil && c.member.g.key.By != 0:
 		err = errGrouped
 	default:
 		c.sendGroup = g

@@ -22,6 +22,7 @@ const (
 	OpPeek                    // [Conn.PeekBuffer]
 	OpRedirect                // [Conn.PostRedirect]
 	OpBroadcast               // [SendGroup.Send]
+	OpGroup                   // [ReceiveGroup.Post]
 )
 
 // Buffer is a part of registered memory, posted as a whole. It belongs to the
@@ -75,7 +76,12 @@ type Buffer struct {
 	cast    *broadcast
 	part    *castPart // nil: it was posted alone
 
-	earlier, later *Buffer // in the connection's list of receive buffers
+	earlier, later *Buffer // in the list of receive buffers, of the connection or group
+
+	// Of a post to a receive group, whose mu protects what follows.
+	group     atomic.Pointer[ReceiveGroup]
+	place     groupPlace
+	withdrawn bool // Cancel or Close: it goes to the application as soon as it comes back
 
 	// For the debug mode: see debug.go.
 	since    atomic.Pointer[trace] // of the post
@@ -157,7 +163,7 @@ func (b *Buffer) claim(op Op, c *Conn, cq *CompletionQueue) error {
 // begin resets what a post changes. The memory is pinned.
 func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.conn.Store(c)
-	if b.op, b.cq = op, cq; cq != nil {
+	if b.op, b.cq = op, cq; cq != nil && c != nil {
 		cq.lane.Store(c.lane())
 	}
 	b.cancel, b.terminal, b.lost, b.over = cancelNone, false, nil, false

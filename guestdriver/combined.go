@@ -35,7 +35,7 @@ func (ln *lane) combined(f *abi.Fields) {
 }
 
 // firstOf returns the first tag of the run of a combined response: receive
-// buffers of one connection, one behind the other, of which all but the last
+// buffers for one connection, one behind the other, of which all but the last
 // are full now. It reports false when there is no such run.
 func (ln *lane) firstOf(f *abi.Fields) (tag uint32, ok bool) {
 	ln.mu.Lock()
@@ -43,7 +43,7 @@ func (ln *lane) firstOf(f *abi.Fields) (tag uint32, ok bool) {
 	var behind, last, whole uint64 // whole: from the first looked at on
 	for tag = f.Tag; ; tag-- {
 		r := ln.reqs.find(tag)
-		if r == nil || r.kind != kindReceive || r.conn == nil || r.conn.connID() != f.Conn {
+		if r == nil || !r.takes(f.Conn) {
 			return 0, false
 		}
 		size := uint64(len(r.buf.data))
@@ -64,6 +64,17 @@ func (ln *lane) firstOf(f *abi.Fields) (tag uint32, ok bool) {
 			return 0, false
 		}
 	}
+}
+
+// takes reports whether bytes of a connection may be in the buffer of a request.
+func (r *request) takes(conn uint64) bool {
+	switch r.kind {
+	case kindReceive:
+		return r.conn != nil && r.conn.connID() == conn
+	case kindPool, kindGroup:
+		return true
+	}
+	return false
 }
 
 func (ln *lane) sizeOf(tag uint32) uint32 {

@@ -10,9 +10,9 @@ import (
 
 // Completion says what became of a posted [Buffer].
 type Completion struct {
-	Buffer   *Buffer   // nil of a redirection
+	Buffer   *Buffer   // nil of a redirection, and of the end of a [ReceiveGroup]'s member
 	Redirect *Redirect // nil of a buffer
-	Conn     *Conn     // where it was posted
+	Conn     *Conn     // where it was posted; of a ReceiveGroup: whose the bytes are, nil if there are none
 	Op       Op
 	// Of a receive the N bytes at Offset of the buffer are new. Of a send N
 	// bytes of it, from its beginning, are in the stream: all of them if Err is
@@ -102,7 +102,7 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 			Buffer: b, Redirect: b.redirect, Conn: b.conn.Load(), Op: b.op,
 			Offset: int(b.told), N: int(b.done - b.told), Final: b.ended, Err: b.err,
 		}
-		if b.redirect != nil {
+		if b.m == nil {
 			d.Buffer = nil
 		}
 		if x := b.cast; x != nil {

@@ -63,6 +63,7 @@ type Conn struct {
 
 	pool      *Pool      // whose buffers are used; nil: the driver's own
 	sendGroup *SendGroup // that it is in
+	member    *member    // its part in a receive group; nil: none
 	spare     *Segment   // to be used again
 
 	// Send.

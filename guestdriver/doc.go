@@ -24,8 +24,9 @@
 // with the return of the call, and not before the adapter is done with it: when a
 // call's deadline passes meanwhile the adapter is asked for it first. Who gets
 // which bytes when both kinds meet stands in postbuffer.go. Several consumers share
-// what came by a [Segment] each, connections share receive buffers by a [Pool], and one buffer is sent
-// on many of them by a [SendGroup]. Where
+// what came by a [Segment] each, connections share receive buffers by a [Pool],
+// or, with a completion for each and under the application's own hand, by a
+// [ReceiveGroup]; one buffer is sent on many of them by a [SendGroup]. Where
 // bytes go can be decided after a look at the first of them: peek.go. What the
 // adapter may leave waiting, for how long, and whose turn comes first, say policies:
 // [SendPolicy], [ReceivePolicy], [Schedule], [Placement], of each connection or of those to come.

@@ -306,6 +306,16 @@ func (ln *lane) handle(f *abi.Fields) {
 			ln.a.bad.length.Add(1)
 			return
 		}
+	} else if r.kind == kindGroup {
+		g := r.buf.user.group.Load()
+		switch {
+		case !r.buf.user.fitsGroup(f):
+			ln.a.bad.length.Add(1)
+			return
+		case f.Type == abi.TypeBufferDone && f.Conn != g.id:
+			ln.a.bad.conn.Add(1)
+			return
+		}
 	} else if f.Type == abi.TypeBufferReceive && isRedirected(f) {
 		if !ln.redirected(&r, f, final) {
 			return
@@ -331,6 +341,8 @@ func (ln *lane) handle(f *abi.Fields) {
 	switch {
 	case r.kind == kindPool:
 		ln.pooled(r.buf, f)
+	case r.kind == kindGroup:
+		ln.grouped(r.buf.user, f)
 	case f.Type == abi.TypeBufferReceive: // done above
 	case r.kind == kindSend:
 		r.buf.user.notePoint(f)

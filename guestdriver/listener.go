@@ -24,6 +24,7 @@ type Listener struct {
 	network string
 	born    *settings            // the adapter's when it began
 	pool    atomic.Pointer[Pool] // of connections that arrive
+	receive atomic.Pointer[ReceiveGroup]
 
 	opening sync.Mutex // held by who has the adapter listen; before mu
 
@@ -102,7 +103,7 @@ func (l *Listener) open(at netip.AddrPort) error {
 	_, err := ln.openTarget(ctx, request{kind: kindListen, call: call}, abi.Target{
 		Protocol: 6, Count: 1, Local: at, V6: at.Addr().Is6(),
 		Backlog: uint32(ln.a.opts.Backlog),
-	}, slices.Concat(ln.a.carryAttrs(), l.born.over(ln.a.defaults.Load(), nil).list(), l.pool.Load().attrs())...)
+	}, slices.Concat(ln.a.carryAttrs(), l.born.over(ln.a.defaults.Load(), nil).list(), l.pool.Load().attrs(), l.receive.Load().attrs())...)
 	return err
 }
 
@@ -200,8 +201,8 @@ func (ln *lane) arrived(f *abi.Fields) {
 	c.remote = net.TCPAddrFromAddrPort(remote)
 	c.local = &net.TCPAddr{IP: net.IP(local.AsSlice()), Port: localPort}
 	if l != nil {
-		c.pool = l.pool.Load()
 		c.born = l.born
+		c.arriveIn(l)
 	}
 	if !a.enter(c) {
 		if f.Conn == 0 || a.conn(f.Conn) != nil {

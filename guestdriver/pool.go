@@ -70,7 +70,7 @@ func (a *Adapter) NewPool(cfg PoolConfig) (*Pool, error) {
 	m.pin()
 	p := &Pool{
 		a: a, cfg: cfg, mem: m, idle: make([][]*buffer, len(a.lanes)),
-		id: byExplicitID<<groupByShift | uint64(a.groups.Add(1)),
+		id: a.newGroupID(),
 	}
 	all := make([]buffer, total)
 	for i := range all {
@@ -286,7 +286,7 @@ func (c *Conn) SetPool(p *Pool) error {
 		return c.opError("set", errMemory)
 	}
 	c.mu.Lock()
-	grouped := c.sendGroup != nil
+	grouped := c.sendGroup != nil || c.member != nil
 	c.mu.Unlock()
 	if grouped {
 		return c.opError("set", errGrouped)
@@ -304,9 +304,11 @@ func (c *Conn) SetPool(p *Pool) error {
 	return nil
 }
 
-// drawsLocked reports whether the adapter takes buffers of a pool for c.
+// drawsLocked reports whether the adapter takes buffers of a pool, or of a receive
+// group, for c.
 func (c *Conn) drawsLocked() bool {
-	return c.pool != nil && !c.pool.cfg.Copy && c.pool.a == c.lane().a
+	a := c.lane().a
+	return c.pool != nil && !c.pool.cfg.Copy && c.pool.a == a || c.member != nil && c.member.g.a == a
 }
 
 // SetPool has connections that arrive from now on use the pool, from their first
@@ -319,6 +321,9 @@ func (l *Listener) SetPool(p *Pool) error {
 	l.mu.Unlock()
 	if p.a != l.lane().a {
 		return errMemory
+	}
+	if l.receive.Load() != nil {
+		return errGrouped
 	}
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()

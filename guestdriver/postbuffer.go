@@ -131,6 +131,7 @@ func (c *Conn) advanceLocked() {
 // feedLocked gives the application's buffers that wait in the driver to the
 // adapter, as far as their turn has come, and reports whether none is left.
 func (c *Conn) feedLocked() bool {
+	c.memberLocked()
 	for c.userNext != nil {
 		b := c.userNext
 		switch {

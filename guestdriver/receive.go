@@ -162,6 +162,8 @@ func (c *Conn) recycleLocked(buf *buffer) {
 		switch {
 		case buf.pool != nil:
 			buf.pool.put(buf)
+		case buf.user != nil:
+			buf.user.putGroup()
 		case buf.block != nil: // else it came behind a state record
 			buf.release()
 		}
@@ -203,6 +205,7 @@ func (c *Conn) statusLocked(s abi.Status) {
 		c.rerr = statusErr("read", s)
 		c.rcond.Broadcast()
 	}
+	c.memberLocked()
 }
 
 // bufferLost acts on a receive buffer that will have no response.

@@ -21,6 +21,7 @@ const (
 	kindCancel         // buf (of a send that the application posted), or nothing
 	kindRedirect       // conn, buf (of the redirection)
 	kindCast           // cast
+	kindGroup          // buf (of a receive group)
 )
 
 // answeredBy reports whether a response of type t may answer the kind.
@@ -28,7 +29,7 @@ func (k kind) answeredBy(t abi.Type) bool {
 	switch k {
 	case kindSend, kindRedirect:
 		return t == abi.TypeBufferDone
-	case kindReceive, kindPool:
+	case kindReceive, kindPool, kindGroup:
 		return t == abi.TypeBufferReceive || t == abi.TypeBufferDone
 	case kindConnect:
 		return t == abi.TypeCompletion

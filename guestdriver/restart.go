@@ -220,6 +220,8 @@ func (a *Adapter) endRequest(r request, err error) {
 		r.cast.lose(err)
 	case r.kind == kindPool:
 		r.buf.pool.lostBuffer(r.buf)
+	case r.kind == kindGroup:
+		r.buf.user.group.Load().lost(r.buf.user)
 	case r.kind == kindCancel:
 		if r.buf != nil {
 			r.buf.user.cancelled(abi.StatusTooLate, 0)

@@ -32,6 +32,8 @@ type hostCounters struct {
 	peeks, peeked, redirects, redirected, skipped atomic.Uint64
 
 	combined, combinedBuffers, broadcasts, broadcastSends atomic.Uint64
+
+	groupBuffers, groupLends, groupDrops atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -58,6 +60,9 @@ type Stats struct {
 	CombinedBuffers           uint64 // ... and these
 	Broadcasts                uint64 // buffers sent on the connections of a group (MM04)
 	BroadcastSends            uint64 // ... once for each connection
+	GroupBuffers              uint64 // buffers of receive groups that completed with bytes (MM04)
+	GroupLends                uint64 // ... that were filled for connections which are no members
+	GroupDrops                uint64 // datagrams that came into one
 	Resets                    uint64 // times that the driver started over
 	Refused                   uint64 // arrivals reset for want of room
 	BadTags                   uint64 // responses dropped: unknown or repeated tag
@@ -88,6 +93,7 @@ func (a *Adapter) Stats() Stats {
 		DirectWrites: a.host.directWrites.Load(), BufferedWrites: a.host.bufferedWrites.Load(),
 		Broadcasts: a.host.broadcasts.Load(), BroadcastSends: a.host.broadcastSends.Load(),
 		Combined: a.host.combined.Load(), CombinedBuffers: a.host.combinedBuffers.Load(),
+		GroupBuffers: a.host.groupBuffers.Load(), GroupLends: a.host.groupLends.Load(), GroupDrops: a.host.groupDrops.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
 	for _, ln := range a.lanes {
@@ -134,6 +140,7 @@ func (s Stats) List() []Stat {
 		{"peeks", s.Peeks}, {"peeked_bytes", s.PeekedBytes}, {"redirects", s.Redirects},
 		{"redirected_bytes", s.RedirectedBytes}, {"skipped_bytes", s.SkippedBytes},
 		{"broadcasts", s.Broadcasts}, {"broadcast_sends", s.BroadcastSends},
+		{"group_buffers", s.GroupBuffers}, {"group_lends", s.GroupLends}, {"group_drops", s.GroupDrops},
 		{"combined", s.Combined}, {"combined_buffers", s.CombinedBuffers},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},

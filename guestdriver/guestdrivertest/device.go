@@ -28,7 +28,8 @@ type queue struct {
 	paused        bool
 	out           []abi.Fields // to be published
 	connects      map[uint32]bool
-	casts         map[uint32]int // by tag: sends of a group that are open
+	casts         map[uint32]int      // by tag: sends of a group that are open
+	shared        map[uint64][]posted // by group: its buffers; 0: those for any connection
 }
 
 type listener struct {
@@ -226,6 +227,10 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 		}
 		c.sends = append(c.sends, r)
 	case abi.TypeBufferAvailable:
+		if r.Flags == abi.FlagGroup || r.Conn == 0 && r.Flags == 0 {
+			q.shareLocked(r)
+			return
+		}
 		if c == nil {
 			f.answerLocked(qi, Answer(r, abi.TypeBufferDone, abi.StatusBadConnection))
 			return
@@ -260,6 +265,8 @@ func (f *Fake) requestLocked(qi int, q *queue, r abi.Fields) {
 			delete(q.connects, r.Offset)
 			f.answerLocked(qi, abi.Fields{Type: abi.TypeCompletion, Flags: abi.FlagFinal, Tag: r.Offset, Aux: uint16(abi.StatusCancelled)})
 			s = abi.StatusOK
+		case q.shared[r.Conn] != nil:
+			s = f.cancelSharedLocked(qi, r)
 		}
 		f.answerLocked(qi, Answer(r, abi.TypeCancelled, s))
 	case abi.TypeConnectionAttr, abi.TypeAdapterAttr:
@@ -457,6 +464,10 @@ func (f *Fake) moveLocked(c *conn) bool {
 		c.inbox = nil
 	}
 	for len(c.inbox) > 0 && len(c.bufs) > 0 && f.deliverLocked(c) {
+		did = true
+		f.kickLocked()
+	}
+	for len(c.inbox) > 0 && len(c.bufs) == 0 && f.deliverSharedLocked(c) {
 		did = true
 		f.kickLocked()
 	}
