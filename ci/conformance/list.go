@@ -193,6 +193,8 @@ func Tests() []*Test {
 		{Name: "TestMM04_ReceiveGroup", IDs: ids("MM04"), Needs: peer, Func: TestMM04_ReceiveGroup},
 		{Name: "TestMM04_GroupBy", IDs: ids("MM04"), Needs: peer, Func: TestMM04_GroupBy},
 		{Name: "TestMM04_Proportion", IDs: ids("MM04"), Needs: bulk, Limit: 2 * time.Minute, Func: TestMM04_Proportion},
+		{Name: "TestMM04_GroupDriver", IDs: ids("MM04"), Needs: peer, Wire: true, Func: TestMM04_GroupDriver},
+		{Name: "TestMM04_GroupByDriver", IDs: ids("MM04"), Needs: peer, Func: TestMM04_GroupByDriver},
 		{Name: "TestMM05_PartialReceive", IDs: ids("MM05", "IF06"), Needs: peer, Wire: true, Six: true, Func: TestMM05_PartialReceive},
 		{Name: "TestMM05_PartialSend", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_PartialSend},
 		{Name: "TestMM05_Once", IDs: ids("MM05"), Needs: peer, Wire: true, Func: TestMM05_Once},
