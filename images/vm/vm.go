@@ -148,7 +148,7 @@ func (v *VM) connect(ctx context.Context, handlers control.Mux) error {
 	// The library dials by itself; QEMU serves one client after the other.
 	probe.Close() //nolint:errcheck // nothing was said
 	v.mon, err = dialMonitor(ctx, filepath.Join(v.cfg.SocketDir, qmpSocket), v.event)
-	return v.orVerdict(err)
+	return v.orEnd(err)
 }
 
 // openSession connects to the guest, or to the next one.
@@ -196,7 +196,7 @@ func (v *VM) dial(ctx context.Context, name string) (net.Conn, error) {
 		}
 		select {
 		case <-v.done:
-			return nil, v.Wait()
+			return nil, v.ended()
 		case <-ctx.Done():
 			return nil, fmt.Errorf("vm: waiting for QEMU's %s socket: %w", name, context.Cause(ctx))
 		case <-time.After(dialPeriod):
@@ -217,6 +217,20 @@ func (v *VM) orVerdict(err error) error {
 	case <-time.After(stopGrace / 10): // a death that is being noticed
 	}
 	return err
+}
+
+// orEnd replaces the error of a connection that a start needs by the end of QEMU, an
+// orderly one included.
+func (v *VM) orEnd(err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-v.done:
+		return v.ended()
+	case <-time.After(stopGrace): // an end that is being noticed
+		return err
+	}
 }
 
 func (v *VM) takePhase(_ context.Context, st *control.Stream) control.Result {

@@ -35,6 +35,9 @@ func playQEMU(script, sockets string) {
 		fmt.Fprintln(os.Stderr, "qemu: no such device")
 		os.Exit(1)
 	}
+	if script == "gone" {
+		os.Exit(0)
+	}
 	ctl, err := net.Listen("unix", filepath.Join(sockets, "control"))
 	if err != nil {
 		os.Exit(90)
@@ -47,10 +50,13 @@ func playQEMU(script, sockets string) {
 		os.Exit(91)
 	}
 	go func() {
-		for {
+		for n := 0; ; n++ {
 			c, err := qmp.Accept()
 			if err != nil {
 				return
+			}
+			if script == "leaves" && n > 0 { // the first connection is to see whether it listens
+				os.Exit(0)
 			}
 			go serveQMP(c)
 		}
@@ -211,6 +217,8 @@ func TestBadEnds(t *testing.T) {
 		"kvm":     {ErrKVM, "Suberror"},
 		"panic":   {ErrPanic, "boom"},
 		"off":     {ErrQEMU, "switched itself off"},
+		"gone":    {ErrQEMU, "switched itself off"},
+		"leaves":  {ErrQEMU, "switched itself off"},
 		"unbound": {nil, "bind: vfio-pci did not take it"},
 	} {
 		t.Run(script, func(t *testing.T) {
