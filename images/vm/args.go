@@ -60,11 +60,15 @@ const (
 
 // kernelLine is what makes the kernel start fastest without KVM and die loudly:
 // self-tests, entropy collectors and keyrings nobody needs here take a tenth each.
+// Pages, first of all the 128 MiB of huge ones, are cleared when they are used and not
+// when they are put aside as well; and a key derivation that nobody asks for does not
+// stop the start until the archive of the root file system is unpacked.
 func kernelLine(c *Config) string {
 	words := []string{
 		"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off",
 		"cryptomgr.notests", "tsc=reliable", "no_timer_check", "8250.nr_uarts=1", "i8042.noaux", "i8042.nokbd",
-		"initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted", "nowatchdog",
+		"initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted,crypto_kdf108_init", "nowatchdog",
+		"init_on_alloc=0",
 	}
 	if c.IOMMU != IOMMUNone {
 		words = append(words, "intel_iommu=on")

@@ -31,7 +31,7 @@ func TestQEMUArgs(t *testing.T) {
 -object memory-backend-memfd,id=ram,size=1024M,share=on
 -kernel /k/vmlinux -initrd /i.cpio
 -append
-console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted nowatchdog intel_iommu=on hugepages=128 tsc_early_khz=2596000 more=1
+console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted,crypto_kdf108_init nowatchdog init_on_alloc=0 intel_iommu=on hugepages=128 tsc_early_khz=2596000 more=1
 -no-reboot -bios qboot.rom
 -device intel-iommu,caching-mode=on,intremap=on
 -chardev stdio,id=console,signal=off -serial chardev:console
