@@ -13,6 +13,7 @@ const (
 	// reserveClass is a class of its own, of the smallest size, whose blocks
 	// are the reserve.
 	reserveClass = numClasses
+	uncut        = numClasses + 1 // of a block: no class
 	minPiece     = 1 << 10
 	blockSize    = 256 << 10 // a block is cut into pieces of one class
 	chunkSize    = 1 << 20   // what is taken from the bus at a time
@@ -85,10 +86,13 @@ type arena struct {
 	reserve int // in blocks
 
 	mu      sync.Mutex
-	blocks  int      // taken from the bus
-	kept    int      // blocks that the reserve has
-	empty   []*block // of no class
+	blocks  int // taken from the bus
+	kept    int // blocks that the reserve has
 	partial [numClasses + 1]*block
+	// Blocks of which nothing is handed out, by the class that they are cut for: whoever
+	// takes one for the same class again need not cut it anew. The last are uncut.
+	empty   [numClasses + 2][]*block
+	spared  int // in empty
 	used    int // bytes handed out
 	usedRes int // of these, from the reserve
 }
@@ -118,10 +122,12 @@ func (a *arena) alloc(class int, reserved bool) *buffer {
 func (a *arena) allocLocked(class int) *buffer {
 	b := a.partial[class]
 	if b == nil {
-		if b = a.takeBlockLocked(class == reserveClass); b == nil {
+		if b = a.takeBlockLocked(class); b == nil {
 			return nil
 		}
-		b.format(class)
+		if b.class != class {
+			b.format(class)
+		}
 		a.pushLocked(b)
 	}
 	p := b.free
@@ -138,14 +144,16 @@ func (a *arena) allocLocked(class int) *buffer {
 	return p
 }
 
-// takeBlockLocked returns a block of no class, growing the arena if need be.
-func (a *arena) takeBlockLocked(reserve bool) *block {
-	left := a.limit - a.blocks + len(a.empty)
+// takeBlockLocked returns a block of which nothing is handed out, best one that is cut
+// for the class, growing the arena if need be.
+func (a *arena) takeBlockLocked(class int) *block {
+	reserve := class == reserveClass
+	left := a.limit - a.blocks + a.spared
 	switch {
 	case left <= 0, reserve && a.kept == a.reserve, !reserve && left <= a.reserve-a.kept:
 		return nil
 	}
-	if len(a.empty) == 0 {
+	if a.spared == 0 {
 		n := min(chunkSize/blockSize, a.limit-a.blocks)
 		mem, err := a.bus.AllocDMA(n * blockSize)
 		if err != nil {
@@ -154,26 +162,35 @@ func (a *arena) takeBlockLocked(reserve bool) *block {
 		a.blocks += n
 		for i := range n {
 			off := i * blockSize
-			a.empty = append(a.empty, &block{
-				arena: a, mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: -1,
+			a.spareLocked(&block{
+				arena: a, mem: mem.Bytes[off : off+blockSize : off+blockSize], iova: mem.IOVA + uint64(off), class: uncut,
 			})
 		}
 	}
 	if reserve {
 		a.kept++
 	}
-	b := a.empty[len(a.empty)-1]
-	a.empty = a.empty[:len(a.empty)-1]
+	from := class
+	for i := uncut; len(a.empty[from]) == 0; i-- {
+		from = i
+	}
+	list := a.empty[from]
+	b := list[len(list)-1]
+	a.empty[from] = list[:len(list)-1]
+	a.spared--
 	return b
 }
 
-// format cuts the block into free pieces.
+func (a *arena) spareLocked(b *block) {
+	a.empty[b.class] = append(a.empty[b.class], b)
+	a.spared++
+}
+
+// format cuts the block, of which nothing is handed out, into free pieces.
 func (b *block) format(class int) {
 	size := classSize(class)
-	if b.class != class {
-		b.class = class
-		b.pieces = make([]buffer, blockSize/size)
-	}
+	b.class = class
+	b.pieces = make([]buffer, blockSize/size)
 	b.free = nil
 	for i := len(b.pieces) - 1; i >= 0; i-- {
 		off := i * size
@@ -203,7 +220,7 @@ func (a *arena) release(p *buffer) {
 		if b.class == reserveClass {
 			a.kept--
 		}
-		a.empty = append(a.empty, b)
+		a.spareLocked(b)
 	}
 }
 

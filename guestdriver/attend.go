@@ -17,9 +17,12 @@ const (
 	leastSpin = time.Microsecond
 	// looks is how often a caller looks at the table before it looks at why it waits.
 	looks = 64
-	// turn is after how many of these it lets other goroutines run: each time wakes a
-	// thread that looks for some.
-	turn = 16
+	// turn is after how many of these, about a millisecond, it lets other goroutines run:
+	// each time wakes a thread that looks for some, and another processor with it.
+	turn = 128
+	// patience is how much longer a caller looks than it was told to when waits turn out to
+	// be about as long: sleep, an interrupt, and changes of goroutines cost as much.
+	patience = 4
 )
 
 // attendance is how callers that wait consume responses themselves, unless the mode
@@ -60,6 +63,7 @@ type vigil struct {
 	on     bool          // it attends to ln
 	vain   bool          // it did, in vain, and was not woken since
 	asleep bool          // it is counted
+	began  time.Time     // the wait
 	spin   time.Duration // of ModeHybrid: how long it looks
 	until  time.Time     // ... and until when
 	rested bool          // it has taken its nap, or others wait, too
@@ -75,6 +79,7 @@ func (v *vigil) look(ln *lane, mu *sync.Mutex) bool {
 	if v.ln != ln || mode == ModeInterrupt {
 		v.end()
 		v.ln = ln
+		ln.ring() // what the caller waits for may come of it
 	}
 	if mode == ModeInterrupt || !v.on && !v.enter(mode) {
 		return false
@@ -109,6 +114,9 @@ func (v *vigil) enter(mode Mode) bool {
 			at.asleep++
 		}
 		v.slept = time.Now()
+		if v.began.IsZero() {
+			v.began = v.slept
+		}
 		switch {
 		case at.gone:
 		case at.lapsing && q.arm():
@@ -125,7 +133,11 @@ func (v *vigil) enter(mode Mode) bool {
 	at.taken, at.lapsing = true, false
 	q.disarm()
 	v.on, v.rested, v.spin = true, mode != ModeHybrid || at.asleep > 0, at.spin
-	v.until = time.Now().Add(v.spin)
+	now := time.Now()
+	if v.began.IsZero() {
+		v.began = now
+	}
+	v.until = now.Add(v.spin)
 	return true
 }
 
@@ -135,10 +147,9 @@ func (v *vigil) woke() {
 	if v.ln == nil || v.slept.IsZero() {
 		return
 	}
-	full := time.Duration(v.ln.spin.Load())
 	// The wait would have been shorter without the interrupt and the change of goroutines.
-	if time.Since(v.slept) < 4*full {
-		v.ln.at.setSpin(full)
+	if longest := patience * time.Duration(v.ln.spin.Load()); time.Since(v.began) < longest {
+		v.ln.at.setSpin(longest)
 	}
 	v.slept = time.Time{}
 }
@@ -202,13 +213,16 @@ func (at *attendance) lapseLocked(ln *lane, wait time.Duration) {
 
 // lapsed is called when a lapse may have ended, and asks for interrupts if so.
 func (ln *lane) lapsed() {
-	at, q := &ln.at, ln.current()
+	at := &ln.at
+	if !at.over(ln) {
+		return // without busy, which whoever attends holds
+	}
 	at.busy.Lock()
 	defer at.busy.Unlock()
-	if !at.over(ln, q) {
-		return
-	}
 	for range watchPasses {
+		if at.isTaken() || ln.a.stopped.Load() {
+			return
+		}
 		if ln.pass(); !ln.current().arm() {
 			return
 		}
@@ -221,7 +235,7 @@ func (ln *lane) lapsed() {
 }
 
 // over ends a lapse that is over, and reports whether responses stand there already.
-func (at *attendance) over(ln *lane, q *Queue) bool {
+func (at *attendance) over(ln *lane) bool {
 	at.mu.Lock()
 	defer at.mu.Unlock()
 	at.ticking = false
@@ -234,7 +248,13 @@ func (at *attendance) over(ln *lane, q *Queue) bool {
 		return false
 	}
 	at.lapsing = false
-	return Mode(ln.mode.Load()) != ModePoll && q.arm()
+	return Mode(ln.mode.Load()) != ModePoll && ln.current().arm()
+}
+
+func (at *attendance) isTaken() bool {
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	return at.taken
 }
 
 // attended reports whether the dispatcher may rest; otherwise it has asked for an

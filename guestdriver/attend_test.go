@@ -12,6 +12,7 @@ import (
 
 	"toebox/guestdriver"
 	"toebox/guestdriver/guestdrivertest"
+	"toebox/vdev/abi"
 )
 
 // patient are options of callers that attend to what they wait for until it comes.
@@ -165,5 +166,39 @@ func TestLapse(t *testing.T) {
 	}
 	if err := <-got; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestClosedSoon has the adapter hear of a connection's end though the driver has nothing
+// else to tell.
+func TestClosedSoon(t *testing.T) {
+	for name, mode := range map[string]guestdriver.Mode{"interrupt": guestdriver.ModeInterrupt, "hybrid": guestdriver.ModeHybrid, "poll": guestdriver.ModePoll} {
+		t.Run(name, func(t *testing.T) {
+			opts := patient()
+			opts.Mode = mode
+			a, f := open(t, opts)
+			over := make(chan struct{}, 1)
+			f.Intercept(func(_ int, req abi.Fields) bool {
+				if req.Type == abi.TypeTermination {
+					over <- struct{}{}
+				}
+				return false
+			})
+			for i := range 3 {
+				c, err := a.Dial("tcp", "10.0.2.2:7")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Close(); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-over:
+				case <-time.After(limit):
+					t.Fatalf("after %v the adapter does not know of the end of connection %d", limit, i)
+				}
+			}
+			f.Intercept(nil)
+		})
 	}
 }

@@ -53,6 +53,7 @@ type Conn struct {
 	posting             bool    // PostBuffer is in use: no reading ahead
 	onDemand            bool    // no reading ahead at all
 	waiting             bool    // a reader waits for the driver's buffers
+	fresh               bool    // nobody has called it yet
 	paused              bool    // a stop is under way
 	awaits              *Conn   // the destination that the next redirection waits for
 
@@ -219,8 +220,10 @@ func (c *Conn) terminateLocked() {
 	if c.isGone || c.carry != nil {
 		return
 	}
+	// The peer waits for the end only behind what it has not acknowledged.
+	late := c.sends == 0 && c.mode == abi.TerminateGraceful
 	// An error means that a reset has ended, or is about to end, the connection.
-	_, _ = c.lane().start(request{kind: kindTerminate, conn: c},
+	_, _ = c.lane().start(request{kind: kindTerminate, conn: c, late: late},
 		abi.Fields{Type: abi.TypeTermination, Conn: c.id.Load(), Length: c.mode}, true)
 }
 

@@ -143,6 +143,37 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// TestArenaCuts has blocks be cut once for a class, not again and again.
+func TestArenaCuts(t *testing.T) {
+	a := newArena(&stillBus{}, 2*blockSize, 0)
+	turn := func() {
+		for _, class := range []int{0, receiveClass} {
+			if buf := a.alloc(class, false); buf == nil || len(buf.data) != classSize(class) {
+				t.Fatalf("class %d: %+v", class, buf)
+			} else {
+				a.release(buf)
+			}
+		}
+	}
+	turn()
+	first := a.empty[0][0].pieces
+	if n := testing.AllocsPerRun(10, turn); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if now := a.empty[0][0].pieces; &now[0] != &first[0] {
+		t.Error("a block was cut anew")
+	}
+	// All other memory in use, a block of another class is taken.
+	for range 2 {
+		if a.alloc(numClasses-1, false) == nil {
+			t.Errorf("%d bytes in use of %d", a.inUse(), 2*blockSize)
+		}
+	}
+	if a.alloc(0, false) != nil {
+		t.Error("more memory than there is")
+	}
+}
+
 // TestArena allocates and frees at random: no two pieces overlap, the reserve
 // is kept, everything comes back.
 func TestArena(t *testing.T) {
@@ -178,8 +209,8 @@ func TestArena(t *testing.T) {
 	for _, buf := range held {
 		a.release(buf)
 	}
-	if a.inUse() != 0 || len(a.empty) != a.blocks || a.blocks > 8 {
-		t.Errorf("%d bytes in use, %d of %d blocks empty", a.inUse(), len(a.empty), a.blocks)
+	if a.inUse() != 0 || a.spared != a.blocks || a.blocks > 8 {
+		t.Errorf("%d bytes in use, %d of %d blocks empty", a.inUse(), a.spared, a.blocks)
 	}
 	n := 0
 	for a.alloc(4, false) != nil {

@@ -17,6 +17,9 @@ const (
 	// batch is how many responses a lane consumes before it hands the slots
 	// back.
 	batch = 64
+	// lateness is how long the adapter is not told of what can wait, at most: most of it
+	// goes with another request, which needs a doorbell anyway, before.
+	lateness = time.Millisecond
 	// watchPasses bounds the passes that the watch makes for a dispatcher.
 	watchPasses = 16
 )
@@ -55,6 +58,8 @@ type lane struct {
 	later   []abi.Fields            // to be posted when there is room; bounded by reqs
 	waiters map[roomWaiter]struct{} // those that found no room
 	past    QueueStats              // of queues before the last reset
+	bell    *time.Timer             // calls ring; nil: there was none yet
+	ticking bool                    // the bell will
 
 	interrupts, polls atomic.Uint64
 
@@ -81,9 +86,11 @@ func (ln *lane) start(r request, f abi.Fields, must bool) (tag uint32, err error
 	n := 0
 	if len(ln.later) == 0 {
 		one := [1]abi.Fields{f}
-		n, err = ln.queue.post(one[:])
+		n, err = ln.queue.post(one[:], r.late)
 	}
 	switch {
+	case n == 1 && r.late:
+		ln.ringSoonLocked()
 	case n == 1:
 	case err == nil && must:
 		ln.later = append(ln.later, f)
@@ -100,12 +107,37 @@ func (ln *lane) start(r request, f abi.Fields, must bool) (tag uint32, err error
 	return f.Tag, nil
 }
 
+// ringSoonLocked has the adapter told of what was posted late.
+func (ln *lane) ringSoonLocked() {
+	switch {
+	case ln.ticking:
+		return
+	case ln.bell == nil:
+		ln.bell = time.AfterFunc(lateness, func() {
+			ln.mu.Lock()
+			ln.ticking = false
+			ln.mu.Unlock()
+			ln.ring()
+		})
+	default:
+		ln.bell.Reset(lateness)
+	}
+	ln.ticking = true
+}
+
+// ring tells the adapter of what was posted late.
+func (ln *lane) ring() {
+	if q := ln.current(); q != nil {
+		q.ring()
+	}
+}
+
 // flushLocked posts what waits for room and reports whether there is more
 // room.
 func (ln *lane) flushLocked() bool {
 	for {
 		if len(ln.later) > 0 {
-			n, _ := ln.queue.post(ln.later)
+			n, _ := ln.queue.post(ln.later, false)
 			ln.later = ln.later[:copy(ln.later, ln.later[n:])]
 		}
 		switch {
@@ -166,8 +198,11 @@ func (ln *lane) run() {
 	ln.busy.Lock()
 	defer ln.busy.Unlock()
 	for !ln.a.stopped.Load() {
-		if ln.pass() == 0 && !ln.sleep() {
-			return
+		// An interrupt may be late, and a caller attend already.
+		if ln.taken() || ln.pass() == 0 {
+			if !ln.sleep() {
+				return
+			}
 		}
 	}
 }
@@ -239,6 +274,11 @@ func (ln *lane) sleep() bool {
 	ln.busy.Lock()
 	ln.interrupts.Add(1)
 	return err == nil && !ln.a.stopped.Load()
+}
+
+// taken reports whether the dispatcher leaves the table to a caller.
+func (ln *lane) taken() bool {
+	return Mode(ln.mode.Load()) != ModePoll && ln.at.isTaken()
 }
 
 // look polls the queue until there may be something to do, unless a caller attends to
@@ -480,6 +520,7 @@ func (ln *lane) control(ctx context.Context, r request, f abi.Fields) (result, e
 	}
 	select {
 	case res := <-r.call.done:
+		v.woke()
 		v.end()
 		return res, res.err
 	case <-ctx.Done():

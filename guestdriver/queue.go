@@ -111,7 +111,8 @@ type Queue struct {
 
 	inMu sync.Mutex
 	in   inRing
-	dead error // once set, nothing is stored in the tables any more
+	rung abi.Index // producer index at the last look at IN_PUBLISHED
+	dead error     // once set, nothing is stored in the tables any more
 
 	outMu sync.Mutex
 	out   outRing
@@ -182,6 +183,7 @@ func (q *Queue) State() (abi.QueueState, abi.Status) {
 func (q *Queue) command(ctx context.Context, op string, c abi.QueueCommand, want abi.QueueState) error {
 	ctx, cancel := context.WithTimeout(ctx, q.cfg.Timeout)
 	defer cancel()
+	q.ring()
 	q.write(abi.QRegCommand, uint32(c))
 	var state abi.QueueState
 	var status abi.Status
@@ -239,34 +241,51 @@ func (q *Queue) SetMode(m Mode, spin time.Duration) {
 // TryPost posts as many of the requests as there is room for, in order, and
 // returns how many. A queue that was destroyed takes none.
 func (q *Queue) TryPost(reqs ...abi.Fields) int {
-	n, _ := q.post(reqs)
+	n, _ := q.post(reqs, false)
 	return n
 }
 
-func (q *Queue) post(reqs []abi.Fields) (int, error) {
+// post puts requests into the table. Late ones cost no doorbell of their own: the
+// adapter may come upon them, and is told of them with the next or by ring.
+func (q *Queue) post(reqs []abi.Fields, late bool) (int, error) {
 	q.inMu.Lock()
 	defer q.inMu.Unlock()
 	if q.dead != nil {
 		return 0, q.dead
 	}
-	old := q.in.next
 	n := q.in.put(reqs)
-	if n == 0 {
-		return 0, nil
-	}
 	q.requests.Add(uint64(n))
-	// The stores of put are a full barrier before this load (SPEC.md §4.4).
-	if abi.EventWord(abi.LoadWord(q.event[abi.EventInPublished:])).Wants(old, q.in.next) {
-		q.bellsIn.Add(1)
-		q.bus.Write32(abi.BARRegisters, abi.RegDoorbells+uint32(q.q)*abi.DoorbellStride, uint32(q.in.next))
+	if !late || n < len(reqs) {
+		q.ringLocked()
 	}
 	return n, nil
+}
+
+// ring tells the adapter of late requests, if it has to be told.
+func (q *Queue) ring() {
+	q.inMu.Lock()
+	defer q.inMu.Unlock()
+	if q.dead == nil {
+		q.ringLocked()
+	}
+}
+
+func (q *Queue) ringLocked() {
+	old := q.rung
+	if q.rung = q.in.next; old == q.rung {
+		return
+	}
+	// The stores of put are a full barrier before this load (SPEC.md §4.4).
+	if abi.EventWord(abi.LoadWord(q.event[abi.EventInPublished:])).Wants(old, q.rung) {
+		q.bellsIn.Add(1)
+		q.bus.Write32(abi.BARRegisters, abi.RegDoorbells+uint32(q.q)*abi.DoorbellStride, uint32(q.rung))
+	}
 }
 
 // Post posts all requests, waiting for room at most as long as the queue's
 // timeout. On an error the first few may have been posted.
 func (q *Queue) Post(reqs ...abi.Fields) error {
-	n, err := q.post(reqs)
+	n, err := q.post(reqs, false)
 	if n == len(reqs) || err != nil {
 		return err
 	}
@@ -278,7 +297,7 @@ func (q *Queue) postRest(reqs []abi.Fields) error {
 	defer cancel()
 	var failed error
 	err := pollUntil(ctx, func() bool {
-		n, err := q.post(reqs)
+		n, err := q.post(reqs, false)
 		reqs, failed = reqs[n:], err
 		return len(reqs) == 0 || failed != nil
 	})

@@ -58,7 +58,7 @@ func (c *Conn) replenishLocked() {
 		if c.onDemand {
 			f.Flags = abi.FlagOnce // for the reader that waits
 		}
-		tag, err := c.lane().start(request{kind: kindReceive, conn: c, buf: buf}, f, true)
+		tag, err := c.lane().start(request{kind: kindReceive, conn: c, buf: buf, late: c.fresh}, f, true)
 		if err != nil {
 			rx.release(buf)
 			if err != errNoRoom {
@@ -76,11 +76,14 @@ func (c *Conn) replenishLocked() {
 	}
 }
 
-// begin posts the first buffers of a new connection.
+// begin posts the first buffers of a new connection. The adapter is told of them with
+// what its first caller wants, or when one waits.
 func (c *Conn) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.fresh = true
 	c.advanceLocked()
+	c.fresh = false
 }
 
 // received acts on a buffer receive response. It returns false, and changes

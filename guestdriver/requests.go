@@ -86,6 +86,7 @@ type request struct {
 	call     *call
 	buf      *buffer
 	cast     *castPart
+	late     bool // the adapter may be told of it a little later
 }
 
 // Tags: bits 31..16 seq, bits 15..0 index in the table + 1. So a tag is never
