@@ -108,6 +108,7 @@ type Adapter struct {
 	down       bool // the last restart failed: the watch tries again
 
 	defaults atomic.Pointer[settings] // policies of connections to come
+	table    bufferTable
 
 	groups  atomic.Uint32             // ids given to groups
 	regMu   sync.Mutex                // held to change regions

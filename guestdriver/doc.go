@@ -29,7 +29,8 @@
 // [ReceiveGroup]; one buffer is sent on many of them by a [SendGroup]. Where
 // bytes go can be decided after a look at the first of them: peek.go. What the
 // adapter may leave waiting, for how long, and whose turn comes first, say policies:
-// [SendPolicy], [ReceivePolicy], [Schedule], [Placement], of each connection or of those to come.
+// [SendPolicy], [ReceivePolicy], [Schedule], [Placement], and [ChoicePolicy] which buffer
+// takes them, of each connection or of those to come.
 // Options.Debug finds memory that is touched by whom it does not belong to.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.

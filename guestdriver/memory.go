@@ -179,6 +179,7 @@ func (m *Memory) Deregister() error {
 	all := slices.DeleteFunc(slices.Clone(*a.regions.Load()), func(x *Memory) bool { return x == m })
 	a.regions.Store(&all)
 	a.regMu.Unlock()
+	a.undeclare(m)
 	if m.free != nil && !a.stopped.Load() {
 		return m.free(m.dma)
 	}

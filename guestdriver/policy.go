@@ -180,6 +180,10 @@ func (f field) value() (v uint64, ok bool) {
 		return uint64(*at), true
 	case *Stores:
 		return uint64(*at), true
+	case *Choice:
+		return uint64(*at), true
+	case *PoolMatch:
+		return at.value()
 	case *CompletionPoint:
 		if *at > PointRead {
 			return uint64(*at), false
@@ -210,6 +214,11 @@ func (f field) put(v uint64) bool {
 	case *Stores:
 		*at = Stores(v)
 		return v <= math.MaxUint8
+	case *Choice:
+		*at = Choice(v)
+		return v <= math.MaxUint8
+	case *PoolMatch:
+		return at.put(v)
 	case *CompletionPoint:
 		*at = pointOf(v)
 		return v <= PointAcknowledged.number()

@@ -120,7 +120,7 @@ func (a *Adapter) restartLocked(stopped bool) {
 	}
 	err := a.startLocked(context.Background())
 	if err == nil {
-		err = errors.Join(a.putDefaults(), a.reclaim())
+		err = errors.Join(a.putDefaults(), a.putTable(), a.reclaim())
 	}
 	if a.down = err != nil; a.down {
 		a.endAll(err)

@@ -343,7 +343,7 @@ func (a *Adapter) rejoinLocked() error {
 	defer a.setUp(true)
 	err := a.startLocked(context.Background())
 	if err == nil {
-		err = errors.Join(a.putDefaults(), a.reclaim())
+		err = errors.Join(a.putDefaults(), a.putTable(), a.reclaim())
 	}
 	if err != nil {
 		a.standby.Store(true)

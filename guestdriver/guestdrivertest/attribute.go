@@ -51,6 +51,13 @@ func (f *Fake) tupleLocked(c *conn, l *listener, tu abi.Tuple) (s abi.Status, le
 	length = uint32(len(v))
 	switch {
 	case s != abi.StatusOK:
+	case tu.Set && tu.Attr == abi.AttrBufferTable:
+		t, ok := abi.ParseBufferTable(tu.Value)
+		if !ok || t.Entries > 256 {
+			return abi.StatusBadValue, 0
+		}
+		f.table = append([]byte(nil), tu.Value...)
+		copy(tu.Value, v)
 	case tu.Set && len(tu.Value) != 8:
 		s = abi.StatusReadOnly
 	case tu.Set:
@@ -78,6 +85,12 @@ func judge(attr abi.Attribute, v uint64) abi.Status {
 		}
 	case abi.AttrDelayCriteria:
 		most = 31
+	case abi.AttrHistoryThreshold:
+		most = 100
+	case abi.AttrBufferTableMode:
+		most = 1
+	case abi.AttrPoolWeights:
+		most = 0xff01ffff
 	case abi.AttrPriority:
 		most = 7
 	case abi.AttrCompletionPoint:
@@ -106,6 +119,8 @@ func (f *Fake) valueLocked(c *conn, scalars map[abi.Attribute]uint64, attr abi.A
 		return abi.StatusOK, make([]byte, 6000) // longer than a driver expects
 	case abi.AttrCounters:
 		return abi.StatusOK, make([]byte, 8*abi.NumCounters)
+	case abi.AttrBufferTable:
+		return abi.StatusOK, f.table
 	case abi.AttrLocal:
 		if c != nil {
 			return abi.StatusOK, addr(c.local.Addr(), c.local.Port())
@@ -116,7 +131,7 @@ func (f *Fake) valueLocked(c *conn, scalars map[abi.Attribute]uint64, attr abi.A
 		}
 	case abi.AttrMTU, abi.AttrNagle, abi.AttrLinger, abi.AttrKeepalive, abi.AttrKeepaliveIdle,
 		abi.AttrKeepaliveInterval, abi.AttrReceiveWindow, abi.AttrSendBuffer,
-		abi.AttrGroup, abi.AttrGroupBy, abi.AttrPeekWait:
+		abi.AttrGroup, abi.AttrGroupBy, abi.AttrPeekWait, abi.AttrBufferTableMode:
 		return abi.StatusOK, binary.LittleEndian.AppendUint64(nil, scalars[attr])
 	}
 	// Policies, which the fake remembers, and does not obey.

@@ -33,6 +33,7 @@ type Fake struct {
 	conns     map[uint64]*conn
 	listeners map[uint64]*listener
 	scalars   map[abi.Attribute]uint64
+	table     []byte // BUFFER_TABLE
 	nextID    uint64
 	nextPort  uint16
 	intercept func(q int, f abi.Fields) bool
@@ -71,6 +72,7 @@ func (f *Fake) restartLocked() {
 	f.queues = [abi.MaxQueues]*queue{}
 	f.conns, f.listeners = map[uint64]*conn{}, map[uint64]*listener{}
 	f.scalars = map[abi.Attribute]uint64{}
+	f.table = make([]byte, abi.BufferTableSize)
 	f.nextID = 0
 }
 
