@@ -26,13 +26,15 @@ func TestCarryOverPolicies(t *testing.T) {
 		send     guestdriver.SendPolicy
 		receive  guestdriver.ReceivePolicy
 		schedule guestdriver.Schedule
+		choice   guestdriver.ChoicePolicy
 	}
 	of := func(c *guestdriver.Conn) (p policies) {
 		t.Helper()
-		var errs [3]error
+		var errs [4]error
 		p.send, errs[0] = c.SendPolicy()
 		p.receive, errs[1] = c.ReceivePolicy()
 		p.schedule, errs[2] = c.Schedule()
+		p.choice, errs[3] = c.ChoicePolicy()
 		if err := errors.Join(errs[:]...); err != nil {
 			t.Fatal(err)
 		}
@@ -40,16 +42,17 @@ func TestCarryOverPolicies(t *testing.T) {
 	}
 	first := dial()
 	plain := of(first)
-	send, receive, schedule := plain.send, plain.receive, plain.schedule
+	send, receive, schedule, choice := plain.send, plain.receive, plain.schedule, plain.choice
 	send.Count, send.Age, send.Keep = 3, 2*time.Millisecond, true
 	receive.Bytes, receive.Max, receive.Combine, receive.Gather = 1000, 3*time.Millisecond, true, 0
 	schedule.Priority, schedule.Starvation = 5, time.Millisecond
-	if err := errors.Join(c.a.SetSendPolicy(ctx, send), c.a.SetReceivePolicy(ctx, receive), c.a.SetSchedule(ctx, schedule)); err != nil {
+	choice.Choice, choice.Match = guestdriver.ChooseHistory, guestdriver.PoolMatch{Best: true, Node: 3, NodeWeight: 9}
+	if err := errors.Join(c.a.SetSendPolicy(ctx, send), c.a.SetReceivePolicy(ctx, receive), c.a.SetSchedule(ctx, schedule), c.a.SetChoicePolicy(ctx, choice)); err != nil {
 		t.Fatal(err)
 	}
 	second, third := dial(), dial()
-	schedule.Priority, receive.Dynamic = 7, guestdriver.NotifyPosts
-	if err := errors.Join(third.SetSchedule(schedule), third.SetReceivePolicy(receive)); err != nil {
+	schedule.Priority, receive.Dynamic, choice.Wait = 7, guestdriver.NotifyPosts, time.Second
+	if err := errors.Join(third.SetSchedule(schedule), third.SetReceivePolicy(receive), third.SetChoicePolicy(choice)); err != nil {
 		t.Fatal(err)
 	}
 	all := []*guestdriver.Conn{first, second, third}
