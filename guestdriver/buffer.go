@@ -64,6 +64,12 @@ type Buffer struct {
 	given    bool // of a receive: the adapter has it
 	copied   bool // of a receive: bytes came from the driver's buffers
 
+	// Of a receive; see virtual.go.
+	fragment bool           // ReceiveOptions.Fragment
+	virtual  *VirtualBuffer // that it is a piece of; nil: none
+	index    int            // among the pieces
+	at       int            // where it begins among their bytes
+
 	// Of a receive, a peek, or a redirection; see peek.go.
 	skip     uint32    // bytes to skip before
 	skipped  uint32    // of these, those that were
@@ -171,6 +177,7 @@ func (b *Buffer) begin(op Op, c *Conn, cq *CompletionQueue) {
 	b.point = PointAcknowledged
 	b.send = SendOptions{}
 	b.once, b.given, b.copied, b.poisoned = false, false, false, false
+	b.fragment, b.virtual = false, nil
 	b.skip, b.skipped, b.source, b.from = 0, 0, nil, nil
 	b.cast, b.part = nil, nil
 	b.done, b.told, b.ended, b.err = 0, 0, false, nil

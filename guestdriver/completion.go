@@ -26,6 +26,10 @@ type Completion struct {
 	// From is whose the N bytes of a receive are, when they were redirected to
 	// Conn; nil: its own, or those of several connections.
 	From *Conn
+	// Virtual is what Buffer is a piece of, or nil; At is where in it the N bytes
+	// begin.
+	Virtual *VirtualBuffer
+	At      int
 	// Skipped, with Final, is how many bytes of the stream were skipped before.
 	Skipped int
 	// Final: the buffer is free again. Of a broadcast it is with the last completion,
@@ -104,6 +108,9 @@ func (q *CompletionQueue) Poll(dst []Completion) int {
 		}
 		if b.m == nil {
 			d.Buffer = nil
+		}
+		if b.virtual != nil {
+			d.Virtual, d.At = b.virtual, b.at+d.Offset
 		}
 		if x := b.cast; x != nil {
 			d.Buffer, d.Op = x.b, OpBroadcast

@@ -57,6 +57,8 @@ type Conn struct {
 	paused              bool    // a stop is under way
 	awaits              *Conn   // the destination that the next redirection waits for
 
+	virtuals map[uint8]*VirtualBuffer // posted, by id
+
 	// As the destination of redirections: away is set while it is carried over,
 	// sources are those that wait for the end of that.
 	away    atomic.Bool

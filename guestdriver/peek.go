@@ -57,7 +57,7 @@ func badLengths() error { return os.NewSyscallError("read", syscall.EINVAL) }
 // PostBufferSkip is [Conn.PostBuffer] for what comes behind the next skip bytes,
 // which nobody gets (RX14): more of them than have arrived, if need be.
 func (c *Conn) PostBufferSkip(b *Buffer, skip int, q *CompletionQueue) error {
-	return c.postSkipping(b, OpReceive, skip, q)
+	return c.postSkipping(b, OpReceive, ReceiveOptions{Skip: skip}, q)
 }
 
 // PeekBuffer posts a buffer for a copy of what comes next, behind skip bytes that
@@ -68,17 +68,17 @@ func (c *Conn) PostBufferSkip(b *Buffer, skip int, q *CompletionQueue) error {
 // It needs SetReadAhead(false); with bytes in the driver's buffers ([Conn.Buffered])
 // it ends with [ErrReadAhead].
 func (c *Conn) PeekBuffer(b *Buffer, skip int, q *CompletionQueue) error {
-	return c.postSkipping(b, OpPeek, skip, q)
+	return c.postSkipping(b, OpPeek, ReceiveOptions{Skip: skip}, q)
 }
 
-func (c *Conn) postSkipping(b *Buffer, op Op, skip int, q *CompletionQueue) error {
-	if uint64(skip) > math.MaxUint32 {
+func (c *Conn) postSkipping(b *Buffer, op Op, o ReceiveOptions, q *CompletionQueue) error {
+	if uint64(o.Skip) > math.MaxUint32 {
 		return c.opError("read", badLengths())
 	}
 	if err := b.claim(op, c, q); err != nil {
 		return c.opError("read", err)
 	}
-	b.skip = uint32(skip)
+	b.skip, b.fragment = uint32(o.Skip), o.Fragment
 	return c.queueBuffer(b)
 }
 
@@ -160,6 +160,8 @@ func (b *Buffer) unfit(r *request, f *abi.Fields) bool {
 // tells reports whether a status with which b ends is one of the connection.
 func (b *Buffer) tells(s abi.Status) bool {
 	switch {
+	case b.virtual != nil && s == abi.StatusNoMemory: // for the virtual buffer
+		return false
 	case !b.answers(), s == abi.StatusEndOfStream, s == abi.StatusReset:
 		return true
 	}

@@ -40,16 +40,9 @@ func (c *Conn) PostBuffer(b *Buffer, q *CompletionQueue) error {
 func (c *Conn) queueBuffer(b *Buffer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.rerr
-	switch {
-	case c.closed:
-		err = errClosed
-	case c.rdShut, c.eof && len(c.segs) == 0:
-		err = io.EOF
-	case b.answers() && (!c.onDemand || len(c.segs) > 0 || c.reading):
+	err := c.receiveStateLocked()
+	if b.answers() && (!c.onDemand || len(c.segs) > 0 || c.reading) && !c.endedLocked() {
 		err = ErrReadAhead
-	case len(c.segs) > 0:
-		err = nil
 	}
 	if err != nil {
 		b.unclaim()
@@ -59,6 +52,22 @@ func (c *Conn) queueBuffer(b *Buffer) error {
 	c.enqueueLocked(b)
 	c.advanceLocked()
 	return nil
+}
+
+// endedLocked reports whether nothing more is to be received, or asked for.
+func (c *Conn) endedLocked() bool { return c.closed || c.rdShut || c.eof && len(c.segs) == 0 }
+
+// receiveStateLocked returns why nothing can be posted to be filled, or nil.
+func (c *Conn) receiveStateLocked() error {
+	switch {
+	case c.closed:
+		return errClosed
+	case c.endedLocked():
+		return io.EOF
+	case len(c.segs) > 0:
+		return nil
+	}
+	return c.rerr
 }
 
 // SetReadAhead says whether the driver posts buffers of its own before anybody
@@ -118,6 +127,7 @@ func (c *Conn) endUserLocked(b *Buffer, err error) {
 	} else {
 		b.later.earlier = b.earlier
 	}
+	c.leftLocked(b, err)
 	b.endLocked(b.buf.filled, b.inspect(err))
 }
 
@@ -141,6 +151,8 @@ func (c *Conn) feedLocked() bool {
 			c.endUserLocked(b, io.EOF)
 		case c.reading || c.carry != nil || c.paused && c.rerr == nil && !c.isGone:
 			return false // takeLocked, goOn or failLocked come back to this
+		case b.cutLocked():
+			c.endUserLocked(b, b.virtual.broken)
 		case len(c.segs) > 0 && b.answers():
 			c.endUserLocked(b, ErrReadAhead)
 		case len(c.segs) > 0:
@@ -219,12 +231,17 @@ func (c *Conn) giveLocked(b *Buffer) bool {
 		f.Flags |= abi.FlagSkip
 		f.Offset = left
 	}
+	if b.fragment {
+		f.Flags |= abi.FlagFragment
+	}
+	f.Aux = b.pieceLocked(f.Conn)
 	b.guardFree()
 	tag, err := c.lane().start(r, f, true)
 	switch {
 	case err == nil:
 		b.buf.tag, b.given = tag, true
 		b.cancel = cancelNone // it was for the life before
+		b.gaveLocked()
 		c.userNext = b.later
 		c.requests++
 	case err == errNoRoom:
@@ -279,6 +296,9 @@ func (c *Conn) userBackLocked(b *Buffer, s abi.Status) {
 	c.requests--
 	b.given = false
 	var err error
+	if s == abi.StatusOK && b.fragment {
+		c.lane().a.host.fragments.Add(1)
+	}
 	switch {
 	case s == abi.StatusCancelled && b.cancel == cancelNone && c.lane().a.opts.CarryOver:
 		// By a stop: it waits for what comes after it.
@@ -294,7 +314,9 @@ func (c *Conn) userBackLocked(b *Buffer, s abi.Status) {
 	default:
 		err = statusErr("read", s)
 	}
+	v, index := b.virtual, b.index // judged before the buffer is another's
 	c.endUserLocked(b, err)
+	c.refusedLocked(v, index, s)
 }
 
 // userLostLocked acts on an application's buffer that will have no response.

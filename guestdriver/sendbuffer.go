@@ -55,6 +55,9 @@ func (c *Conn) CancelBuffer(b *Buffer) error {
 	if !b.posted.Load() || b.conn.Load() != c {
 		return nil // it is over
 	}
+	if b.virtual != nil {
+		return c.cancelPiecesLocked(b.virtual, b.index)
+	}
 	if b.op != OpSend && !b.given {
 		c.endUserLocked(b, statusErr("read", abi.StatusCancelled))
 		return nil

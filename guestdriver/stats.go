@@ -34,6 +34,7 @@ type hostCounters struct {
 	combined, combinedBuffers, broadcasts, broadcastSends atomic.Uint64
 
 	groupBuffers, groupLends, groupDrops atomic.Uint64
+	virtuals, fragments                  atomic.Uint64
 }
 
 // Stats are the driver's own counters.
@@ -63,6 +64,8 @@ type Stats struct {
 	GroupBuffers              uint64 // buffers of receive groups that completed with bytes (MM04)
 	GroupLends                uint64 // ... that were filled for connections which are no members
 	GroupDrops                uint64 // datagrams that came into one
+	VirtualBuffers            uint64 // posted (MM06)
+	Fragments                 uint64 // buffers given back before they were full, as permitted
 	Resets                    uint64 // times that the driver started over
 	Refused                   uint64 // arrivals reset for want of room
 	BadTags                   uint64 // responses dropped: unknown or repeated tag
@@ -94,6 +97,7 @@ func (a *Adapter) Stats() Stats {
 		Broadcasts: a.host.broadcasts.Load(), BroadcastSends: a.host.broadcastSends.Load(),
 		Combined: a.host.combined.Load(), CombinedBuffers: a.host.combinedBuffers.Load(),
 		GroupBuffers: a.host.groupBuffers.Load(), GroupLends: a.host.groupLends.Load(), GroupDrops: a.host.groupDrops.Load(),
+		VirtualBuffers: a.host.virtuals.Load(), Fragments: a.host.fragments.Load(),
 		Memory: uint64(a.rx.inUse() + a.tx.inUse()),
 	}
 	for _, ln := range a.lanes {
@@ -142,6 +146,7 @@ func (s Stats) List() []Stat {
 		{"broadcasts", s.Broadcasts}, {"broadcast_sends", s.BroadcastSends},
 		{"group_buffers", s.GroupBuffers}, {"group_lends", s.GroupLends}, {"group_drops", s.GroupDrops},
 		{"combined", s.Combined}, {"combined_buffers", s.CombinedBuffers},
+		{"virtual_buffers", s.VirtualBuffers}, {"fragments", s.Fragments},
 		{"missed_interrupts", s.MissedInterrupts}, {"resets", s.Resets}, {"refused", s.Refused},
 		{"bad_tags", s.BadTags}, {"bad_types", s.BadTypes}, {"bad_finals", s.BadFinals},
 		{"bad_connections", s.BadConns}, {"bad_lengths", s.BadLengths}, {"lost_buffers", s.LostBuffers},

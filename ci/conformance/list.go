@@ -214,6 +214,7 @@ func Tests() []*Test {
 		{Name: "TestMM12_Receives", IDs: ids("MM12"), Needs: peer, Func: TestMM12_Receives},
 		{Name: "TestMM06_Pieces", IDs: ids("MM06"), Needs: peer, Func: TestMM06_Pieces},
 		{Name: "TestMM06_Fragment", IDs: ids("MM06"), Needs: peer, Func: TestMM06_Fragment},
+		{Name: "TestMM06_Driver", IDs: ids("MM06"), Needs: peer, Func: TestMM06_Driver},
 		{Name: "TestMM13_Overflow", IDs: ids("MM13", "IF12"), Needs: bulk, Func: TestMM13_Overflow},
 		{Name: "TestMM13_HostStops", IDs: ids("MM13", "IF12"), Needs: bulk, Limit: time.Minute, Func: TestMM13_HostStops},
 		{Name: "TestMM13_Others", IDs: ids("MM13"), Needs: bulk, Func: TestMM13_Others},

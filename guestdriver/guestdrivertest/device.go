@@ -193,6 +193,10 @@ func (f *Fake) cancelLocked(c *conn, tag uint32) abi.Status {
 		if b.f.Tag == tag {
 			c.bufs = slices.Delete(c.bufs, i, i+1)
 			f.answerLocked(c.q, b.back(abi.StatusCancelled))
+			for b.f.Aux != 0 && i < len(c.bufs) && c.bufs[i].f.Aux>>8 == b.f.Aux>>8 { // pieces behind it
+				f.answerLocked(c.q, c.bufs[i].back(abi.StatusCancelled))
+				c.bufs = slices.Delete(c.bufs, i, i+1)
+			}
 			return abi.StatusOK
 		}
 	}
