@@ -160,7 +160,7 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Adapter, error) {
 		ln := &lane{a: a, index: i, vector: i + 1, err: ErrReset}
 		ln.mode.Store(uint32(opts.Mode))
 		ln.spin.Store(int64(opts.Spin))
-		ln.at.spin = opts.Spin
+		ln.at.spin, ln.at.left = opts.Spin, make(chan struct{}, 1)
 		a.lanes = append(a.lanes, ln)
 	}
 	if err := a.identify(); err != nil {

@@ -11,15 +11,15 @@ import (
 
 const (
 	// lapse is how long a lane that was attended to goes without an interrupt: who
-	// comes back within it needs none.
-	lapse = 4 * time.Millisecond
+	// comes back within it needs none. Its end wakes a thread, and another processor.
+	lapse = 10 * time.Millisecond
 	// leastSpin is below what it is not worth while to look.
 	leastSpin = time.Microsecond
 	// looks is how often a caller looks at the table before it looks at why it waits.
 	looks = 64
-	// turn is after how many of these, about a millisecond, it lets other goroutines run:
+	// turn is after how many of these, about half a millisecond, it lets other goroutines run:
 	// each time wakes a thread that looks for some, and another processor with it.
-	turn = 128
+	turn = 64
 	// patience is how much longer a caller looks than it was told to when waits turn out to
 	// be about as long: sleep, an interrupt, and changes of goroutines cost as much.
 	patience = 4
@@ -52,6 +52,7 @@ type attendance struct {
 	due     time.Time     // when the lapse ends
 	timer   *time.Timer   // ends it; nil: there was none yet
 	ticking bool          // the timer will call lapsed
+	left    chan struct{} // of ModePoll: one token, somebody sleeps and nobody attends
 	// Of naps; only who attends touches them.
 	burst int           // responses that came at once, smoothed, times 8
 	nap   time.Duration // how long to sleep before the next look
@@ -191,7 +192,14 @@ func (v *vigil) leave(vain bool) {
 	}
 	wait := lapse
 	if at.asleep > 0 {
-		if Mode(v.ln.mode.Load()) == ModePoll || !q.arm() {
+		if Mode(v.ln.mode.Load()) == ModePoll {
+			select {
+			case at.left <- struct{}{}:
+			default: // or the lane has no dispatcher
+			}
+			return
+		}
+		if !q.arm() {
 			return
 		}
 		wait = 0 // the caller may hold locks that consuming needs

@@ -295,11 +295,21 @@ func (ln *lane) look(q *Queue) {
 			return
 		}
 		if ln.isAttended() {
-			// To look as well would take a processor from the caller, and no interrupt
-			// tells when it leaves: a lapse is what waiting without attending may cost.
-			time.Sleep(lapse)
+			ln.rest()
+		} else {
+			runtime.Gosched()
 		}
-		runtime.Gosched()
+	}
+}
+
+// rest has the dispatcher stand back: to look as well would take a processor from the
+// caller that does. Nothing tells when that one leaves, unless somebody else sleeps.
+func (ln *lane) rest() {
+	t := time.NewTimer(lapse)
+	defer t.Stop()
+	select {
+	case <-ln.at.left:
+	case <-t.C:
 	}
 }
 
