@@ -18,5 +18,6 @@
 // clients wait in between, fd of the network tap is the file of a tap device, --pcap-fd is a file that each process goes on with, and
 // TOEBOX_GENERATION in the environment counts the starts.
 //
-// VFIOUSERDEBUG=1 logs each message of vfio-user.
+// It uses half the machine's processors, the others being the virtual machine's;
+// GOMAXPROCS in the environment says otherwise. VFIOUSERDEBUG=1 logs each message of vfio-user.
 package main

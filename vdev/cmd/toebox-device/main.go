@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -58,7 +59,19 @@ type flags struct {
 	Verbose  bool          `short:"v" help:"Log more."`
 }
 
-func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
+func main() {
+	share()
+	os.Exit(run(os.Args[1:], os.Stderr))
+}
+
+// share leaves half the processors to the virtual machine, unless GOMAXPROCS says how
+// many the process may use: goroutines that take turns on one cost less, and answer
+// sooner, than threads that wake each other on processors which the guest keeps busy.
+func share() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0)/2, 1))
+	}
+}
 
 // run is the command; it returns the exit status.
 func run(args []string, stderr io.Writer) int {
