@@ -174,7 +174,7 @@ func TestTable(t *testing.T) {
 	}
 	const want = `A <Fine> One, 2 processors; QEMU 11.1.3; Linux 6.1; go1.26
 guest: tcg, 2 processors, Linux 6.12; tap devices in a network namespace, offloads on, the host kernel's TCP as the peer of both
-medians (lowest-highest) of 3 runs of each in turns, 400ms each; toebox abc
+medians (lowest-highest) of 3 runs of each in turns, 400ms each; round trips and single connections by one thread; toebox abc
 the machine was not idle: other programs took 25 % of a processor
 
 send                                              virtio                  adapter                    ratio  target

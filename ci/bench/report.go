@@ -66,7 +66,7 @@ func (r *Report) Head() []string {
 	head := []string{
 		fmt.Sprintf("%s, %d processors; %s; Linux %s; %s", m.Processor, m.Processors, m.QEMU, m.Kernel, m.Go),
 		fmt.Sprintf("guest: %s, %d processors, Linux %s; %s", m.Accel, m.GuestProcessors, m.GuestKernel, network),
-		fmt.Sprintf("medians (lowest-highest) of %d runs of each in turns, %v each; toebox %s", r.Pace.Rounds, r.Pace.For, m.Revision),
+		fmt.Sprintf("medians (lowest-highest) of %d runs of each in turns, %v each; round trips and single connections by one thread; toebox %s", r.Pace.Rounds, r.Pace.For, m.Revision),
 	}
 	if o := r.other(); o > quiet {
 		head = append(head, fmt.Sprintf("the machine was not idle: other programs took %.0f %% of a processor", o*100))

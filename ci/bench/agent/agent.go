@@ -31,6 +31,11 @@ type Config struct {
 	Link func(address string) (bdf string, err error)
 	// Memory is what the driver may hold of DMA memory, bytes; 0: what it does by itself.
 	Memory int
+	// Threads sets how many threads run goroutines at a time, and returns how many did;
+	// nil: that does not change. Tasks that have one goroutine wait and work in turns have
+	// one, whichever the side: others would look for work, on the processors that what it
+	// waits for needs.
+	Threads func(n int) int
 	// Proc is where the kernel shows its counters; empty: /proc.
 	Proc string
 }
@@ -104,6 +109,10 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 			}
 		}()
 	}
+	if a.cfg.Threads != nil && inTurns(t) {
+		before := a.cfg.Threads(1)
+		defer a.cfg.Threads(before)
+	}
 	r := &run{agent: a, task: t, begun: begun, started: make(chan struct{})}
 	var err error
 	switch t.Kind {
@@ -126,6 +135,15 @@ func (a *Agent) Do(ctx context.Context, t *task.Task, begun func() error) (*task
 		return nil, fmt.Errorf("agent: %s over %s: %w", t.Kind, t.Side, err)
 	}
 	return &r.result, nil
+}
+
+// inTurns reports whether one goroutine does a task, waiting for each answer.
+func inTurns(t *task.Task) bool {
+	switch t.Kind {
+	case task.Echo, task.Connect, task.Accept:
+		return t.Conns <= 1
+	}
+	return false
 }
 
 func mode(name string) guestdriver.Mode {

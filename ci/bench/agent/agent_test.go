@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,6 +30,11 @@ const patience = 2 * time.Minute
 
 // pair is an agent whose adapter is function calls away, and the peer.
 func pair(t *testing.T) (*agent.Agent, *bench.Peer) {
+	t.Helper()
+	return pairWith(t, nil)
+}
+
+func pairWith(t *testing.T, threads func(int) int) (*agent.Agent, *bench.Peer) {
 	t.Helper()
 	r, err := rig.Inproc(rig.Config{Seed: 1})
 	if err != nil {
@@ -54,7 +60,8 @@ func pair(t *testing.T) (*agent.Agent, *bench.Peer) {
 		}
 	}
 	a := agent.New(agent.Config{
-		Proc: proc,
+		Threads: threads,
+		Proc:    proc,
 		Bus: func() (guestdriver.Bus, string, error) {
 			b, err := r.Env().Open(t.Context())
 			return b, "0000:00:05.0", err
@@ -74,6 +81,37 @@ func pair(t *testing.T) (*agent.Agent, *bench.Peer) {
 		}
 	})
 	return a, p
+}
+
+// TestThreads: who does one thing at a time has one thread meanwhile.
+func TestThreads(t *testing.T) {
+	var calls []int
+	a, p := pairWith(t, func(n int) int {
+		calls = append(calls, n)
+		return 7
+	})
+	for _, test := range []struct {
+		kind  task.Kind
+		conns int
+		want  []int
+	}{
+		{task.Echo, 1, []int{1, 7}},
+		{task.Echo, 2, nil},
+		{task.Connect, 1, []int{1, 7}},
+		{task.Send, 1, nil},
+	} {
+		calls = nil
+		k := task.Task{
+			Side: task.Virtio, Kind: test.kind, Conns: test.conns, Size: 64, For: 5 * time.Millisecond,
+			Peer: net.JoinHostPort("127.0.0.1", strconv.Itoa(p.Port(test.kind))),
+		}
+		if _, err := a.Do(t.Context(), &k, func() error { return nil }); err != nil {
+			t.Fatalf("%s: %v", test.kind, err)
+		}
+		if !slices.Equal(calls, test.want) {
+			t.Errorf("%s by %d: threads %v, want %v", test.kind, test.conns, calls, test.want)
+		}
+	}
 }
 
 // TestTasks: both sides do all kinds of tasks, one after another, on a line of JSON

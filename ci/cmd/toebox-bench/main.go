@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -30,7 +31,7 @@ func main() {
 		}
 		memory = mib << 20
 	}
-	a := agent.New(agent.Config{Memory: memory, Bus: agent.OpenVFIO, Link: agent.SetLink})
+	a := agent.New(agent.Config{Memory: memory, Bus: agent.OpenVFIO, Link: agent.SetLink, Threads: runtime.GOMAXPROCS})
 	if err := errors.Join(a.Serve(ctx, os.Stdin, os.Stdout), a.Close()); err != nil {
 		fmt.Fprintf(os.Stderr, "toebox-bench: %v\n", err)
 		os.Exit(1)
