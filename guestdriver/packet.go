@@ -45,6 +45,7 @@ type PacketConn struct {
 	opening  bool            // a goroutine is at it
 	next     *Adapter        // where
 	settings []packetSetting // attributes that were set
+	born     *settings       // the adapter's policies when it was opened
 }
 
 // packet is a datagram that waits for its reader, in a buffer of end.

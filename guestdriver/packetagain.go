@@ -130,7 +130,7 @@ func (p *PacketConn) reopenLocked(s packetSpec) error {
 	s.target.Local = at
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
-	e, err := p.open(ctx, a.lane(), s.kind, s.target, s.at)
+	e, err := p.open(ctx, a.lane(), s.kind, s.target, s.at, p.born.over(a.defaults.Load(), nil).list()...)
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ func (a *Adapter) listenPacket(network, address string) (*PacketConn, error) {
 	ctx, cancel := timeout(startTimeout)
 	defer cancel()
 	p := newPacketConn(network)
+	p.born = a.defaults.Load()
 	for i, at := range addrs {
 		if at.Port() == 0 && i > 0 {
 			at = netip.AddrPortFrom(at.Addr(), uint16(p.local.Port))
@@ -99,6 +100,7 @@ func (a *Adapter) ListenMulticastUDP(network string, group *net.UDPAddr) (*Packe
 // dialPacket makes a datagram endpoint with a peer.
 func (d *Dialer) dialPacket(ctx context.Context, network string, t abi.Target) (*PacketConn, error) {
 	p := newPacketConn(network)
+	p.born = d.Adapter.defaults.Load()
 	t.Protocol = 17
 	t.Limit = 0
 	p.remote = net.UDPAddrFromAddrPort(t.Remote)
@@ -109,8 +111,8 @@ func (d *Dialer) dialPacket(ctx context.Context, network string, t abi.Target) (
 	return p, nil
 }
 
-// open adds an end. Broadcasts are allowed, as package net has it.
-func (p *PacketConn) open(ctx context.Context, ln *lane, k kind, t abi.Target, at netip.AddrPort) (*packetEnd, error) {
+// open adds an end, which has attributes. Broadcasts are allowed, as package net has it.
+func (p *PacketConn) open(ctx context.Context, ln *lane, k kind, t abi.Target, at netip.AddrPort, attrs ...scalarAttr) (*packetEnd, error) {
 	if err := ln.a.beginDial(); err != nil {
 		return nil, err
 	}
@@ -118,7 +120,7 @@ func (p *PacketConn) open(ctx context.Context, ln *lane, k kind, t abi.Target, a
 	call := newCall()
 	call.packet, call.remote = p, &target{network: p.network, addr: at}
 	call.spec = packetSpec{k, t, at}
-	res, err := ln.openTarget(ctx, request{kind: k, call: call}, t, scalarAttr{abi.AttrBroadcast, 1})
+	res, err := ln.openTarget(ctx, request{kind: k, call: call}, t, append(attrs, scalarAttr{abi.AttrBroadcast, 1})...)
 	return res.end, err
 }
 

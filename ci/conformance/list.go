@@ -253,6 +253,7 @@ func Tests() []*Test {
 		{Name: "TestRX11_Placement", IDs: ids("RX11"), Needs: peer, Func: TestRX11_Placement},
 		{Name: "TestRX11_Adaptive", IDs: ids("RX11"), Needs: peer, Func: TestRX11_Adaptive},
 		{Name: "TestRX11_Driver", IDs: ids("RX11"), Needs: peer, Func: TestRX11_Driver},
+		{Name: "TestRX11_Packets", IDs: ids("RX11", "IF16"), Needs: peer, Func: TestRX11_Packets},
 		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
 		{Name: "TestRX12_Driver", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Driver},
 		{Name: "TestRX13_Peek", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Peek},

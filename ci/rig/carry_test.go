@@ -277,7 +277,7 @@ func TestCarryOverPackets(t *testing.T) {
 	for _, p := range []*guestdriver.PacketConn{dialed, bound} {
 		t.Cleanup(func() { p.Close() })
 		p.SetDeadline(time.Now().Add(patience))
-		if err := p.SetTTL(9); err != nil {
+		if err := errors.Join(p.SetTTL(9), p.SetSchedule(guestdriver.Schedule{Priority: 6})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -312,6 +312,9 @@ func TestCarryOverPackets(t *testing.T) {
 			t.Errorf("they are at %v and %v, not at %s and %s", dialed.LocalAddr(), bound.LocalAddr(), local, at)
 		}
 		for _, p := range []*guestdriver.PacketConn{dialed, bound} {
+			if s, err := p.Schedule(); err != nil || s != (guestdriver.Schedule{Priority: 6}) {
+				t.Errorf("schedule %+v, %v", s, err)
+			}
 			c.until("TTL", func() bool { v, err := c.a.Scalar(t.Context(), p.ID(), 0x0212); return err == nil && v == 9 })
 		}
 		id = dialed.ID()
