@@ -94,8 +94,9 @@ func (k *GroupKey) id(a *Adapter) (uint64, error) {
 // with SetReceiveGroup. Their bytes, those that the driver has already too, come by
 // completions, and so does the end of the stream: by one without a Buffer, Final, with
 // Err io.EOF, net.ErrClosed, or what Read would return. What comes for others,
-// which have the same attributes by chance, is for Read, as ever; so does a
-// connection that is not read hold buffers of the group.
+// which have the same attributes by chance, is for Read, as ever (not for buffers of
+// PostBuffer: who uses these is better a member); so does a connection that is not
+// read hold buffers of the group.
 //
 // Groups whose completions go to one queue go together: a member of one takes buffers
 // of the others, such as those of the pool.
