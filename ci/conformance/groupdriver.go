@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"toebox/guestdriver"
 )
@@ -182,4 +183,40 @@ func TestMM04_GroupByDriver(t *T) {
 	t.numbers(a, c.ID(), "no member", map[uint16]uint64{groupAttr: 0, groupByAttr: 1})
 	check(t, "close the group", g.Close())
 	want(t, "the other buffer", take("the other buffer"), guestdriver.Completion{Buffer: bufs[1], Op: guestdriver.OpGroup, Final: true, Err: net.ErrClosed})
+}
+
+// TestRX12_GroupDriver: what the adapter reports of shared buffers in one response, the
+// driver tells of each.
+func TestRX12_GroupDriver(t *T) {
+	const buffers, size = 8, 1 << 10
+	a := t.driver()
+	p, conn := t.dialPeer(a, Script{{Op: OpWait}, {Op: OpSend, N: buffers * size, Seed: 1}, {Op: OpDiscard}})
+	c := conn.(*guestdriver.Conn)
+	c.SetReadAhead(false)
+	policy, err := c.ReceivePolicy()
+	check(t, "policy", err)
+	policy.Bytes, policy.Max, policy.Combine = buffers*size, time.Hour, true
+	check(t, "set the policy", c.SetReceivePolicy(policy))
+	q := guestdriver.NewCompletionQueue()
+	g, err := a.NewReceiveGroup(guestdriver.GroupKey{By: guestdriver.GroupByID}, q)
+	check(t, "make a group", err)
+	check(t, "take a connection in", g.Add(c))
+	bufs := t.buffers(a, buffers, size)
+	for _, b := range bufs {
+		check(t, "post to the group", g.Post(b))
+	}
+	t.number(a, c.ID(), attrArrived) // what was posted before was taken
+	before, results := a.Stats(), t.counterOf(a, ctrCombined)
+	check(t, "peer: signal", p.Signal(t.ctx))
+	for i, b := range bufs {
+		d, err := q.Next(t.ctx)
+		check(t, "completion", err)
+		want(t, fmt.Sprintf("completion %d", i), d, guestdriver.Completion{Buffer: b, Conn: c, Op: guestdriver.OpGroup, N: size, Final: true})
+	}
+	s := a.Stats()
+	want(t, "combined responses", s.Combined-before.Combined, 1)
+	want(t, "buffers reported by them", s.CombinedBuffers-before.CombinedBuffers, buffers)
+	want(t, "results_combined", t.counterOf(a, ctrCombined)-results, buffers-1)
+	want(t, "the bytes", bytes.Equal(bufs[0].Memory().Bytes(), piece(1, buffers*size)), true)
+	check(t, "close the group", g.Close())
 }

@@ -256,6 +256,7 @@ func Tests() []*Test {
 		{Name: "TestRX11_Packets", IDs: ids("RX11", "IF16"), Needs: peer, Func: TestRX11_Packets},
 		{Name: "TestRX12_Combined", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Combined},
 		{Name: "TestRX12_Driver", IDs: ids("RX12"), Needs: peer, Func: TestRX12_Driver},
+		{Name: "TestRX12_GroupDriver", IDs: ids("RX12", "MM04"), Needs: peer, Func: TestRX12_GroupDriver},
 		{Name: "TestRX13_Peek", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Peek},
 		{Name: "TestRX13_Arrivals", IDs: ids("RX13", "RX07"), Needs: peer, Func: TestRX13_Arrivals},
 		{Name: "TestRX13_Redirect", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Redirect},

@@ -5,6 +5,7 @@ package rig_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -197,4 +198,86 @@ func TestCarryOverArrivals(t *testing.T) {
 		}
 	}
 	pool.Close()
+}
+
+// TestRIG09_ReceiveGroup: a member that goes on on another adapter is told that it is none
+// any more, and goes on with Read; the buffers come back from the adapter that stands by.
+func TestRIG09_ReceiveGroup(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	l := newLink(t)
+	l.echo(":7")
+	first, second := l.at[0].a, l.at[1].a
+	q := guestdriver.NewCompletionQueue()
+	g, err := first.NewReceiveGroup(guestdriver.GroupKey{By: guestdriver.GroupByID}, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := first.Alloc(2000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		b, err := m.Buffer(1000*i, 1000)
+		if err == nil {
+			err = g.Post(b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	nc, err := first.Dial("tcp", "10.0.2.2:7")
+	c := within(t, nc, err)
+	if err := g.Add(c); err != nil {
+		t.Fatal(err)
+	}
+	next := func() guestdriver.Completion {
+		t.Helper()
+		d, err := q.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	if _, err := io.WriteString(c, "one"); err != nil {
+		t.Fatal(err)
+	}
+	d := next()
+	if d.Buffer == nil || d.Conn != c || string(d.Buffer.Bytes()[:d.N]) != "one" {
+		t.Fatalf("%+v", d)
+	}
+	if err := g.Post(d.Buffer); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.g.Failover(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if d := next(); d.Buffer != nil || d.Conn != c || !d.Final || d.Err == nil || d.Err == io.EOF {
+		t.Errorf("%+v", d)
+	}
+	exchange(t, c, "two")
+	if err := g.Add(c); err == nil {
+		t.Error("a connection of another adapter was taken in")
+	}
+	other, err := second.NewReceiveGroup(guestdriver.GroupKey{By: guestdriver.GroupByID}, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Add(c); err != nil {
+		t.Error(err)
+	}
+	if s := g.Stats(); s.Posted != 2 || s.Members != 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if d := next(); d.Buffer == nil || d.N != 0 || !errors.Is(d.Err, net.ErrClosed) {
+			t.Errorf("%+v", d)
+		}
+	}
+	if err := m.Deregister(); err != nil {
+		t.Error(err)
+	}
 }
