@@ -11,8 +11,10 @@ import (
 
 const (
 	// lapse is how long a lane that was attended to goes without an interrupt: who
-	// comes back within it needs none. Its end wakes a thread, and another processor.
-	lapse = 10 * time.Millisecond
+	// comes back within it needs none. It doubles, up to mostLapse, each time that
+	// somebody did: its end wakes a thread, and another processor.
+	lapse     = 10 * time.Millisecond
+	mostLapse = 40 * time.Millisecond
 	// leastSpin is below what it is not worth while to look.
 	leastSpin = time.Microsecond
 	// looks is how often a caller looks at the table before it looks at why it waits.
@@ -50,6 +52,7 @@ type attendance struct {
 	asleep  int           // callers
 	spin    time.Duration // how long one attends: less after it was in vain
 	due     time.Time     // when the lapse ends
+	span    time.Duration // how long the next one is; 0: lapse
 	timer   *time.Timer   // ends it; nil: there was none yet
 	ticking bool          // the timer will call lapsed
 	left    chan struct{} // of ModePoll: one token, somebody sleeps and nobody attends
@@ -190,7 +193,7 @@ func (v *vigil) leave(vain bool) {
 	if at.gone {
 		return
 	}
-	wait := lapse
+	wait := max(at.span, lapse)
 	if at.asleep > 0 {
 		if Mode(v.ln.mode.Load()) == ModePoll {
 			select {
@@ -210,10 +213,15 @@ func (v *vigil) leave(vain bool) {
 // lapseLocked has lapsed called after a time.
 func (at *attendance) lapseLocked(ln *lane, wait time.Duration) {
 	at.lapsing, at.due = true, time.Now().Add(wait)
-	switch {
-	case at.timer == nil:
+	if wait == 0 || !at.ticking {
+		at.tickLocked(ln, wait)
+	}
+}
+
+func (at *attendance) tickLocked(ln *lane, wait time.Duration) {
+	if at.timer == nil {
 		at.timer = time.AfterFunc(wait, ln.lapsed)
-	case wait == 0 || !at.ticking:
+	} else {
 		at.timer.Reset(wait)
 	}
 	at.ticking = true
@@ -247,15 +255,19 @@ func (at *attendance) over(ln *lane) bool {
 	at.mu.Lock()
 	defer at.mu.Unlock()
 	at.ticking = false
-	if !at.lapsing || at.gone || ln.a.stopped.Load() {
+	if !at.taken && !at.lapsing || at.gone || ln.a.stopped.Load() {
 		return false
 	}
-	if left := time.Until(at.due); left > 0 {
-		at.timer.Reset(left)
-		at.ticking = true
+	left := time.Until(at.due)
+	if at.taken || left > 0 { // somebody came back
+		at.span = min(2*max(at.span, lapse), mostLapse)
+		if at.taken {
+			left = at.span // no lapse begins that would end sooner
+		}
+		at.tickLocked(ln, left)
 		return false
 	}
-	at.lapsing = false
+	at.lapsing, at.span = false, 0
 	return Mode(ln.mode.Load()) != ModePoll && ln.current().arm()
 }
 

@@ -4,6 +4,7 @@ package guestdriver
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -65,4 +66,64 @@ func TestNaps(t *testing.T) {
 	rest(firstNap)
 	learn(50, 1, 2)
 	rest(0)
+}
+
+// TestLapses has a lane go without interrupts for a lapse after the last caller left, which
+// is longer each time that one came back within it, up to a bound, and as short as at first
+// after one in which nobody did.
+func TestLapses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := &lane{a: &Adapter{}}
+		ln.mode.Store(uint32(ModePoll)) // there is no queue to be armed
+		enter := func() vigil {
+			ln.at.mu.Lock()
+			defer ln.at.mu.Unlock()
+			ln.at.taken, ln.at.lapsing = true, false
+			return vigil{ln: ln, on: true}
+		}
+		// over has time pass, and reports whether the lapse is over.
+		over := func(d time.Duration) bool {
+			<-time.After(d)
+			synctest.Wait()
+			ln.at.mu.Lock()
+			defer ln.at.mu.Unlock()
+			return !ln.at.taken && !ln.at.lapsing
+		}
+		ends := func(after time.Duration) {
+			t.Helper()
+			if over(after - time.Nanosecond) {
+				t.Errorf("over before %v", after)
+			}
+			if !over(time.Nanosecond) {
+				t.Errorf("not over after %v", after)
+			}
+		}
+		v := enter()
+		v.end()
+		ends(lapse)
+		v = enter()
+		v.end()
+		if over(lapse / 2) {
+			t.Error("over half-way")
+		}
+		v = enter() // the timer fires while it is there
+		if over(lapse) {
+			t.Error("over while somebody attends")
+		}
+		v.end()
+		ends(2 * lapse)
+		for range 10 * mostLapse / lapse {
+			v = enter()
+			v.end()
+			if over(lapse - time.Nanosecond) {
+				t.Fatal("over while callers come back")
+			}
+		}
+		v = enter()
+		v.end()
+		ends(mostLapse)
+		v = enter()
+		v.end()
+		ends(lapse)
+	})
 }

@@ -100,4 +100,5 @@ func TestLapsedTaken(t *testing.T) {
 	ln.at.taken = true
 	ln.at.busy.Lock() // by who attends, for as long as it takes
 	ln.lapsed()
+	ln.at.abandon()
 }
