@@ -268,6 +268,8 @@ func Tests() []*Test {
 		{Name: "TestRX13_Redirect", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Redirect},
 		{Name: "TestRX13_Demultiplex", IDs: ids("RX13", "RX14"), Needs: peer, Func: TestRX13_Demultiplex},
 		{Name: "TestRX13_Driver", IDs: ids("RX13", "RX14"), Needs: peer, Func: TestRX13_Driver},
+		{Name: "TestRX13_Queues", IDs: ids("RX13"), Needs: peer, Func: TestRX13_Queues},
+		{Name: "TestRX13_Pool", IDs: ids("RX13", "MM15"), Needs: peer, Func: TestRX13_Pool},
 		{Name: "TestRX14_Skip", IDs: ids("RX14"), Needs: peer, Func: TestRX14_Skip},
 		{Name: "TestRX14_Window", IDs: ids("RX14"), Needs: bulk, Func: TestRX14_Window},
 	}

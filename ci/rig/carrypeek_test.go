@@ -4,6 +4,7 @@ package rig_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"toebox/guestdriver"
@@ -100,6 +101,91 @@ func TestCarryOverPeek(t *testing.T) {
 		}
 		if n := c.a.Stats().SkippedBytes - skipped; n != 12 {
 			t.Errorf("%d bytes skipped, want 12", n)
+		}
+	}
+}
+
+// TestCarryOverPeekWait: of bytes that were shown, and of a peek that waits for more
+// of them, the wait ends with an orderly stop: the bytes come, once, and are for
+// Read. After it peeks wait as long as before.
+func TestCarryOverPeekWait(t *testing.T) {
+	const wait = 1 << 50 // ns
+	c := newCarrier(t, 1)
+	nc, err := c.a.Dial("tcp", "10.0.2.2:"+echoServer(t))
+	conn := within(t, nc, err)
+	conn.SetReadAhead(false)
+	if err := conn.SetPeekWait(wait); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	m, err := c.a.Alloc(40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b [4]*guestdriver.Buffer
+	for i := range b {
+		if b[i], err = m.Buffer(10*i, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q := guestdriver.NewCompletionQueue()
+	next := func(what string, on *guestdriver.Buffer, n int, want error) {
+		t.Helper()
+		if d, err := q.Next(ctx); err != nil || d.Buffer != on || d.N != n || !d.Final || !errors.Is(d.Err, want) {
+			t.Fatalf("%s: %+v, %v, want %d bytes, %v", what, d, err, n, want)
+		}
+	}
+	peek := func(i int) {
+		t.Helper()
+		if err := conn.PeekBuffer(b[i], 0, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, renew := range []bool{false, true} {
+		if _, err := conn.Write([]byte{'x'}); err != nil {
+			t.Fatal(err)
+		}
+		peek(0)
+		next("a peek", b[0], 1, nil)
+		peek(1) // for more
+		c.stop(renew)
+		c.until("it to go on", func() bool { return c.a.Stats().CarriedOver == uint64(i+1) })
+		next("a peek whose bytes were handed over", b[1], 0, guestdriver.ErrReadAhead)
+		got := make([]byte, 10)
+		if n, err := conn.Read(got); err != nil || string(got[:n]) != "x" {
+			t.Fatalf("read %q, %v", got[:n], err)
+		}
+		if v, err := c.a.Scalar(t.Context(), conn.ID(), 0x0263); err != nil || v != wait {
+			t.Errorf("PEEK_WAIT is %d, %v", v, err)
+		}
+		// The same bytes are shown once more, with what came behind them.
+		peek(2)
+		if _, err := conn.Write([]byte{'y'}); err != nil {
+			t.Fatal(err)
+		}
+		next("a peek after it", b[2], 1, nil)
+		peek(3)
+		if _, err := conn.Write([]byte{'z'}); err != nil {
+			t.Fatal(err)
+		}
+		next("a peek for more", b[3], 2, nil)
+		if err := conn.PostBuffer(b[0], q); err != nil {
+			t.Fatal(err)
+		}
+		for total := 0; total < 2; {
+			d, err := q.Next(ctx)
+			if err != nil || d.Buffer != b[0] || d.N == 0 || d.Err != nil {
+				t.Fatalf("the answer: %+v, %v", d, err)
+			}
+			total += d.N
+		}
+		if err := conn.CancelBuffer(b[0]); err != nil {
+			t.Fatal(err)
+		}
+		d, err := q.Next(ctx)
+		if err != nil || d.Buffer != b[0] || !d.Final || string(b[0].Bytes()[:2]) != "yz" || string(b[3].Bytes()[:2]) != "yz" {
+			t.Fatalf("%q, then %q: %+v, %v", b[3].Bytes()[:2], b[0].Bytes()[:2], d, err)
 		}
 	}
 }
