@@ -93,8 +93,13 @@ func (t *connTable) find(id stack.TransportEndpointID) *conn {
 }
 
 // observe is the probe.
-func (t *connTable) observe(state *tcp.TCPEndpointState) {
-	if c := t.find(stack.TransportEndpointID(state.ID)); c != nil {
+func (n *netstack) observe(state *tcp.TCPEndpointState) {
+	id := stack.TransportEndpointID(state.ID)
+	c := n.conns.find(id)
+	if c == nil {
+		c = n.callers.find(id)
+	}
+	if c != nil {
 		c.observe(state)
 	}
 }

@@ -205,7 +205,7 @@ func (c *conn) list() {
 	id := c.id
 	c.listed = true
 	c.stateMu.Unlock()
-	c.engine.conns.add(id, c)
+	c.engine.callers.list(id, c)
 	waiting, err := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if err == nil && waiting > 0 {
 		s := c.reportsTo()

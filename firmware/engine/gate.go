@@ -171,8 +171,9 @@ func parseInbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) (s segm
 		s.id.LocalAddress, s.id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
 	case proto == header.IPv6ProtocolNumber && len(b) >= header.IPv6MinimumSize:
 		ip := header.IPv6(b)
-		at, total = header.IPv6MinimumSize, header.IPv6MinimumSize+int(ip.PayloadLength())
-		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
+		total = header.IPv6MinimumSize + int(ip.PayloadLength())
+		var next uint8
+		if next, at = upperLayer(b); next != uint8(tcp.ProtocolNumber) {
 			return s, false
 		}
 		s.id.LocalAddress, s.id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
@@ -481,7 +482,7 @@ func (g *gates) inbound(proto tcpip.NetworkProtocolNumber, b []byte, size int) v
 // bytes of its payload. Its TCP checksum is not set.
 func stripped(proto tcpip.NetworkProtocolNumber, b []byte, size, keep int) []byte {
 	s, ok := parseInbound(proto, b, size)
-	if !ok {
+	if !ok || fragment(proto, b) {
 		return nil
 	}
 	keep = min(keep, s.payload)
@@ -492,7 +493,7 @@ func stripped(proto tcpip.NetworkProtocolNumber, b []byte, size, keep int) []byt
 		h.SetChecksum(0)
 		h.SetChecksum(^h.CalculateChecksum())
 	} else {
-		header.IPv6(out).SetPayloadLength(uint16(len(s.tcp) + keep))
+		header.IPv6(out).SetPayloadLength(uint16(len(out) - header.IPv6MinimumSize))
 	}
 	t := header.TCP(out[s.at:])
 	t.SetFlags(uint8(t.Flags() &^ (header.TCPFlagFin | header.TCPFlagPsh)))

@@ -192,16 +192,22 @@ func (i *intake) taken(next, limit uint32, pending, closed bool) {
 // judge says how much of a packet that starts with b is let in: as it is, or of
 // a segment the first so many bytes of its payload.
 func (n *netstack) judge(proto tcpip.NetworkProtocolNumber, b []byte, size int) (keep int, cut bool) {
-	s, ok := parseInbound(proto, b, size)
-	if !ok {
-		return 0, veiled(proto, b) && !n.hasRoom(size)
+	if fragment(proto, b) {
+		return 0, !n.hasRoom(size)
 	}
-	if s.payload == 0 || s.is(header.TCPFlagSyn) {
+	s, ok := parseInbound(proto, b, size)
+	if !ok || s.payload == 0 || s.is(header.TCPFlagSyn) {
 		return 0, false
 	}
-	if c := n.conns.find(s.id); c != nil {
+	c := n.conns.find(s.id)
+	taken := true
+	if c == nil {
+		c, taken = n.caller(s.id)
+	}
+	switch {
+	case c != nil:
 		keep = c.admit(s.tcp.SequenceNumber(), s.payload)
-	} else if n.hasRoom(s.payload) {
+	case taken:
 		keep = s.payload
 	}
 	if keep == s.payload {
@@ -212,7 +218,7 @@ func (n *netstack) judge(proto tcpip.NetworkProtocolNumber, b []byte, size int) 
 }
 
 // hasRoom reports whether n bytes would be taken of which nobody knows yet whose
-// they are. They count when somebody does.
+// they are. They count when the stack has put them together.
 func (n *netstack) hasRoom(size int) bool {
 	k := n.hold.admit(Arrival{Bytes: size})
 	n.hold.release(k, nil)
@@ -225,19 +231,50 @@ const (
 	extRouting     = 43
 	extFragment    = 44
 	extDestination = 60
+	extUnit        = 8 // bytes; of their lengths, too
 )
 
-// veiled reports whether a packet that is no whole segment in its first bytes may
-// be a part of one all the same.
-func veiled(proto tcpip.NetworkProtocolNumber, b []byte) bool {
+// upperLayer says which header stands at which place behind the extension headers
+// of an IPv6 packet that starts with b: a transport's, or the one where it has to
+// stop. What the stack refuses is one, too.
+func upperLayer(b []byte) (next uint8, at int) {
+	next, at = header.IPv6(b).NextHeader(), header.IPv6MinimumSize
+	for at+extUnit <= len(b) {
+		h := b[at:]
+		n := extUnit
+		switch next {
+		case extHopByHop, extDestination:
+			n *= 1 + int(h[1])
+		case extRouting:
+			if h[3] != 0 { // segments left: it is not for this node
+				return next, at
+			}
+			n *= 1 + int(h[1])
+		case extFragment:
+			if h[2] != 0 || h[3]&^6 != 0 { // offset, M: not whole
+				return next, at
+			}
+		default:
+			return next, at
+		}
+		if at+n > len(b) {
+			return next, at
+		}
+		next, at = h[0], at+n
+	}
+	return next, at
+}
+
+// fragment reports whether a packet may be a part of a segment: nobody can say whose
+// bytes these are.
+func fragment(proto tcpip.NetworkProtocolNumber, b []byte) bool {
 	switch {
 	case proto == header.IPv4ProtocolNumber && len(b) >= header.IPv4MinimumSize:
-		return header.IPv4(b).Protocol() == uint8(header.TCPProtocolNumber)
+		h := header.IPv4(b)
+		return h.Protocol() == uint8(header.TCPProtocolNumber) && (h.More() || h.FragmentOffset() != 0)
 	case proto == header.IPv6ProtocolNumber && len(b) >= header.IPv6MinimumSize:
-		switch header.IPv6(b).NextHeader() {
-		case extHopByHop, extRouting, extFragment, extDestination:
-			return true
-		}
+		next, _ := upperLayer(b)
+		return next == extFragment
 	}
 	return false
 }

@@ -4,9 +4,11 @@ package engine_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -90,25 +92,48 @@ func TestAdmit(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		opts enginetest.PipeOptions
-	}{{name: "clean"}, {"lossy", enginetest.PipeOptions{Loss: 0.01, Reorder: 0.02, Seed: 5}}} {
+		late bool // nobody accepts the connections before payload was refused
+		v6   bool // behind an extension header
+	}{
+		{name: "clean"},
+		{name: "lossy", opts: enginetest.PipeOptions{Loss: 0.01, Reorder: 0.02, Seed: 5}},
+		{name: "backlog", late: true},
+		{name: "backlog, lossy", late: true, opts: enginetest.PipeOptions{Loss: 0.01, Reorder: 0.02, Seed: 6}},
+		{name: "extension headers", v6: true},
+		{name: "extension headers, lossy", v6: true, late: true, opts: enginetest.PipeOptions{Loss: 0.01, Reorder: 0.02, Seed: 7}},
+	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, b := twoEngines(t, c.opts, nil)
+			n := 0
+			a, b := twoEngines(t, c.opts, func(f *engine.Config) {
+				if n++; n == 2 && c.v6 {
+					f.Port = tap{f.Port, extend}
+				}
+			})
 			account := &bounded{limit: bound}
 			a.Engine.(engine.Holder).Account(account)
 			all := make([]byte, total)
 			_, _ = rand.NewChaCha8([32]byte{9}).Read(all)
 			var servers []peer
 			var senders sync.WaitGroup
-			l := listen(t, a, false, 80, 16)
+			l := listen(t, a, c.v6, 80, 16)
+			to := a.v4
+			if c.v6 {
+				to = a.v6
+			}
 			for range conns {
-				client := connect(t, b, false, netip.AddrPortFrom(a.v4, 80))
-				servers = append(servers, accept(t, l))
+				client := connect(t, b, c.v6, netip.AddrPortFrom(to, 80))
+				if !c.late {
+					servers = append(servers, accept(t, l))
+				}
 				senders.Go(func() { send(t, client, all) })
 			}
 			for over := newLimit(); a.Stats().SegmentsRefused == 0; yield() {
 				if over() {
 					t.Fatalf("no payload was refused, and %d bytes are held", a.Engine.(engine.Holder).Held())
 				}
+			}
+			for len(servers) < conns {
+				servers = append(servers, accept(t, l))
 			}
 			var got [conns][]byte
 			read := 0
@@ -142,4 +167,67 @@ func TestAdmit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// extend puts destination options (RFC 8200 section 4.6) into frames with segments.
+func extend(frames []engine.Frame) {
+	const at, size = 14 + 40, 8
+	for i := range frames {
+		f := &frames[i]
+		b := slices.Concat(f.Data...)
+		if len(b) < at || string(b[12:14]) != "\x86\xdd" || b[20] != 6 {
+			continue
+		}
+		b[20] = 60
+		binary.BigEndian.PutUint16(b[18:], binary.BigEndian.Uint16(b[18:])+size)
+		f.Data = [][]byte{slices.Insert(b, at, 6, 0, 1, 4, 0, 0, 0, 0)}
+		if f.NeedsChecksum {
+			f.ChecksumStart += size
+		}
+		if f.HeaderLen > 0 {
+			f.HeaderLen += size
+		}
+	}
+}
+
+// TestAdmitNobody: what unaccepted connections held counts no more when they have
+// ended, by their peer or with their listener.
+func TestAdmitNobody(t *testing.T) {
+	a, b := twoEngines(t, enginetest.PipeOptions{}, nil)
+	account := &bounded{limit: 1 << 20}
+	a.Engine.(engine.Holder).Account(account)
+	l := listen(t, a, false, 80, 16)
+	var clients []peer
+	for range 3 {
+		c := connect(t, b, false, netip.AddrPortFrom(a.v4, 80))
+		send(t, c, make([]byte, 10_000))
+		clients = append(clients, c)
+	}
+	counted := func(what string, n int) {
+		t.Helper()
+		for over := newLimit(); ; yield() {
+			now, _ := account.used()
+			if now == n {
+				return
+			}
+			if over() {
+				t.Fatalf("%s: %d bytes, not %d", what, now, n)
+			}
+		}
+	}
+	counted("what nobody has accepted", 30_000)
+	clients[0].Abort()
+	counted("what is left after a reset", 20_000)
+	s := accept(t, l)
+	if s.Info().Remote == clients[0].Info().Local {
+		s.Abort() // it was in the queue before
+		s = accept(t, l)
+	}
+	counted("the same after an accept", 20_000)
+	receive(t, s, 4000)
+	counted("what was not read", 16_000)
+	l.Close()
+	counted("what is left after the listener's end", 6000)
+	s.Abort()
+	counted("nothing", 0)
 }

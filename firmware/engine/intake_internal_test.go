@@ -107,37 +107,58 @@ func TestIntake(t *testing.T) {
 	}
 }
 
-// TestVeiled: packets that may be parts of segments, which nobody can count.
-func TestVeiled(t *testing.T) {
+// TestFragment: packets that may be parts of segments, which nobody can count, and
+// segments behind extension headers, which can be.
+func TestFragment(t *testing.T) {
 	v4 := func(proto byte, fragment uint16) []byte {
-		b := make([]byte, 20)
-		b[0], b[6], b[7], b[9] = 0x45, byte(fragment>>8), byte(fragment), proto
-		return b
-	}
-	v6 := func(next byte) []byte {
 		b := make([]byte, 40)
-		b[0], b[6] = 0x60, next
+		b[0], b[3], b[6], b[7], b[9], b[32] = 0x45, 40, byte(fragment>>8), byte(fragment), proto, 5<<4
 		return b
 	}
+	v6 := func(next byte, more ...byte) []byte {
+		b := make([]byte, 40, 80)
+		b[0], b[6] = 0x60, next
+		b = append(append(b, more...), make([]byte, 20)...)
+		b[len(b)-20+12] = 5 << 4
+		b[5] = byte(len(b) - 40)
+		return b
+	}
+	hop, routing := []byte{60, 1, 1, 4, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0, 1, 0}, []byte{6, 0, 0, 0, 0, 0, 0, 0}
+	options := []byte{43, 0, 1, 4, 0, 0, 0, 0}
 	for _, c := range []struct {
-		what string
-		ip   tcpip.NetworkProtocolNumber
-		b    []byte
-		want bool
+		what     string
+		ip       tcpip.NetworkProtocolNumber
+		b        []byte
+		fragment bool
+		at       int // of the segment; 0: it is none
 	}{
-		{"a later fragment of a segment", header.IPv4ProtocolNumber, v4(6, 1), true},
-		{"a datagram", header.IPv4ProtocolNumber, v4(17, 0), false},
-		{"a ping", header.IPv4ProtocolNumber, v4(1, 0), false},
-		{"a short packet", header.IPv4ProtocolNumber, v4(6, 1)[:19], false},
-		{"an IPv6 fragment", header.IPv6ProtocolNumber, v6(44), true},
-		{"behind hop-by-hop options", header.IPv6ProtocolNumber, v6(0), true},
-		{"behind a routing header", header.IPv6ProtocolNumber, v6(43), true},
-		{"behind destination options", header.IPv6ProtocolNumber, v6(60), true},
-		{"neighbour discovery", header.IPv6ProtocolNumber, v6(58), false},
-		{"ARP", header.ARPProtocolNumber, make([]byte, 28), false},
+		{"a segment", header.IPv4ProtocolNumber, v4(6, 0), false, 20},
+		{"one that is not to be cut up", header.IPv4ProtocolNumber, v4(6, 0x4000), false, 20},
+		{"the first fragment of one", header.IPv4ProtocolNumber, v4(6, 0x2000), true, 20},
+		{"a later fragment of one", header.IPv4ProtocolNumber, v4(6, 1), true, 0},
+		{"a datagram", header.IPv4ProtocolNumber, v4(17, 0), false, 0},
+		{"a fragment of a datagram", header.IPv4ProtocolNumber, v4(17, 0x2000), false, 0},
+		{"a short packet", header.IPv4ProtocolNumber, v4(6, 1)[:19], false, 0},
+		{"an IPv6 segment", header.IPv6ProtocolNumber, v6(6), false, 40},
+		{"behind extension headers", header.IPv6ProtocolNumber, v6(0, append(append(hop, options...), routing...)...), false, 72},
+		{"behind a route that goes on", header.IPv6ProtocolNumber, v6(43, 6, 0, 0, 1, 0, 0, 0, 0), false, 0},
+		{"behind options that do not end", header.IPv6ProtocolNumber, v6(60, 6, 9, 1, 4, 0, 0, 0, 0), false, 0},
+		{"in a fragment that is all", header.IPv6ProtocolNumber, v6(44, 6, 0, 0, 0, 1, 2, 3, 4), false, 48},
+		{"the first IPv6 fragment", header.IPv6ProtocolNumber, v6(44, 6, 0, 0, 1, 1, 2, 3, 4), true, 0},
+		{"a later IPv6 fragment, behind options", header.IPv6ProtocolNumber, v6(60, 44, 0, 1, 4, 0, 0, 0, 0, 6, 0, 1, 0, 1, 2, 3, 4), true, 0},
+		{"a datagram behind options", header.IPv6ProtocolNumber, v6(60, 17, 0, 1, 4, 0, 0, 0, 0), false, 0},
+		{"neighbour discovery", header.IPv6ProtocolNumber, v6(58), false, 0},
+		{"a header alone", header.IPv6ProtocolNumber, v6(44)[:40], true, 0},
+		{"ARP", header.ARPProtocolNumber, make([]byte, 28), false, 0},
 	} {
-		if got := veiled(c.ip, c.b); got != c.want {
-			t.Errorf("%s: %t", c.what, got)
+		if got := fragment(c.ip, c.b); got != c.fragment {
+			t.Errorf("%s: a fragment: %t", c.what, got)
+		}
+		if s, ok := parseInbound(c.ip, c.b, len(c.b)); ok != (c.at != 0) || ok && (s.at != c.at || s.payload != 0) {
+			t.Errorf("%s: a segment at %d, %t, %d bytes of payload", c.what, s.at, ok, s.payload)
+		}
+		if b := stripped(c.ip, c.b, len(c.b), 0); (b == nil) != (c.fragment || c.at == 0) {
+			t.Errorf("%s: stripped: % x", c.what, b)
 		}
 	}
 }

@@ -28,12 +28,13 @@ const nic tcpip.NICID = 1
 
 // netstack is the [Engine] over gVisor.
 type netstack struct {
-	stack *stack.Stack
-	link  *link
-	port  Port
-	log   *slog.Logger
-	conns connTable
-	hold  hold
+	stack   *stack.Stack
+	link    *link
+	port    Port
+	log     *slog.Logger
+	conns   connTable
+	hold    hold
+	callers callers
 	// datagramsDropped counts those that the stack did not drop itself.
 	datagramsDropped atomic.Uint64
 	announcer        announcer
@@ -89,7 +90,7 @@ func New(cfg Config) (Engine, error) {
 		},
 		TransportProtocols: []stack.TransportProtocolFactory{
 			// With a probe the default is Reno, and so it stays.
-			tcp.NewProtocolProbe(n.conns.observe),
+			tcp.NewProtocolProbe(n.observe),
 			udp.NewProtocol,
 			icmp.NewProtocol4,
 			icmp.NewProtocol6,
@@ -393,6 +394,7 @@ func (n *netstack) Close() error {
 	for _, e := range all {
 		e.shut()
 	}
+	n.endCallers()
 	// Connections that their owners have closed and that still linger.
 	n.stack.Close()
 	n.port.Attach(nil)
