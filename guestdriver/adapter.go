@@ -60,6 +60,9 @@ type Options struct {
 	// ZeroCopy is the length from which Read and Write use registered memory as
 	// it is; 0: 16 KiB, negative: never.
 	ZeroCopy int
+	// Align is what the DMA address of such memory must be a multiple of for that,
+	// in bytes; 0: any address does.
+	Align int
 }
 
 func (o *Options) setDefaults() {

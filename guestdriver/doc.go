@@ -26,11 +26,13 @@
 // which bytes when both kinds meet stands in postbuffer.go. Several consumers share
 // what came by a [Segment] each, connections share receive buffers by a [Pool],
 // or, with a completion for each and under the application's own hand, by a
-// [ReceiveGroup]; one buffer is sent on many of them by a [SendGroup]. Where
+// [ReceiveGroup]; one buffer is sent on many of them by a [SendGroup], and several are
+// filled as one by a [VirtualBuffer]. Where
 // bytes go can be decided after a look at the first of them: peek.go. What the
 // adapter may leave waiting, for how long, and whose turn comes first, say policies:
 // [SendPolicy], [ReceivePolicy], [Schedule], [Placement], and [ChoicePolicy] which buffer
-// takes them, of each connection or of those to come.
+// takes them, of each connection or of those to come; datagram endpoints have some of them
+// (packetpolicy.go).
 // Options.Debug finds memory that is touched by whom it does not belong to.
 //
 // Every wait is bounded by a deadline, a context, or the end of the adapter.

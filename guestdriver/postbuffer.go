@@ -343,13 +343,7 @@ func (c *Conn) againLocked() {
 
 // readsDirectLocked reports whether a Read into p posts p.
 func (c *Conn) readsDirectLocked(p []byte) bool {
-	a := c.lane().a
-	if a.opts.ZeroCopy < 0 || len(p) < a.opts.ZeroCopy || len(c.segs) > 0 ||
-		c.closed || c.rdShut || c.eof || c.rerr != nil || c.rdl.expired {
-		return false
-	}
-	m, _ := a.lookup(p)
-	return m != nil
+	return len(c.segs) == 0 && !c.closed && !c.rdShut && !c.eof && c.rerr == nil && !c.rdl.expired && c.lane().a.usesDirect(p)
 }
 
 // readDirectLocked posts p, which lies in registered memory, and waits until

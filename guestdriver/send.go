@@ -19,7 +19,7 @@ const sendClass = 3
 // is posted; the adapter has each buffer until the peer has acknowledged it.
 //
 // A p of at least Options.ZeroCopy bytes that lies in registered memory goes
-// without a copy (MM02), at any address: the adapter fetches it from where it
+// without a copy (MM02), at any address that suits Options.Align: the adapter fetches it from where it
 // is, and Write returns when the peer has acknowledged it. When a deadline or
 // Close ends that early the count says what is in the stream. With
 // Options.CarryOver Write copies always: what was not acknowledged must outlive

@@ -152,12 +152,18 @@ func (b *Buffer) cancelled(s abi.Status, fetched uint32) {
 
 // writesDirect reports whether p goes without a copy.
 func (c *Conn) writesDirect(p []byte) bool {
-	o := &c.lane().a.opts
-	if o.ZeroCopy < 0 || len(p) < o.ZeroCopy || o.CarryOver {
+	a := c.lane().a
+	return !a.opts.CarryOver && a.usesDirect(p)
+}
+
+// usesDirect reports whether p is long enough, lies in registered memory, and at an
+// address that suits, to be used as it is.
+func (a *Adapter) usesDirect(p []byte) bool {
+	if a.opts.ZeroCopy < 0 || len(p) < a.opts.ZeroCopy {
 		return false
 	}
-	m, _ := c.lane().a.lookup(p)
-	return m != nil
+	m, off := a.lookup(p)
+	return m != nil && (a.opts.Align <= 1 || (m.dma.IOVA+uint64(off))%uint64(a.opts.Align) == 0)
 }
 
 // writeRun sends the first slices of v, as far as they go without a copy, and

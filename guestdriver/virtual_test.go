@@ -4,8 +4,11 @@ package guestdriver_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log"
 	"net"
 	"slices"
 	"syscall"
@@ -400,4 +403,46 @@ func TestFragment(t *testing.T) {
 	if s := a.Stats(); s.Fragments != 1 || s.BadLengths != 0 {
 		t.Errorf("%d fragments, %d bad lengths", s.Fragments, s.BadLengths)
 	}
+}
+
+// A record of a known size comes into two places of registered memory at once: its
+// header to the one, its payload to the other.
+func ExampleConn_PostVirtual() {
+	a, err := guestdriver.Open(context.Background(), guestdrivertest.New(), guestdriver.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer a.Close()
+	c, err := a.Dial("tcp", "10.0.2.2:7") // an echo
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	conn := c.(*guestdriver.Conn)
+	m, err := a.Alloc(4096)
+	if err != nil {
+		log.Fatal(err)
+	}
+	header, err1 := m.Buffer(0, 4)
+	payload, err2 := m.Buffer(1024, 5)
+	v, err3 := guestdriver.NewVirtualBuffer(header, payload)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		log.Fatal(err)
+	}
+	q := guestdriver.NewCompletionQueue()
+	if err := conn.PostVirtual(v, q); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("len5hello")); err != nil {
+		log.Fatal(err)
+	}
+	for n := 0; n < 9; {
+		d, err := q.Next(context.Background())
+		if err != nil || d.Err != nil {
+			log.Fatal(err, d.Err)
+		}
+		n += d.N
+	}
+	fmt.Printf("%s, %s\n", header.Bytes(), payload.Bytes())
+	// Output: len5, hello
 }
