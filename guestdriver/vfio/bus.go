@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +40,7 @@ type Bus struct {
 	iovas   *iovas
 	memory  pool.Pool
 	mapped  map[uint64]uint64 // sizes of the application's memory, by IOVA
-	vectors []*os.File        // eventfds, on the runtime's poller
+	vectors []*vector
 }
 
 var (
@@ -286,27 +285,26 @@ func (b *Bus) EnableVectors(n int) error {
 	if n < 1 || n > have {
 		return fmt.Errorf("vfio: %d vectors: the function has %d", n, have)
 	}
-	var files []*os.File
+	var vectors []*vector
 	var fds []int32
 	fail := func(err error) error {
-		for _, f := range files {
-			f.Close()
+		for _, v := range vectors {
+			v.file.Close()
 		}
 		return fmt.Errorf("vfio: enable %d vectors: %w", n, err)
 	}
 	for i := range n {
-		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		v, fd, err := newVector(i)
 		if err != nil {
 			return fail(err)
 		}
-		// Non-blocking: a Read waits on the runtime's poller, not in a thread.
-		files = append(files, os.NewFile(uintptr(fd), fmt.Sprintf("vector %d", i)))
-		fds = append(fds, int32(fd))
+		vectors = append(vectors, v)
+		fds = append(fds, fd)
 	}
 	if err := ioctlBytes(b.device, ioctlSetIRQs, irqSetRequest(index, fds)); err != nil {
 		return fail(err)
 	}
-	b.vectors = files
+	b.vectors = vectors
 	return nil
 }
 
@@ -321,11 +319,12 @@ func (b *Bus) Wait(vector int) error {
 		b.mu.Unlock()
 		return fmt.Errorf("vfio: wait for vector %d of %d", vector, len(b.vectors))
 	}
-	f := b.vectors[vector]
+	v := b.vectors[vector]
 	b.mu.Unlock()
-	var count [8]byte
-	_, err := f.Read(count[:])
-	if errors.Is(err, os.ErrClosed) {
+	err := v.wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
 		return errClosed
 	}
 	return err
@@ -352,8 +351,8 @@ func (b *Bus) Close() error {
 		return nil
 	}
 	b.closed = true
-	for _, f := range b.vectors {
-		f.Close()
+	for _, v := range b.vectors {
+		v.file.Close()
 	}
 	// The device first: its end stops DMA; the container's unmaps it.
 	for _, fd := range []int{b.device, b.group, b.container} {

@@ -39,6 +39,13 @@ func ioctlString(fd int, req uintptr, s string) (int, error) {
 	return int(r), nil
 }
 
+// readCount reads, and clears, the count of an eventfd that does not block.
+func readCount(fd uintptr) unix.Errno {
+	var count [8]byte
+	_, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&count)), unsafe.Sizeof(count))
+	return errno
+}
+
 // mapHuge maps reserved huge pages of 2 MiB.
 func mapHuge(n int) ([]byte, error) {
 	const huge2M = 21 << unix.MAP_HUGE_SHIFT
