@@ -158,7 +158,8 @@ func (c *Conn) setDeadline(t time.Time, rd, wr bool) error {
 }
 
 // Close ends the connection. Data written before still goes out, as long as
-// the linger time allows.
+// the linger time allows. When there is none that the peer has not acknowledged,
+// the adapter hears of it with the next request, at most a millisecond later.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -3,6 +3,7 @@
 package guestdriver
 
 import (
+	"runtime"
 	"testing"
 	"time"
 
@@ -91,6 +92,32 @@ func TestSpin(t *testing.T) {
 		if ln.at.spin != test.want {
 			t.Errorf("after %v they look for %v, want %v", test.ago, ln.at.spin, test.want)
 		}
+	}
+}
+
+// TestSpinCalls has calls that wait for a control request learn so, too.
+func TestSpinCalls(t *testing.T) {
+	a, ln := still(t)
+	ln.mode.Store(uint32(ModeHybrid))
+	ln.spin.Store(int64(time.Hour))
+	buf := a.ctl.alloc(0, false)
+	done := make(chan error, 1)
+	go func() {
+		_, err := ln.control(t.Context(), request{kind: kindAttribute, call: newCall(), buf: buf}, abi.Fields{Type: abi.TypeAdapterAttr, Aux: 1})
+		done <- err
+	}()
+	var in, out abi.Index
+	var f abi.Fields
+	for ok := false; !ok; runtime.Gosched() {
+		f, ok = takeOne(ln.queue, &in)
+	}
+	answer(ln.queue, &out, abi.Fields{Type: abi.TypeAdapterAttrs, Flags: abi.FlagFinal, Tag: f.Tag})
+	ln.pass()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if want := patience * time.Hour; ln.at.spin != want {
+		t.Errorf("they look for %v, want %v", ln.at.spin, want)
 	}
 }
 
