@@ -253,6 +253,31 @@ func (q *queue) startRestore(j *job, ordinal uint32) {
 	q.limit(c, c.attrs.of(abi.AttrConnectLimit))
 }
 
+// withdraw ends what is under way of restoring connections, before those that are
+// open leave: one that goes on here already is open, another is where its record
+// says, for the host to restore again.
+func (q *queue) withdraw() {
+	var jobs []*job
+	for _, r := range q.tags {
+		if r.job != nil && r.job.waiting.front != nil {
+			jobs = append(jobs, r.job)
+		}
+	}
+	for _, j := range jobs {
+		j.cancelled = true // results do not wait
+		for c, next := j.waiting.front, (*conn)(nil); c != nil; c = next {
+			next = c.next
+			switch {
+			case !c.restored:
+			case c.ep.(engine.Carrier).Withdraw():
+				q.dropWaiting(c, abi.StatusCancelled)
+			default:
+				q.connected(c)
+			}
+		}
+	}
+}
+
 // checkRestore says whether a connection can go on (SPEC.md §6.5).
 func checkRestore(r *abi.StateRecord) abi.Status {
 	switch {

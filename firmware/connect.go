@@ -317,10 +317,15 @@ func (q *queue) connected(c *conn) {
 
 // failTarget ends a connecting target with a status.
 func (q *queue) failTarget(c *conn, s abi.Status) {
+	c.ep.Abort()
+	q.dropWaiting(c, s)
+}
+
+// dropWaiting is failTarget for a target without an endpoint.
+func (q *queue) dropWaiting(c *conn, s abi.Status) {
 	j := c.job
 	j.waiting.remove(c)
 	c.job = nil
-	c.ep.Abort()
 	q.forget(c)
 	q.count(abi.CounterConnectsFailed, 1)
 	q.result(j, c, c.remote, abi.Fields{Aux: uint16(s), Offset: c.ordinal, Base: c.cookie})

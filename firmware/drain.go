@@ -23,6 +23,7 @@ func (q *queue) drain() {
 	}
 	q.drainNotices()
 	if q.stopping {
+		q.withdraw()
 		q.leave()
 	}
 	for _, c := range q.conns {

@@ -39,18 +39,22 @@ func (q *queue) record(c *conn) abi.StateRecord {
 	return abi.StateRecord{
 		Conn: c.id, Local: recordAddress(i.Local), Remote: recordAddress(i.Remote),
 		State: uint32(i.State), Protocol: uint32(i.Protocol),
-		Accepted: c.base.acked + c.queued, Sent: max(c.base.sent, c.base.acked+c.queued), Acked: c.base.acked + acked,
+		Accepted: c.accepted(), Sent: c.accepted(), Acked: c.base.acked + acked,
 		Received: c.base.received + i.Received, Delivered: c.base.received + c.delivered,
 		RTT: uint64(i.RTT), RTO: uint64(i.RTO), Uptime: uint64(q.now),
 	}
 }
+
+// accepted is how many bytes were fetched for c, in a life before included: what the
+// peer may have of them is fetched once more.
+func (c *conn) accepted() uint64 { return max(c.base.sent, c.base.acked+c.queued) }
 
 // recordOf is the record of a connection whose flow is known.
 func (q *queue) recordOf(c *conn, f *engine.Flow) abi.StateRecord {
 	r := abi.StateRecord{
 		Conn: c.id, Local: recordAddress(f.Local), Remote: recordAddress(f.Remote),
 		State: uint32(f.State), Protocol: uint32(c.proto.number()),
-		Accepted: c.base.acked + c.queued, Sent: max(c.base.sent, c.base.acked+f.Sent), Acked: c.base.acked + f.Acked,
+		Accepted: c.accepted(), Sent: max(c.base.sent, c.base.acked+f.Sent), Acked: c.base.acked + f.Acked,
 		Received: c.base.received + f.Received, Delivered: c.base.received + c.delivered,
 		MSS: f.MSS, SendWindow: f.SendWindow, ReceiveWindow: f.ReceiveWindow,
 		RTT: uint64(f.RTT), RTO: uint64(f.RTO), Timers: uint64(f.Timers),

@@ -39,6 +39,11 @@ type Carrier interface {
 	// send again, by CloseWrite: behind what is not acknowledged, or, in
 	// StateFinWait2, at once.
 	Restore(f Flow) error
+	// Withdraw takes Restore back, instead of Close or Abort: the connection is
+	// still where f says, for a Restore to come. It reports false, and does
+	// nothing, when the connection goes on here already, as ConnectResult says
+	// from then on.
+	Withdraw() bool
 }
 
 // hushTime is how long the peer of a connection that left gets no answer.
@@ -227,6 +232,29 @@ func (c *conn) Restore(f Flow) error {
 		c.engine.link.gates.remove(id, x)
 	}
 	return err
+}
+
+// Withdraw ends an endpoint that nothing but the gate has answered. The stack's
+// lock is held where a connection becomes one, and where its segments leave: the
+// gate is shut before, so that none has left, or will.
+func (c *conn) Withdraw() bool {
+	x := c.gate.Load()
+	if x == nil || !x.came {
+		return false
+	}
+	x.block.Store(gateShut)
+	c.engine.link.settle()
+	c.tcp.LockUser()
+	through := isConnected(c.state())
+	c.tcp.UnlockUser()
+	if !through {
+		c.Vanish()
+		return true
+	}
+	x.block.Store(gateOpen)
+	c.established.Store(true)
+	c.phase.CompareAndSwap(phaseConnecting, phaseSettled)
+	return false
 }
 
 // dropGate takes out the gate of a connection that never came. Others have work
