@@ -157,7 +157,7 @@ func TestArenaCuts(t *testing.T) {
 	}
 	turn()
 	first := a.empty[0][0].pieces
-	if n := testing.AllocsPerRun(10, turn); n != 0 {
+	if n := testing.AllocsPerRun(1000, turn); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 	if now := a.empty[0][0].pieces; &now[0] != &first[0] {
