@@ -79,6 +79,7 @@ type endpoint interface {
 // or to a reset.
 type request struct {
 	kind     kind
+	late     bool   // the adapter may be told of it a little later
 	seq      uint16 // counts the uses of the entry, so that stale tags differ
 	next     uint16 // of an unused entry: the one that is used after it
 	conn     endpoint
@@ -86,7 +87,6 @@ type request struct {
 	call     *call
 	buf      *buffer
 	cast     *castPart
-	late     bool // the adapter may be told of it a little later
 }
 
 // Tags: bits 31..16 seq, bits 15..0 index in the table + 1. So a tag is never

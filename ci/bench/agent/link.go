@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"toebox/ci/bench/task"
+
 	"toebox/guestdriver"
 	"toebox/guestdriver/vfio"
 )
@@ -73,8 +75,9 @@ func SetLink(address string) (bdf string, err error) {
 			return "", fmt.Errorf("interface %s: %w", name, err)
 		}
 	}
-	// Each connection of a measurement leaves its port waiting for a while.
-	ports := []byte("1024 65535")
+	// Each connection of a measurement leaves its port waiting for a while; at one that
+	// does nobody could listen.
+	ports := fmt.Appendf(nil, "%d 65535", task.AcceptPort+1)
 	return bdf, os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", ports, 0)
 }
 
