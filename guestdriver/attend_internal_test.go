@@ -127,3 +127,26 @@ func TestLapses(t *testing.T) {
 		ends(lapse)
 	})
 }
+
+// TestRest has a dispatcher that polls stand back for a lapse while a caller attends, and
+// come back as soon as that one leaves while another one sleeps.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := &lane{a: &Adapter{}}
+		ln.mode.Store(uint32(ModePoll))
+		ln.at.left = make(chan struct{}, 1)
+		rests := func(want time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if ln.rest(); time.Since(began) != want {
+				t.Errorf("it stood back for %v, want %v", time.Since(began), want)
+			}
+		}
+		rests(lapse)
+		ln.at.taken, ln.at.asleep = true, 1
+		v := vigil{ln: ln, on: true}
+		time.AfterFunc(time.Millisecond, v.end)
+		rests(time.Millisecond)
+		rests(lapse)
+	})
+}

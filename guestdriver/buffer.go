@@ -232,3 +232,28 @@ func (b *Buffer) cancelLocked() error {
 	}
 	return err
 }
+
+// link puts b at the end of a list of receive buffers, which a lock of its owner protects.
+func (b *Buffer) link(first, last **Buffer) {
+	b.earlier, b.later = *last, nil
+	if b.earlier == nil {
+		*first = b
+	} else {
+		b.earlier.later = b
+	}
+	*last = b
+}
+
+// unlink takes b out of such a list.
+func (b *Buffer) unlink(first, last **Buffer) {
+	if b.earlier == nil {
+		*first = b.later
+	} else {
+		b.earlier.later = b.later
+	}
+	if b.later == nil {
+		*last = b.earlier
+	} else {
+		b.later.earlier = b.earlier
+	}
+}

@@ -100,13 +100,7 @@ func (c *Conn) Buffered() int {
 func (c *Conn) enqueueLocked(b *Buffer) {
 	b.guard()
 	b.posted.Store(true)
-	b.earlier, b.later = c.userLast, nil
-	if c.userLast == nil {
-		c.userFirst = b
-	} else {
-		c.userLast.later = b
-	}
-	c.userLast = b
+	b.link(&c.userFirst, &c.userLast)
 	if c.userNext == nil {
 		c.userNext = b
 	}
@@ -117,16 +111,7 @@ func (c *Conn) endUserLocked(b *Buffer, err error) {
 	if c.userNext == b {
 		c.userNext = b.later
 	}
-	if b.earlier == nil {
-		c.userFirst = b.later
-	} else {
-		b.earlier.later = b.later
-	}
-	if b.later == nil {
-		c.userLast = b.earlier
-	} else {
-		b.later.earlier = b.earlier
-	}
+	b.unlink(&c.userFirst, &c.userLast)
 	c.leftLocked(b, err)
 	b.endLocked(b.buf.filled, b.inspect(err))
 }

@@ -207,13 +207,7 @@ func (g *ReceiveGroup) Post(b *Buffer) error {
 	g.q.lane.Store(ln)
 	b.group.Store(g)
 	b.buf.lane, b.withdrawn = at, false
-	b.earlier, b.later = g.last, nil
-	if g.last == nil {
-		g.first = b
-	} else {
-		g.last.later = b
-	}
-	g.last = b
+	b.link(&g.first, &g.last)
 	b.place = groupIdle
 	g.idle[at]++
 	hungry := len(g.hungry) > 0
@@ -307,16 +301,7 @@ func (g *ReceiveGroup) countLocked(b *Buffer, n int) {
 func (g *ReceiveGroup) endLocked(b *Buffer, c *Conn, n uint32, err error) {
 	g.moveLocked(b, groupIdle)
 	g.countLocked(b, -1)
-	if b.earlier == nil {
-		g.first = b.later
-	} else {
-		b.earlier.later = b.later
-	}
-	if b.later == nil {
-		g.last = b.earlier
-	} else {
-		b.later.earlier = b.earlier
-	}
+	b.unlink(&g.first, &g.last)
 	if n > 0 {
 		g.stats.Buffers++
 		g.stats.Bytes += uint64(n)
